@@ -1,0 +1,44 @@
+"""The EOS trick: make responses that never end worth less."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat
+
+from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider, StopReason
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class EosPenaltyConfig(PluginConfig):
+    penalty: NonNegativeFloat
+    mode: Literal["subtract", "replace"] = Field(
+        "subtract", description="lower the score of the rewards before this one, or take its place"
+    )
+    reasons: Annotated[tuple[StopReason, ...], Field(min_length=1)] = Field(
+        (StopReason.LENGTH,), description="stop reasons that are penalised"
+    )
+
+
+class EosPenalty(RewardProvider[EosPenaltyConfig]):
+    """-penalty for a response that was cut, 0 for one that ended.
+
+    What counts is the reason for which sampling stopped, not which tokens are there: a stop string or
+    a second EOS token ends a response as well (TRL #3750 penalised those). With `replace` the penalty
+    takes the place of all rewards that stand before it in the recipe (Huang et al. 2024, arXiv
+    2403.17031, use -1), so that no quality makes up for not ending.
+    """
+
+    def score(self, batch: RewardBatch) -> list[float]:
+        return [-self.config.penalty if cut else 0.0 for cut in self._cut(batch)]
+
+    def combine(self, total: Tensor, values: Tensor, batch: RewardBatch) -> Tensor:
+        if self.config.mode == "subtract":
+            return total + values
+        kept = total.new_tensor([0.0 if cut else 1.0 for cut in self._cut(batch)])
+        return total * kept[:, None] + values
+
+    def _cut(self, batch: RewardBatch) -> list[bool]:
+        return [reason in self.config.reasons for reason in batch.stop_reasons]

@@ -1,0 +1,83 @@
+"""Auxiliary losses on data of their own: what the policy should not forget while it is aligned."""
+
+from __future__ import annotations
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from rlframe.errors import RecipeError
+from rlframe.hooks import (
+    AuxiliaryLoss,
+    LossTerm,
+    PluginConfig,
+    PolicyView,
+    TokenBatch,
+    TokenExample,
+)
+
+
+def _next_token_loss(policy: PolicyView, batch: TokenBatch) -> LossTerm:
+    """-Σ log π over the tokens that count, in nats."""
+    logprobs = policy.logprobs(batch.tokens)  # [B, L-1]
+    return LossTerm(total=-logprobs.masked_fill(~batch.mask, 0).sum(), count=batch.mask.sum())
+
+
+class SFTConfig(PluginConfig):
+    data: str = Field(description="name of a data set with prompts and responses, or messages")
+    coefficient: NonNegativeFloat = 1.0
+    examples_per_step: PositiveInt = Field(16, description="in each optimiser step, over all ranks")
+
+
+class SFT(AuxiliaryLoss[SFTConfig]):
+    """Next-token loss on the responses of demonstrations; their prompts are context only."""
+
+    @property
+    def coefficient(self) -> float:
+        return self.config.coefficient
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.config.examples_per_step
+
+    def examples(self) -> list[TokenExample]:
+        rows = self.context.training_rows(self.config.data)
+        examples = [self.context.tokenize(row) for row in rows]
+        if any(example.context_tokens == 0 for example in examples):
+            raise RecipeError(
+                f"loss 'sft': data set {self.config.data!r} has rows without a prompt; it needs "
+                "prompt and response, or messages. For plain text use `type: ptx`"
+            )
+        return examples
+
+    def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
+        return _next_token_loss(policy, batch)
+
+
+class PTXConfig(PluginConfig):
+    data: str = Field(description="name of a data set")
+    gamma: NonNegativeFloat = Field(
+        description="coefficient; both losses are means per token, so 1 weighs them alike"
+    )
+    examples_per_step: PositiveInt = Field(16, description="in each optimiser step, over all ranks")
+
+
+class PTX(AuxiliaryLoss[PTXConfig]):
+    """Next-token loss on all tokens of pretraining text (Ouyang et al. 2022, arXiv 2203.02155, eq. 2).
+
+    The paper's gamma of 27.8 multiplies a loss normalised in its own way; here both terms are means
+    over their tokens, and values below 1 are usual.
+    """
+
+    @property
+    def coefficient(self) -> float:
+        return self.config.gamma
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.config.examples_per_step
+
+    def examples(self) -> list[TokenExample]:
+        rows = self.context.training_rows(self.config.data)
+        return [TokenExample(self.context.tokenize(row).ids, 0) for row in rows]
+
+    def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
+        return _next_token_loss(policy, batch)

@@ -1,0 +1,103 @@
+"""How much better than another response to the same prompt: safer than an absolute score."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rlframe.errors import RecipeError, listed
+from rlframe.hooks import (
+    Context,
+    PluginConfig,
+    RewardBatch,
+    RewardProvider,
+    RewardSpec,
+    StopReason,
+)
+
+
+class PreferenceDifferenceConfig(PluginConfig):
+    reward: RewardSpec = Field(description="the reward whose difference is taken")
+    against: Literal["column", "reference", "others"] = Field(
+        description="a column of the data, a response of the reference model to the same prompt, or "
+        "the mean of the prompt's other samples"
+    )
+    column: str | None = Field(None, description="with `against: column`: its name")
+
+    @model_validator(mode="after")
+    def _column_is_read(self) -> PreferenceDifferenceConfig:
+        if (self.against == "column") != (self.column is not None):
+            raise ValueError("`column` goes with `against: column`, and with nothing else")
+        return self
+
+
+class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
+    """r(prompt, response) - r(prompt, other response), with the same inner reward r."""
+
+    def __init__(self, config: PreferenceDifferenceConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.inner: RewardProvider[Any] = context.build_reward(config.reward)
+
+    @classmethod
+    def check(cls, config: PreferenceDifferenceConfig, context: Context) -> None:
+        if config.against == "others" and context.samples_per_prompt < 2:
+            raise RecipeError(
+                "against 'others' compares the samples of one prompt: set rollout.samples_per_prompt "
+                f"to 2 or more, it is {context.samples_per_prompt}"
+            )
+        if config.column is not None and config.column not in context.columns:
+            raise RecipeError(
+                f"not every row of the prompts' data has a column {config.column!r}; all have "
+                f"{listed(context.columns)}"
+            )
+
+    def score(self, batch: RewardBatch) -> list[float]:
+        scores = _numbers(self.inner.score(batch))
+        match self.config.against:
+            case "others":
+                baseline = _mean_of_others(scores, batch.group_ids)
+            case "column":
+                baseline = _numbers(self.inner.score(self._from_column(batch)))
+            case "reference":
+                if batch.sample_reference is None:
+                    raise ValueError(
+                        "there is no reference model to compare with outside a PPO run"
+                    )
+                baseline = _numbers(self.inner.score(batch.sample_reference()))
+        return [score - base for score, base in zip(scores, baseline, strict=True)]
+
+    def _from_column(self, batch: RewardBatch) -> RewardBatch:
+        """The column's texts as finished responses: EOS at the end, as a policy would have ended."""
+        assert self.config.column is not None
+        texts = [str(text) for text in batch.column(self.config.column)]
+        encode, eos = self.context.tokenizer.encode, self.context.tokenizer.eos_token_id
+        ids = [[*encode(text, add_special_tokens=False), eos] for text in texts]
+        return batch.with_responses(texts, ids, [StopReason.EOS] * len(batch))
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.inner.state_dict())
+
+    def load_state_dict(self, state: Any) -> None:
+        self.inner.load_state_dict(state)
+
+
+def _numbers(scores: Any) -> list[float]:
+    """Rows of token rewards count as their sum; None and NaN pass through as NaN, which is refused."""
+    return [
+        float("nan") if s is None else float(sum(s)) if isinstance(s, list | tuple) else float(s)
+        for s in scores
+    ]
+
+
+def _mean_of_others(scores: list[float], groups: Any) -> list[float]:
+    totals: dict[int, float] = defaultdict(float)
+    sizes: dict[int, int] = defaultdict(int)
+    for score, group in zip(scores, groups, strict=True):
+        totals[group] += score
+        sizes[group] += 1
+    return [
+        (totals[group] - score) / (sizes[group] - 1)
+        for score, group in zip(scores, groups, strict=True)
+    ]

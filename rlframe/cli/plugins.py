@@ -1,0 +1,39 @@
+"""`rlframe plugins list`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rlframe.hooks.registry import KINDS, Offer, Registry
+
+app = typer.Typer(help="The installed components.", no_args_is_help=True)
+
+_SHOWN = tuple(f.name for f in fields(Offer) if f.name != "source")
+
+
+@app.callback()
+def plugins() -> None:
+    """The installed components."""
+
+
+@app.command("list")
+def list_plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+) -> None:
+    """What a recipe can name in `type:`, from metadata alone: nothing is imported."""
+    registry = Registry()
+    offers = [offer for kind in KINDS for offer in registry.offers(kind)]
+    if as_json:
+        typer.echo(json.dumps([{name: getattr(o, name) for name in _SHOWN} for o in offers]))
+        return
+    table = Table("kind", "type", "distribution", "version", "defined in")
+    for offer in offers:
+        noun = KINDS[offer.kind][1]
+        table.add_row(noun, offer.name, offer.distribution, offer.version, offer.target)
+    Console().print(table)

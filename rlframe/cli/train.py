@@ -1,0 +1,36 @@
+"""`rlframe train RECIPE [key=value ...]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rlframe.recipe import load_recipe
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it, as in ppo.updates=10.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run directory; runs/<recipe>-<time> if left out.")
+    ] = None,
+) -> None:
+    """Run every stage of a recipe: supervised fine-tuning, reward model, PPO."""
+    loaded = load_recipe(recipe, overrides or [])
+    # The recipe is checked first: a typo answers at once, and torch is imported only now.
+    from rlframe.build import run_recipe
+    from rlframe.runs.directory import default_directory
+    from rlframe.runs.display import make_display
+
+    directory = output or default_directory(recipe)
+    display = make_display(Console())
+    try:
+        outcome = run_recipe(loaded, directory, display)
+    finally:
+        display.close()
+    Console().print(f"Everything is in {outcome.directory}", markup=False, soft_wrap=True)

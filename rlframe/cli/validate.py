@@ -1,0 +1,30 @@
+"""`rlframe validate RECIPE [key=value ...]`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlframe.recipe import load_recipe
+
+
+def validate(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it, as in ppo.updates=10.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON alone: digest, stages and plugins.")
+    ] = False,
+) -> None:
+    """Check every key, plugin, reference and file of a recipe without opening a model."""
+    loaded = load_recipe(recipe, overrides or [])
+    stages = [s for s in ("sft", "reward_model", "ppo") if getattr(loaded.recipe, s) is not None]
+    if as_json:
+        plugins = {".".join(map(str, path)): c.offer.qualified for path, c in loaded.chosen.items()}
+        typer.echo(json.dumps({"digest": loaded.digest, "stages": stages, "plugins": plugins}))
+        return
+    typer.echo(f"{recipe} is valid: {', '.join(stages)}; digest {loaded.digest[:12]}")

@@ -1,0 +1,1 @@
+"""Rows from files, the hub or a grammar; tokenizers; rows as tokens."""

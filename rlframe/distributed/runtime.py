@@ -1,0 +1,72 @@
+"""The processes of a run, as the engine sees them: sums over ranks, and a wrapped model to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rlframe.errors import SetupError
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+class Runtime:
+    """accelerate's view of this run.
+
+    Args:
+      device: "auto" takes a GPU if there is one.
+      threads: torch threads of this process; torch's choice if None.
+
+    Raises:
+      SetupError: the device is not there.
+    """
+
+    def __init__(
+        self, *, device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None = None
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise SetupError("runtime.device is cuda, but torch sees no GPU on this machine")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+        if self._accelerator.num_processes > 1:
+            raise SetupError(
+                f"this run was started with {self._accelerator.num_processes} processes; this version "
+                "of rlframe trains in one"
+            )
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self.world_size: int = self._accelerator.num_processes
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Σ over ranks, the same on each."""
+        return self._accelerator.reduce(values, reduction="sum")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model as its strategy wraps it for training."""
+        return self._accelerator.prepare_model(model.to(self.device))
+
+    def accumulating(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged in the last backward pass of an optimiser step alone."""
+        return nullcontext() if last else self._accelerator.no_sync(model)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this loss's gradient. Engines average over ranks, so the sum is scaled up first."""
+        self._accelerator.backward(loss * self.world_size)
+
+    def peak_memory_mib(self) -> float:
+        """Most memory that this process has held, in MiB: of the GPU if there is one."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all ranks."""

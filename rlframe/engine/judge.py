@@ -1,0 +1,170 @@
+"""Rewards: every provider of the recipe is asked, checked and added up, in the recipe's order.
+
+A provider that raises, returns a wrong number of values or a value that is not finite ends the run
+with its name, its distribution and the sample. Nothing ever becomes 0 silently: for a reward that can
+be negative, 0 is better than average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlframe.errors import RunError
+from rlframe.functional.rewards import response_mask
+from rlframe.hooks.component import Instance, RewardProvider
+from rlframe.rollout.seeds import stream
+from rlframe.types import RewardBatch, Rollout
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """One named reward of the mix."""
+
+    instance: Instance[RewardProvider[Any]]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the rewards said about a rollout."""
+
+    rewards: Tensor
+    """[B, T] the mix, scores on the last generated token; no KL in it."""
+    raw: dict[str, Tensor]
+    """Name -> [B] score before its weight; a row of token rewards counts as its sum."""
+    weighted: dict[str, Tensor]
+    """Name -> [B] score times weight."""
+
+    @property
+    def scores(self) -> Tensor:
+        """[B] the mix, one number a response."""
+        return self.rewards.sum(-1)
+
+
+class Judge:
+    """Asks each reward provider about a rollout.
+
+    Args:
+      rewards: in the recipe's order.
+      hooks: pluggy's relay; components are called through it.
+      sample_reference: draws a response of the reference model for each prompt of a rollout.
+      seed: of the run.
+      rank: of this process.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[WeightedReward],
+        hooks: Any,
+        *,
+        sample_reference: Callable[[Rollout], Rollout] | None,
+        seed: int,
+        rank: int,
+    ) -> None:
+        self._rewards = rewards
+        self._hooks = hooks
+        self._sample_reference = sample_reference
+        self._seed = seed
+        self._rank = rank
+
+    @torch.no_grad()
+    def __call__(self, rollout: Rollout) -> Judgement:
+        batch = self._batch(rollout)
+        lengths = rollout.sequences.response_lengths
+        mask = response_mask(lengths, width=int(lengths.max()))
+        total = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+        raw, weighted = {}, {}
+        for reward in self._rewards:
+            values = self._values(reward.instance, batch, total)
+            name = reward.instance.name
+            raw[name], weighted[name] = values.sum(-1), values.sum(-1) * reward.weight
+            total = reward.instance.component.combine(total, values * reward.weight, batch)
+        return Judgement(total, raw, weighted)
+
+    def _batch(self, rollout: Rollout) -> RewardBatch:
+        batch = RewardBatch(
+            prompts=rollout.prompts,
+            response_texts=rollout.texts,
+            response_ids=rollout.response_ids(),
+            stop_reasons=rollout.stop_reasons,
+            group_ids=rollout.group_ids,
+            update=rollout.update,
+            generator=stream(self._seed, "reward", rollout.update, self._rank),
+        )
+        draw = self._sample_reference
+        if draw is None:
+            return batch
+
+        @cache  # providers of one rollout share the reference's responses
+        def reference() -> RewardBatch:
+            other = draw(rollout)
+            return batch.with_responses(other.texts, other.response_ids(), other.stop_reasons)
+
+        return replace(batch, sample_reference=reference)
+
+    def _values(
+        self, instance: Instance[RewardProvider[Any]], batch: RewardBatch, like: Tensor
+    ) -> Tensor:
+        """[B, T] what one provider gives each token, checked."""
+        try:
+            scores = self._hooks.rlframe_score(provider=instance.component, batch=batch)
+        except Exception as error:
+            raise RunError(
+                f"reward {instance} raised {type(error).__name__}: {error}\n"
+                f"{self._culprit(instance, batch)}"
+            ) from error
+        if not hasattr(scores, "__len__") or len(scores) != len(batch):
+            found = f"{len(scores)} values" if hasattr(scores, "__len__") else repr(scores)
+            raise RunError(
+                f"reward {instance} returned {found} for {len(batch)} responses; it must return one "
+                f"for each.\n{_described(batch, 0)}"
+            )
+        values = torch.zeros_like(like)
+        for row, score in enumerate(scores):
+            length = len(batch.response_ids[row])
+            per_token = _per_token(score, length)
+            if per_token is None:
+                raise RunError(
+                    f"reward {instance} returned {score!r} for a response of {length} tokens; it must "
+                    f"be a finite number, or one for each token.\n{_described(batch, row)}"
+                )
+            values[row, length - len(per_token) : length] = torch.tensor(
+                per_token, dtype=values.dtype, device=values.device
+            )
+        return values
+
+    def _culprit(self, instance: Instance[RewardProvider[Any]], batch: RewardBatch) -> str:
+        """The first response on which the provider fails alone: the run is over, so look for it."""
+        for row in range(len(batch)):
+            try:
+                self._hooks.rlframe_score(provider=instance.component, batch=batch.rows([row]))
+            except Exception:
+                return _described(batch, row)
+        return f"No response fails alone; the first of {len(batch)}:\n{_described(batch, 0)}"
+
+
+def _per_token(score: Any, length: int) -> list[float] | None:
+    """[score] for a number, the row for a row of `length` numbers; None for anything else."""
+    value = score.tolist() if isinstance(score, Tensor) else score
+    row = list(value) if isinstance(value, list | tuple) else [value]
+    if len(row) != (length if isinstance(value, list | tuple) else 1):
+        return None
+    if not all(isinstance(x, Real) and math.isfinite(x) for x in row):
+        return None
+    return [float(x) for x in row]
+
+
+def _described(batch: RewardBatch, row: int) -> str:
+    return (
+        f"  sample {row} of update {batch.update}, ended by {batch.stop_reasons[row].value}\n"
+        f"  prompt:   {batch.prompts[row].text!r}\n"
+        f"  response: {batch.response_texts[row]!r}"
+    )

@@ -1,0 +1,88 @@
+"""PPO on language models, on one screen: act, judge, credit, learn, adapt, record.
+
+    act     sample responses to the next prompts
+    judge   one score a response, from the mix of rewards
+    credit  token rewards r_t = score_t - β KL_t, advantages and value targets
+    learn   a few clipped epochs over the same responses, auxiliary losses in the same backward pass
+    adapt   measure KL over all ranks and choose the next β
+    record  metrics, samples, checkpoints, the watch on held-out prompts
+
+Schulman et al. 2017 (https://arxiv.org/abs/1707.06347) as Ziegler et al. 2019
+(https://arxiv.org/abs/1909.08593) and Ouyang et al. 2022 (https://arxiv.org/abs/2203.02155) use it.
+What is left out: bootstrapping past the token limit, and importance correction for a sampler whose
+weights differ from the policy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlframe.engine.batching import Schedule
+from rlframe.engine.experience import Crediting, Experience
+from rlframe.engine.judge import Judge, Judgement
+from rlframe.engine.kl_control import KLControl
+from rlframe.engine.learner import Learner
+from rlframe.engine.metrics import Clock, Meter
+from rlframe.types import KLMeasurement, KLState, Rollout
+
+
+@dataclass(frozen=True)
+class Update:
+    """Everything that one update produced, for whoever records it."""
+
+    number: int
+    rollout: Rollout
+    judgement: Judgement
+    experience: Experience
+    meter: Meter
+    figures: dict[str, float]
+    measured: KLMeasurement
+    kl: KLState
+    """The state whose coefficient this update used."""
+    next_kl: KLState
+
+
+class Record(Protocol):
+    """Called at the end of each update."""
+
+    def __call__(self, update: Update, clock: Clock) -> None: ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a PPO run, finished and handed in."""
+
+    updates: Iterable[int]
+    act: Callable[[int], Rollout]
+    judge: Judge
+    plan: Callable[[Rollout], Schedule]
+    credit: Crediting
+    learn: Learner
+    control: KLControl
+    record: Record
+    clock: Clock
+
+
+def train(run: Run, kl: KLState) -> KLState:
+    """Train the policy for `run.updates`, starting from the KL state `kl`; returns the last one."""
+    for number in run.updates:
+        with run.clock.phase("rollout"):
+            rollout = run.act(number)
+        with run.clock.phase("reward"):
+            judgement = run.judge(rollout)
+        with run.clock.phase("experience"):
+            schedule = run.plan(rollout)
+            experience = run.credit(rollout, judgement.rewards, schedule, beta=kl.coefficient)
+        with run.clock.phase("learn"):
+            meter, figures = run.learn(experience, beta=kl.coefficient)
+
+        measured = experience.measured(run.control.unit, run.credit.reduce)
+        next_kl = run.control.update(kl, measured)
+        update = Update(
+            number, rollout, judgement, experience, meter, figures, measured, kl, next_kl
+        )
+        run.record(update, run.clock)
+        kl = next_kl
+    return kl

@@ -1,0 +1,64 @@
+"""Where updates get their data: positions are functions of a counter, so there is nothing to lose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+from rlframe.rollout.seeds import stream
+from rlframe.types import TokenBatch, TokenExample
+
+T = TypeVar("T")
+
+
+class Shuffled(Generic[T]):
+    """An endless sequence of items: one permutation after the other, each drawn anew.
+
+    Args:
+      items: at least one.
+      key: seeds the permutations, with the number of the pass.
+    """
+
+    def __init__(self, items: Sequence[T], *, key: tuple[int | str, ...]) -> None:
+        if not items:
+            raise ValueError("an endless stream needs at least one item")
+        self._items = items
+        self._key = key
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def take(self, start: int, count: int) -> list[T]:
+        """Items number start ... start + count - 1; the same ones whenever they are asked for."""
+        return [self._items[self._at(position)] for position in range(start, start + count)]
+
+    def _at(self, position: int) -> int:
+        turn, offset = divmod(position, len(self._items))
+        if self._order[0] != turn:
+            order = torch.randperm(len(self._items), generator=stream(*self._key, turn))
+            self._order = (turn, order.tolist())
+        return self._order[1][offset]
+
+
+def token_batch(examples: Sequence[TokenExample], *, device: torch.device) -> TokenBatch:
+    """Right-pad examples; the mask is True where the prediction of a token counts."""
+    width = max(len(e.ids) for e in examples)
+    tokens = [[*e.ids, *[0] * (width - len(e.ids))] for e in examples]
+    columns = torch.arange(1, width, device=device)
+    ends = torch.tensor([len(e.ids) for e in examples], device=device)
+    # Prediction t is of token t + 1; the first token of a text is predicted by nothing.
+    context = torch.tensor([max(e.context_tokens, 1) for e in examples], device=device)
+    mask = (columns >= context[:, None]) & (columns < ends[:, None])
+    return TokenBatch(torch.tensor(tokens, device=device), mask)
+
+
+def in_parts(examples: Sequence[TokenExample], parts: int) -> list[list[TokenExample]]:
+    """Divide examples, longest first, into at most `parts` groups of neighbours."""
+    ordered = sorted(examples, key=lambda e: -len(e.ids))
+    size = -(-len(ordered) // parts)
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def padded_tokens(examples: Sequence[TokenExample]) -> int:
+    """Tokens of the rectangle that holds the examples."""
+    return max(len(e.ids) for e in examples) * len(examples)

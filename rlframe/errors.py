@@ -1,0 +1,51 @@
+"""Errors for people: where, what, a guess, the alternatives, the next command.
+
+Each class of error has the exit code that the command line ends with. Everything that a user can
+cause is an `RlframeError`; a programmer's mistake is an ordinary Python exception.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RlframeError(Exception):
+    """Anything that a user can mend. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class RunError(RlframeError):
+    """The run failed: a reward broke its contract, the loss was not finite, a stage could not go on."""
+
+    exit_code = 1
+
+
+class RecipeError(RlframeError):
+    """The recipe, or the data and models it names, cannot make a run. Raised before training."""
+
+    exit_code = 3
+
+
+class PluginError(RlframeError):
+    """A component that the recipe names is not installed, or cannot be imported, or is malformed."""
+
+    exit_code = 4
+
+
+class SetupError(RlframeError):
+    """The machine lacks something: a device, a library, a writable directory."""
+
+    exit_code = 5
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ " Did you mean 'length'?" for the nearest of the known words, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def listed(words: Iterable[str]) -> str:
+    """The words, sorted and joined by commas; "nothing" if there are none."""
+    return ", ".join(sorted(words)) or "nothing"

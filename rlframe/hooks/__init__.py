@@ -1,0 +1,47 @@
+"""The contract with plugins. A plugin author needs the names below and nothing else of rlframe."""
+
+from rlframe.hooks.component import (
+    AdvantageEstimator,
+    AuxiliaryLoss,
+    Component,
+    ComponentSpec,
+    Context,
+    KLController,
+    PluginConfig,
+    RewardProvider,
+    RewardSpec,
+)
+from rlframe.hooks.spec import hookimpl
+from rlframe.types import (
+    KLMeasurement,
+    KLState,
+    LossTerm,
+    PolicyView,
+    Prompt,
+    RewardBatch,
+    StopReason,
+    TokenBatch,
+    TokenExample,
+)
+
+__all__ = [
+    "AdvantageEstimator",
+    "AuxiliaryLoss",
+    "Component",
+    "ComponentSpec",
+    "Context",
+    "KLController",
+    "KLMeasurement",
+    "KLState",
+    "LossTerm",
+    "PluginConfig",
+    "PolicyView",
+    "Prompt",
+    "RewardBatch",
+    "RewardProvider",
+    "RewardSpec",
+    "StopReason",
+    "TokenBatch",
+    "TokenExample",
+    "hookimpl",
+]

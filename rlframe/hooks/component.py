@@ -1,0 +1,245 @@
+"""Base classes of the components that a recipe names, and what they are built with.
+
+A component is a class with a pydantic config. The author writes the config's fields and the one or two
+methods of the kind; the entry point's name becomes the recipe's `type:`. torch is imported for
+annotations alone, so that a recipe is validated without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from rlframe.types import (
+    KLMeasurement,
+    KLState,
+    LossTerm,
+    PolicyView,
+    RewardBatch,
+    Row,
+    TokenBatch,
+    TokenExample,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+API_VERSION = (1, 0)
+"""Version of this contract: a plugin of the same major and no newer minor version works."""
+
+
+class PluginConfig(BaseModel):
+    """Base of every component's config: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+
+class ComponentSpec(BaseModel):
+    """A component as a recipe names it: `type`, and the keys of that component's own config."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: ClassVar[str]
+
+    type: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to the component's config."""
+        return dict(self.model_extra or {})
+
+
+class RewardSpec(ComponentSpec):
+    """A reward provider inside another one's config, validated as if it stood in the recipe."""
+
+    kind: ClassVar[str] = "reward_providers"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the engine gives a component when it is built."""
+
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    rank: int
+    world_size: int
+    samples_per_prompt: int
+    columns: frozenset[str]
+    """Columns that every row of the prompts' data set has."""
+    prepare: Callable[[Any], Any]
+    """Place a frozen torch module on this rank: `module = context.prepare(module)`."""
+    model_path: Callable[[str], str]
+    """Turn a recipe's model name into a path or hub id; `stage:NAME` is a stage's result."""
+    training_rows: Callable[[str], Sequence[Row]]
+    """The rows of a data set of the recipe, without its held-out split."""
+    tokenize: Callable[[Row], TokenExample]
+    """A row as tokens: the text or prompt and response, EOS at the end."""
+    build_reward: Callable[[RewardSpec], RewardProvider[Any]]
+    """Build a nested reward provider."""
+
+
+C = TypeVar("C", bound=PluginConfig)
+
+
+class Component(Generic[C]):
+    """What every kind shares: config, context and a state that checkpoints keep.
+
+    `Config` is taken from the type argument: `class Length(RewardProvider[LengthConfig])`.
+    """
+
+    Config: ClassVar[type[PluginConfig]] = PluginConfig
+    rlframe_api: ClassVar[tuple[int, int]] = API_VERSION
+    reserved: ClassVar[frozenset[str]] = frozenset({"type"})
+    """Keys that belong to the recipe, so that no config may have a field of that name."""
+
+    config: C
+    context: Context
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, PluginConfig):
+                    cls.Config = argument
+
+    def __init__(self, config: C, context: Context) -> None:
+        self.config = config
+        self.context = context
+
+    @classmethod
+    def check(cls, config: C, context: Context) -> None:
+        """Look for mistakes that can be seen before any stage trains: files, vocabularies, columns.
+
+        Called once before the first stage, when results of stages do not exist yet.
+
+        Raises:
+          RecipeError: what is wrong and what to do; the recipe path is put in front.
+        """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """JSON-serialisable state; empty for a component that remembers nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state but was given {sorted(state)}")
+
+
+class RewardProvider(Component[C]):
+    """Judges finished responses."""
+
+    reserved: ClassVar[frozenset[str]] = frozenset({"type", "weight"})
+
+    def score(self, batch: RewardBatch) -> Sequence[float | Sequence[float] | None]:
+        """One value a response, higher is better.
+
+        Called once a rollout on every rank with that rank's share of the batch, without gradient.
+        It must not change `batch`, draw from global random state, or call a collective.
+
+        Returns:
+          As many entries as `len(batch)`, in order. Each is a finite float; or a row of floats, one
+          for each sampled token of that response; or None for "can't judge this one", which stops
+          the run, since nothing becomes 0 silently.
+
+        Raises:
+          Whatever it likes: the run stops and names this component and its distribution.
+        """
+        raise NotImplementedError
+
+    def combine(self, total: Tensor, values: Tensor, batch: RewardBatch) -> Tensor:
+        """Join this reward to the sum of those before it in the recipe; the default adds.
+
+        Args:
+          total: [B, T] weighted rewards of the providers before this one.
+          values: [B, T] this provider's values times its weight, scores on the last token.
+          batch: what was judged.
+        """
+        return total + values
+
+
+class KLController(Component[C]):
+    """Chooses beta, the price of a nat. Pure: the state goes in and comes out.
+
+    The engine clamps the coefficient to the recipe's bounds, keeps the last finite one if an update
+    is not finite, checkpoints the state, and measures over all ranks before `update` sees anything.
+    """
+
+    @property
+    def unit(self) -> str:
+        """The unit of `measured.kl`: "nats_per_response" or "nats_per_token"."""
+        return "nats_per_response"
+
+    def initial(self) -> KLState:
+        """The state before the first rollout."""
+        raise NotImplementedError
+
+    def update(self, state: KLState, measured: KLMeasurement) -> KLState:
+        """The next state, once after each rollout that `state.coefficient` was applied to."""
+        raise NotImplementedError
+
+
+class AuxiliaryLoss(Component[C]):
+    """A loss added to PPO's in the same backward pass, divided by its own global count."""
+
+    @property
+    def coefficient(self) -> float:
+        """What the loss is multiplied with. 0 costs no forward pass."""
+        raise NotImplementedError
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples of the own data that each optimiser step takes, over all ranks together."""
+        raise NotImplementedError
+
+    def examples(self) -> Sequence[TokenExample] | None:
+        """The own training data, read once at the start; None to work on the rollout itself.
+
+        The engine shuffles, batches and pads. Without own data `loss` is given each micro-batch of
+        the rollout, with the mask on the response tokens.
+        """
+        return None
+
+    def count(self, batch: TokenBatch) -> Tensor:
+        """What `loss` will return as its count, known before the forward pass. Default: the mask's."""
+        return batch.mask.sum()
+
+    def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
+        """The sum of the loss over a part of the batch, and what it is a sum over."""
+        raise NotImplementedError
+
+
+class AdvantageEstimator(Component[C]):
+    """Turns token rewards and values into advantages and value targets."""
+
+    def estimate(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(advantages, returns), both [B, T], 0 where `mask` is False and not whitened.
+
+        Args:
+          rewards: [B, T] reward for each token, KL penalty included.
+          values: [B, T] the critic's estimate before each token.
+          mask: [B, T] bool.
+        """
+        raise NotImplementedError
+
+
+K = TypeVar("K", bound=Component[Any])
+
+
+@dataclass(frozen=True)
+class Instance(Generic[K]):
+    """A built component under the name that the recipe gives it, and where it came from."""
+
+    name: str
+    origin: str
+    """"length (rlframe 0.1.0)": what an error message calls it."""
+    component: K
+
+    def __str__(self) -> str:
+        return f"{self.name!r} of type {self.origin}"

@@ -1,0 +1,117 @@
+"""Hooks: the moments of a run at which the engine calls a component, each of which can be wrapped.
+
+As pytest calls a test function through `pytest_pyfunc_call`, the engine calls components through
+these hooks; the implementation that does the work ships here and runs last. A wrapper (`@hookimpl(
+wrapper=True)`) can cache, time, retry or veto without the component knowing.
+
+Every hook is `firstresult`: the first implementation that returns something other than None decides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from rlframe.hooks.component import (
+    AdvantageEstimator,
+    AuxiliaryLoss,
+    KLController,
+    RewardProvider,
+)
+from rlframe.types import KLMeasurement, KLState, LossTerm, PolicyView, RewardBatch, TokenBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+hookspec = pluggy.HookspecMarker("rlframe")
+hookimpl = pluggy.HookimplMarker("rlframe")
+
+
+class Specification:
+    """The hooks and when they are called."""
+
+    @hookspec(firstresult=True)
+    def rlframe_score(
+        self, provider: RewardProvider[Any], batch: RewardBatch
+    ) -> Sequence[float | Sequence[float] | None] | None:
+        """Score a rollout with one provider.
+
+        Called once per provider and rollout on every rank, in the recipe's order, under
+        `torch.no_grad()`, with that rank's share of the batch. Must not call a collective: ranks may
+        hold different numbers of responses.
+
+        Example: a wrapper that measures time.
+
+            @hookimpl(wrapper=True)
+            def rlframe_score(provider, batch):
+                start = time.perf_counter()
+                scores = yield
+                print(type(provider).__name__, time.perf_counter() - start)
+                return scores
+        """
+
+    @hookspec(firstresult=True)
+    def rlframe_update_kl(
+        self, controller: KLController[Any], state: KLState, measured: KLMeasurement
+    ) -> KLState | None:
+        """Ask the controller for its next state.
+
+        Called once per rollout on every rank, with the same measurement, after the policy was
+        updated. The result must depend on the arguments alone, or ranks disagree about beta.
+        """
+
+    @hookspec(firstresult=True)
+    def rlframe_auxiliary_loss(
+        self, loss: AuxiliaryLoss[Any], policy: PolicyView, batch: TokenBatch
+    ) -> LossTerm | None:
+        """Compute one auxiliary loss on one micro-batch.
+
+        Called for every micro-batch of every optimiser step, inside the forward pass of the model in
+        training and under autograd. Must not call `backward` or a collective.
+        """
+
+    @hookspec(firstresult=True)
+    def rlframe_compute_advantages(
+        self, estimator: AdvantageEstimator[Any], rewards: Tensor, values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Compute advantages and returns of this rank's share, once per rollout, without gradient.
+
+        Whitening over all ranks follows; it is not this hook's business.
+        """
+
+
+class Defaults:
+    """What happens when nobody wraps anything: the component is called."""
+
+    @hookimpl(trylast=True)
+    def rlframe_score(self, provider: RewardProvider[Any], batch: RewardBatch) -> Any:
+        return provider.score(batch)
+
+    @hookimpl(trylast=True)
+    def rlframe_update_kl(
+        self, controller: KLController[Any], state: KLState, measured: KLMeasurement
+    ) -> KLState:
+        return controller.update(state, measured)
+
+    @hookimpl(trylast=True)
+    def rlframe_auxiliary_loss(
+        self, loss: AuxiliaryLoss[Any], policy: PolicyView, batch: TokenBatch
+    ) -> LossTerm:
+        return loss.loss(policy, batch)
+
+    @hookimpl(trylast=True)
+    def rlframe_compute_advantages(
+        self, estimator: AdvantageEstimator[Any], rewards: Tensor, values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return estimator.estimate(rewards, values, mask)
+
+
+def plugin_manager() -> pluggy.PluginManager:
+    """A fresh manager with the specification and the defaults. One a run; there is no global one."""
+    manager = pluggy.PluginManager("rlframe")
+    manager.add_hookspecs(Specification)
+    manager.register(Defaults(), name="rlframe")
+    return manager

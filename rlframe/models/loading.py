@@ -1,0 +1,166 @@
+"""Models from a path, a hub id or a config, with the mistakes found here instead of in training."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
+
+from rlframe.errors import RecipeError
+
+Head = Literal["zero", "normal", "keep"]
+
+
+def new_language_model(
+    architecture: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+) -> Any:
+    """A causal language model with random weights.
+
+    Args:
+      architecture: `model_type` and keys of that transformers config.
+      tokenizer: gives the size of the vocabulary and the special tokens.
+      dtype: of the weights.
+      seed: of the weights; the global generator is left as it was.
+
+    Raises:
+      RecipeError: there is no such model type, or the config does not make a model.
+    """
+    options = dict(architecture)
+    kind = options.pop("model_type", None)
+    special = {
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")
+    }
+    try:
+        shape = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **options})
+        unread = sorted(set(options) - set(type(shape)().to_dict()))
+        if unread:
+            raise ValueError(f"a {kind} config has no {', '.join(unread)}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise RecipeError(f"model.policy.architecture: {error}") from error
+
+
+def load_language_model(
+    name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype
+) -> Any:
+    """A causal language model, its embedding grown if the tokenizer has more tokens.
+
+    Raises:
+      RecipeError: it can not be opened.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.policy: {name!r} can not be opened: {error}") from error
+    if int(model.get_input_embeddings().num_embeddings) < len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval()
+
+
+def scalar_model_from(policy: Any, *, head: Head, seed: int) -> Any:
+    """A sequence classifier with one output on a copy of the policy's trunk.
+
+    Args:
+      policy: a causal language model.
+      head: "zero" or "normal", N(0, 1/(d+1)) (Huang et al. 2024, arXiv 2403.17031).
+      seed: of the head.
+
+    Raises:
+      RecipeError: transformers has no such classifier for this architecture.
+    """
+    shape = type(policy.config).from_dict(policy.config.to_dict())
+    shape.num_labels = 1
+    try:
+        model = AutoModelForSequenceClassification.from_config(shape, dtype=policy.dtype)
+    except ValueError as error:
+        raise RecipeError(
+            f"{type(policy).__name__} has no sequence classifier in transformers, which critics and "
+            f"reward models are saved as: {error}"
+        ) from error
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    init_head(_score_head(model), head, seed=seed)
+    return model.to(policy.device).eval()
+
+
+def load_scalar_model(name: str, *, head: Head, dtype: torch.dtype, seed: int) -> Any:
+    """A sequence classifier with one output, as critic.
+
+    Args:
+      name: a path or hub id: a reward model, or a critic saved by an earlier run.
+      head: "keep" leaves the head as it was saved.
+      dtype: of the weights.
+      seed: of a new head.
+
+    Raises:
+      RecipeError: it can not be opened or has no `score` head.
+    """
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.critic.initial: {name!r} can not be opened: {error}") from error
+    init_head(_score_head(model), head, seed=seed)
+    return model.eval()
+
+
+def value_head(width: int, *, head: Head, like: torch.Tensor, seed: int) -> nn.Linear:
+    """A linear map from hidden states to one value, for a critic on the policy's trunk."""
+    linear = nn.Linear(width, 1, bias=False).to(like)
+    init_head(linear, head, seed=seed)
+    return linear
+
+
+def _score_head(model: Any) -> nn.Linear:
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise RecipeError(f"{type(model).__name__} has no linear `score` head to read values from")
+    return model.score
+
+
+@torch.no_grad()
+def init_head(linear: nn.Linear, head: Head, *, seed: int) -> None:
+    """Set a value head's weights: zero, or N(0, 1/(d+1)); any bias becomes 0. "keep" does nothing."""
+    if head == "keep":
+        return
+    generator = torch.Generator().manual_seed(seed)
+    scale = 0.0 if head == "zero" else 1 / math.sqrt(linear.in_features + 1)
+    linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * scale)
+    if linear.bias is not None:
+        linear.bias.zero_()
+
+
+def weights_hash(module: nn.Module) -> str:
+    """sha256 over the names and values of all weights: equal only if every bit is."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_vocabulary(shape: Any, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+    """A model that is to read the policy's token ids has an embedding for each of them.
+
+    Raises:
+      RecipeError: it has fewer.
+    """
+    held = shape.get_text_config().vocab_size
+    if held < len(tokenizer):
+        raise RecipeError(
+            f"{name!r} has a vocabulary of {held} tokens, the policy's tokenizer has {len(tokenizer)}: "
+            "they must be the same"
+        )

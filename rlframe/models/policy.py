@@ -1,0 +1,169 @@
+"""The policy: a transformers causal language model that is asked two things, next tokens and
+log-probabilities, and never returns a [B, T, V] tensor for either.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlframe.errors import RecipeError
+from rlframe.functional import kl
+from rlframe.functional import logprobs as token_logprobs
+from rlframe.functional.rewards import response_mask
+from rlframe.types import Sequences
+
+
+class Places(NamedTuple):
+    """Where the response tokens of a batch are, flattened to N real tokens.
+
+    `rows` and `steps` index [B, T]; `predictors` is the column whose hidden state predicts the token.
+    """
+
+    rows: Tensor
+    steps: Tensor
+    predictors: Tensor
+    mask: Tensor
+
+
+def response_places(batch: Sequences) -> Places:
+    """Response token t of row b sits at prompt_length + t and is predicted one column before."""
+    lengths = batch.response_lengths
+    mask = response_mask(lengths, width=int(lengths.max()) if len(lengths) else 0)
+    rows, steps = mask.nonzero(as_tuple=True)
+    return Places(rows, steps, batch.prompt_lengths[rows] + steps - 1, mask)
+
+
+class Policy(nn.Module):
+    """A causal language model with the temperature of its sampler.
+
+    Args:
+      model: a transformers `...ForCausalLM`. It is kept in eval mode: dropout would make the ratio of
+        new to old policy differ from 1 before anything was learned.
+      temperature: divides the logits of everything but `logprobs`.
+      chunk: most positions whose logits exist at a time.
+    """
+
+    def __init__(self, model: Any, *, temperature: float, chunk: int) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.temperature = temperature
+        self.chunk = chunk
+
+    def hidden(self, tokens: Tensor, **kwargs: Any) -> Any:
+        """The trunk's output; `last_hidden_state` is [B, L, H]. Causal and right-padded: no mask."""
+        return self.model.base_model(input_ids=tokens, **kwargs)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> logits [..., V], with the cap or scale that some architectures put on them."""
+        logits = self.model.get_output_embeddings()(hidden)
+        config = self.model.config.get_text_config()
+        cap = getattr(config, "final_logit_softcapping", None)
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
+        return logits * (getattr(config, "logit_scale", None) or 1.0)
+
+    def response_logprobs(self, batch: Sequences, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of each response token and entropy of each step, in nats.
+
+        Args:
+          batch: B sequences.
+          hidden: [B, L-1, H] of `trunk(batch)`.
+
+        Returns:
+          (logprobs, entropy), both [B, T], 0 in the padding.
+        """
+        rows, steps, predictors, mask = response_places(batch)
+        targets = batch.tokens[rows, predictors + 1]
+        logprobs, entropy = token_logprobs.chunked(
+            hidden[rows, predictors],
+            targets,
+            self.head,
+            temperature=self.temperature,
+            chunk=self.chunk,
+        )
+        empty = logprobs.new_zeros(mask.shape)
+        place = (rows, steps)
+        return empty.index_put(place, logprobs), empty.index_put(place, entropy)
+
+    def trunk(self, batch: Sequences) -> Tensor:
+        """[B, L-1, H]: the last token predicts nothing, so it is not read."""
+        states: Tensor = self.hidden(batch.tokens[:, :-1], use_cache=False).last_hidden_state
+        return states
+
+    def next_logits(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Any
+    ) -> Tensor:
+        """Logits [B, V] of the token after the last column, at the sampler's temperature.
+
+        Args:
+          tokens: [B, n] the columns that `cache` does not hold yet.
+          positions: [B, n] their positions.
+          mask: [B, held + n] 1 on real tokens, or None if there is no padding.
+          cache: a transformers cache, changed in place.
+        """
+        states = self.hidden(
+            tokens,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits = self.head(states[:, -1])
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def logprobs(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log π(tokens[:, t+1] | tokens[:, :t+1]) at temperature 1.
+
+        Args:
+          tokens: [B, L] int64, right-padded.
+          mask: [B, L-1] bool; where it is False the result is 0 and costs no head. All if left out.
+
+        Returns:
+          [B, L-1] in nats.
+        """
+        wanted = torch.ones_like(tokens[:, 1:], dtype=torch.bool) if mask is None else mask
+        hidden = self.hidden(tokens[:, :-1], use_cache=False).last_hidden_state
+        found, _ = token_logprobs.chunked(
+            hidden[wanted], tokens[:, 1:][wanted], self.head, temperature=1.0, chunk=self.chunk
+        )
+        return found.new_zeros(wanted.shape).masked_scatter(wanted, found)
+
+
+@torch.no_grad()
+def exact_kl(policy: Policy, reference: Policy, batch: Sequences) -> Tensor:
+    """KL(policy || reference) over the whole vocabulary at each response token: [B, T] nats.
+
+    A pass of its own over both models, `chunk` positions of logits at a time.
+    """
+    rows, steps, predictors, mask = response_places(batch)
+    ours = policy.trunk(batch)[rows, predictors].split(policy.chunk)
+    theirs = reference.trunk(batch)[rows, predictors].split(policy.chunk)
+    found = torch.cat(
+        [
+            kl.full(policy.head(p), reference.head(q), temperature=policy.temperature)
+            for p, q in zip(ours, theirs, strict=True)
+        ]
+    )
+    return found.new_zeros(mask.shape).index_put((rows, steps), found)
+
+
+@torch.no_grad()
+def check_head(policy: Policy, *, name: str) -> None:
+    """Make sure that trunk and head, used apart, give the logits of the whole model.
+
+    Raises:
+      RecipeError: they do not, because the architecture treats its logits in a way unknown here.
+    """
+    device = next(policy.parameters()).device
+    probe = torch.arange(4, device=device)[None]
+    whole = policy.model(input_ids=probe, use_cache=False).logits
+    apart = policy.head(policy.hidden(probe, use_cache=False).last_hidden_state)
+    if not torch.allclose(whole, apart, rtol=1e-3, atol=1e-3):
+        raise RecipeError(
+            f"model.policy: {name} ({type(policy.model).__name__}) does something to its logits after "
+            "the head that rlframe does not know, so log-probabilities would be wrong; please report "
+            "the architecture"
+        )

@@ -1,0 +1,79 @@
+"""What one part of a recipe asks of another: data sets that exist, stages that run, files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlframe.errors import did_you_mean, listed
+from rlframe.recipe.document import Path_
+from rlframe.recipe.schema import NewModel, NewTokenizer, Recipe
+
+STAGES = ("sft", "reward_model", "ppo")
+
+
+def broken_references(recipe: Recipe) -> list[tuple[Path_, str]]:
+    """(path, message) of each reference that leads nowhere, in the order of the recipe."""
+    return [*_files(recipe), *_datasets(recipe), *_stages(recipe), *_ppo(recipe)]
+
+
+def _files(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    for name, data in recipe.data.items():
+        if data.path is not None and not Path(data.path).is_file():
+            yield ("data", name, "path"), f"there is no file {data.path!r} (from {Path.cwd()})"
+
+
+def _datasets(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    wanted: list[tuple[Path_, str]] = [
+        ((section, "data"), part.data)
+        for section, part in (
+            ("sft", recipe.sft),
+            ("reward_model", recipe.reward_model),
+            ("prompts", recipe.prompts),
+        )
+        if part is not None
+    ]
+    policy = recipe.model.policy
+    if isinstance(policy, NewModel) and isinstance(policy.tokenizer, NewTokenizer):
+        wanted.append((("model", "policy", "tokenizer", "data"), policy.tokenizer.data))
+    for path, name in wanted:
+        if name not in recipe.data:
+            known = listed(recipe.data)
+            guess = did_you_mean(name, recipe.data)
+            yield path, f"there is no data set {name!r}.{guess} `data:` holds {known}"
+
+
+def _stages(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    running = [name for name in STAGES if getattr(recipe, name) is not None]
+    if not running:
+        yield (), f"nothing to run: give at least one of {', '.join(STAGES)}"
+    for path, name in (
+        (("model", "critic", "initial"), recipe.model.critic.initial),
+        (("model", "reference"), recipe.model.reference or ""),
+    ):
+        stage = name.removeprefix("stage:")
+        if stage != name and stage not in running:
+            yield path, f"{name!r} is the result of a stage, but `{stage}:` is not in this recipe"
+
+
+def _ppo(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    if recipe.ppo is None:
+        return
+    for section in ("prompts", "kl", "rewards"):
+        if not getattr(recipe, section):
+            yield ("ppo",), f"PPO needs `{section}:`, which this recipe lacks"
+    responses = recipe.rollout.prompts_per_update * recipe.rollout.samples_per_prompt
+    if responses < recipe.ppo.minibatches:
+        yield (
+            ("ppo", "minibatches"),
+            f"{recipe.ppo.minibatches} minibatches can not be made of {responses} responses "
+            "(rollout.prompts_per_update * rollout.samples_per_prompt)",
+        )
+    critic = recipe.model.critic
+    if critic.shared and critic.initial != "policy":
+        yield ("model", "critic", "initial"), "a shared critic is the policy's own trunk"
+    if critic.head == "keep" and critic.initial == "policy":
+        yield (
+            ("model", "critic", "head"),
+            "the policy has no value head to keep; use zero or normal",
+        )

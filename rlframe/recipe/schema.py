@@ -1,0 +1,283 @@
+"""The recipe's keys: types, units, ranges, defaults. Frozen; an unknown key is an error.
+
+Components (rewards, KL controller, losses, advantages) are named by `type`; the keys beside it belong
+to the component and are validated by its own config, see `load.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from rlframe.hooks.component import ComponentSpec, RewardSpec
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HubData(Section):
+    """A data set of the Hugging Face hub."""
+
+    id: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+class GeneratedData(Section):
+    """Text that rlframe makes itself."""
+
+    name: Literal["product_reviews"]
+    rows: PositiveInt
+    seed: int = 0
+
+
+class Columns(Section):
+    """Which column of the data holds what. A column that the data lacks is simply not there."""
+
+    text: str = "text"
+    prompt: str = "prompt"
+    response: str = "response"
+    messages: str = "messages"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    label: str = "label"
+
+
+class Dataset(Section):
+    """A named data set. Its held-out split is fixed here, so that no stage ever trains on it."""
+
+    path: str | None = Field(None, description="JSONL, Parquet, or plain text with one row a line")
+    hub: HubData | None = None
+    generator: GeneratedData | None = None
+    columns: Columns = Columns()
+    heldout: Share = Field(0.05, description="share of the rows, chosen by a hash of their content")
+    limit: PositiveInt | None = Field(None, description="use the first rows only")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Dataset:
+        given = [key for key in ("path", "hub", "generator") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of path, hub, generator; here: {', '.join(given) or 'none'}"
+            )
+        return self
+
+
+class NewTokenizer(Section):
+    """A byte-level BPE tokenizer, trained on a data set of the recipe."""
+
+    data: str = Field(description="name of a data set")
+    vocab_size: int = Field(ge=260, description="tokens, with <pad>, <bos>, <eos> and 256 bytes")
+    lowercase: bool = False
+
+
+class NewModel(Section):
+    """A language model with random weights, from a transformers config."""
+
+    architecture: dict[str, Any] = Field(
+        description="`model_type` and any keys of that transformers config; the vocabulary comes from "
+        "the tokenizer"
+    )
+    tokenizer: NewTokenizer | str = Field(description="a new tokenizer, or a path or hub id of one")
+
+
+class Critic(Section):
+    """The value model."""
+
+    initial: str = Field("policy", description="policy, stage:reward_model, a path or a hub id")
+    head: Literal["zero", "normal", "keep"] = Field(
+        "zero", description="weights of the value head: 0, N(0, 1/(d+1)), or those of `initial`"
+    )
+    shared: bool = Field(False, description="a value head on the policy's own trunk")
+    learning_rate: PositiveFloat | None = Field(None, description="that of the policy if left out")
+
+
+class Models(Section):
+    """Which models take part."""
+
+    policy: str | NewModel = Field(description="a path, a hub id, or a new model")
+    reference: str | None = Field(None, description="the policy as PPO starts, if left out")
+    critic: Critic = Critic()
+    pad_token: str | None = Field(None, description="use or add this token for padding")
+
+
+class FineTuning(Section):
+    """What the supervised stages have in common; they run on transformers.Trainer."""
+
+    data: str = Field(description="name of a data set")
+    epochs: PositiveFloat = 1.0
+    batch_size: PositiveInt = Field(32, description="examples (or pairs) an optimiser step")
+    learning_rate: PositiveFloat = 2e-5
+    warmup_share: Share = 0.05
+    weight_decay: NonNegativeFloat = 0.0
+    max_tokens: PositiveInt = Field(512, description="longer examples are cut at the end")
+
+
+class SFTStage(FineTuning):
+    """Supervised fine-tuning of the policy, on text, prompt and response, or messages."""
+
+
+class RewardModelStage(FineTuning):
+    """A reward model from pairs (chosen and rejected), or from labelled text paired at random."""
+
+    initial: str = Field("policy", description="policy (after SFT), a path or a hub id")
+    preferred_label: int | str = Field(1, description="with labels: the one that wins")
+    pairs: PositiveInt | None = Field(
+        None, description="with labels: pairs to draw; all if left out"
+    )
+    center: NonNegativeFloat = Field(
+        0.0, description="weight of the squared sum of both scores, which keeps their mean near 0"
+    )
+
+
+class Prompts(Section):
+    """Where prompts come from: a prompt or messages column, or the first words of a text."""
+
+    data: str = Field(description="name of a data set")
+    first_words: PositiveInt | None = Field(None, description="prompt = so many words of the text")
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="a prompt that leaves no room for the response in the context"
+    )
+
+
+class RolloutSection(Section):
+    """How responses are sampled."""
+
+    prompts_per_update: PositiveInt = 64
+    samples_per_prompt: PositiveInt = 1
+    max_new_tokens: PositiveInt = 64
+    temperature: PositiveFloat = 1.0
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    generation_batch: PositiveInt | None = Field(
+        None, description="responses sampled at a time on a rank; all if left out"
+    )
+
+
+class RewardEntry(RewardSpec):
+    """One named reward of the mix."""
+
+    weight: float = 1.0
+
+
+class KLControllerSpec(ComponentSpec):
+    """The KL controller."""
+
+    kind: ClassVar[str] = "kl_controllers"
+
+
+class LossSpec(ComponentSpec):
+    """An auxiliary loss."""
+
+    kind: ClassVar[str] = "auxiliary_losses"
+
+
+class AdvantageSpec(ComponentSpec):
+    """The advantage estimator."""
+
+    kind: ClassVar[str] = "advantage_estimators"
+
+
+class KL(Section):
+    """The price of leaving the reference model."""
+
+    controller: KLControllerSpec
+    estimator: Literal["k1", "k2", "k3", "abs", "full"] = "k1"
+    placement: Literal["reward", "loss"] = Field(
+        "reward", description="subtract beta * KL from each token's reward, or add it to the loss"
+    )
+    minimum: NonNegativeFloat = Field(0.0, description="lower bound of beta")
+    maximum: PositiveFloat = Field(100.0, description="upper bound of beta")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> KL:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum} is above maximum {self.maximum}")
+        if self.placement == "loss" and self.estimator == "full":
+            raise ValueError(
+                "estimator 'full' measures the rollout; as a loss use k1, k2, k3 or abs"
+            )
+        return self
+
+
+class PPO(Section):
+    """The optimisation of PPO."""
+
+    updates: PositiveInt = Field(description="rollouts to learn from")
+    epochs: PositiveInt = Field(4, description="passes over each rollout")
+    minibatches: PositiveInt = Field(1, description="optimiser steps a pass")
+    microbatch_tokens: PositiveInt = Field(4096, description="padded tokens in one forward pass")
+    logits_chunk: PositiveInt = Field(512, description="positions whose logits exist at a time")
+    learning_rate: PositiveFloat = 3e-6
+    warmup_updates: NonNegativeInt = 0
+    decay: Literal["constant", "linear", "cosine"] = "linear"
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    clip: PositiveFloat = Field(0.2, description="of the policy ratio")
+    value_clip: PositiveFloat = Field(0.2, description="of the value prediction, in score units")
+    value_coefficient: NonNegativeFloat = 0.1
+    whiten_advantages: bool = True
+    whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
+    stop_approx_kl: PositiveFloat | None = Field(
+        None, description="end a rollout's passes when 1/2 E[(log ratio)²] exceeds this, in nats²"
+    )
+    max_bad_steps: PositiveInt = Field(3, description="skipped steps in a row that end the run")
+    checkpoint_every: PositiveInt | None = Field(
+        None, description="updates; only the end if left out"
+    )
+
+
+class Evaluation(Section):
+    """The watch on held-out prompts."""
+
+    prompts: PositiveInt = 16
+    every: PositiveInt | None = Field(None, description="updates; before and after if left out")
+    table_rows: PositiveInt = 8
+
+
+class Runtime(Section):
+    """The machine."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    threads: PositiveInt | None = Field(
+        None, description="torch threads; torch's choice if left out"
+    )
+
+
+class Recipe(Section):
+    """A whole run: the stages are sft, reward_model and ppo, each present or not, in this order."""
+
+    version: Literal[1]
+    seed: NonNegativeInt = 0
+    data: dict[str, Dataset] = {}
+    model: Models
+    sft: SFTStage | None = None
+    reward_model: RewardModelStage | None = None
+    prompts: Prompts | None = None
+    rollout: RolloutSection = RolloutSection()
+    rewards: dict[str, RewardEntry] = {}
+    kl: KL | None = None
+    losses: dict[str, LossSpec] = {}
+    advantages: AdvantageSpec = AdvantageSpec(type="gae")
+    ppo: PPO | None = None
+    evaluation: Evaluation = Evaluation()
+    runtime: Runtime = Runtime()

@@ -1,0 +1,215 @@
+"""Sampling responses: one forward pass a token over the rows that are still being written.
+
+A token is the inverse CDF at a uniform number that belongs to (run seed, update, sample), so the same
+responses come out whatever the batch. Finished rows leave the batch. Nothing of size [B, T, V] exists:
+the head runs on the last position alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlframe.functional.sampling import inverse_cdf, keep
+from rlframe.rollout.cache import GrowingCache
+from rlframe.rollout.seeds import uniforms
+from rlframe.types import Prompt, Rollout, Sequences, StopReason
+
+# Rows are dropped from the batch when this share of them is done: each drop copies the cache.
+_DROP_SHARE = 1 / 8
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How responses are sampled; the temperature belongs to the policy, which needs it to learn."""
+
+    max_new_tokens: int
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    stop_strings: tuple[str, ...] = ()
+    batch: int | None = None
+    """Most responses sampled at a time; all if None."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to respond to, and which response of the global batch that will be."""
+
+    prompt: Prompt
+    sample: int
+    group: int
+
+
+class Sampler:
+    """Writes responses with one policy.
+
+    Args:
+      policy: asked for hidden states and logits; see `models.policy.Policy`.
+      tokenizer: for stop strings and the text of the responses.
+      eos_ids: every token that ends a response.
+      params: lengths, filters, stop strings.
+      seed: of the run.
+    """
+
+    def __init__(
+        self,
+        policy: Callable[..., Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        eos_ids: frozenset[int],
+        params: SamplingParams,
+        seed: int,
+    ) -> None:
+        self._next_logits = policy
+        self._tokenizer = tokenizer
+        self._eos = sorted(eos_ids)
+        self._params = params
+        self._seed = seed
+
+    @torch.no_grad()
+    def sample(
+        self, requests: Sequence[Request], *, update: int, purpose: str, device: torch.device
+    ) -> Rollout:
+        """One response to each request.
+
+        Args:
+          requests: at least one.
+          update: number of the PPO update; part of the seed.
+          purpose: part of the seed, see `seeds.uniforms`.
+          device: where the tokens live.
+        """
+        size = self._params.batch or len(requests)
+        ids: list[list[int]] = []
+        reasons: list[StopReason] = []
+        for start in range(0, len(requests), size):
+            part = requests[start : start + size]
+            draws = torch.stack(
+                [
+                    uniforms(
+                        self._seed, purpose, update, r.sample, tokens=self._params.max_new_tokens
+                    )
+                    for r in part
+                ]
+            )
+            writing = _Writing([r.prompt.ids for r in part], draws.to(device))
+            self._write(writing)
+            ids += writing.written
+            reasons += writing.reasons
+        return Rollout(
+            sequences=pack([r.prompt.ids for r in requests], ids, device=device),
+            prompts=tuple(r.prompt for r in requests),
+            texts=tuple(self._text(row) for row in ids),
+            stop_reasons=tuple(reasons),
+            group_ids=tuple(r.group for r in requests),
+            samples=tuple(r.sample for r in requests),
+            update=update,
+        )
+
+    def _write(self, writing: _Writing) -> None:
+        params = self._params
+        eos = torch.tensor(self._eos, device=writing.draws.device)
+        for step in range(params.max_new_tokens):
+            logits = self._next_logits(
+                writing.tokens, writing.positions, writing.mask, writing.cache
+            )
+            kept = keep(logits, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
+            chosen = inverse_cdf(kept, writing.draws[writing.rows, step])
+            ended = torch.isin(chosen, eos).tolist()
+            writing.append(chosen.tolist())
+            for slot, over in enumerate(ended):
+                if over:
+                    writing.finish(slot, StopReason.EOS)
+                elif params.stop_strings and self._stopped(writing.row(slot)):
+                    writing.finish(slot, StopReason.STOP_STRING)
+            if not writing.advance(chosen):
+                return
+
+    def _stopped(self, ids: list[int]) -> bool:
+        # A character is at most four byte tokens, so this many tokens hold the longest stop string.
+        tail = self._tokenizer.decode(ids[-4 * max(map(len, self._params.stop_strings)) - 1 :])
+        return any(stop in tail for stop in self._params.stop_strings)
+
+    def _text(self, ids: list[int]) -> str:
+        text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        ends = [at for stop in self._params.stop_strings if (at := text.find(stop)) >= 0]
+        return text[: min(ends)] if ends else text
+
+
+class _Writing:
+    """Responses being written: which rows are in the batch, their cache, and what stands already.
+
+    Prompts are left-padded here and only here, so that all rows write at the same column. The mask is
+    None while no row has padding, which lets attention take its fast path.
+    """
+
+    def __init__(self, prompts: list[tuple[int, ...]], draws: Tensor) -> None:
+        device = draws.device
+        width = max(map(len, prompts))
+        gaps = torch.tensor([width - len(ids) for ids in prompts], device=device)
+        self.draws = draws
+        self.tokens = torch.tensor(
+            [[0] * (width - len(p)) + list(p) for p in prompts], device=device
+        )
+        columns = torch.arange(width, device=device)
+        self.positions = (columns - gaps[:, None]).clamp(min=0)
+        self.mask = (columns >= gaps[:, None]).long() if bool(gaps.any()) else None
+        self.cache = GrowingCache(width + draws.shape[1])
+        self.rows = torch.arange(len(prompts), device=device)
+        self.written: list[list[int]] = [[] for _ in prompts]
+        self.reasons = [StopReason.LENGTH] * len(prompts)
+        self._active = list(range(len(prompts)))
+        self._done: set[int] = set()
+
+    def row(self, slot: int) -> list[int]:
+        return self.written[self._active[slot]]
+
+    def append(self, chosen: list[int]) -> None:
+        for row, token in zip(self._active, chosen, strict=True):
+            if row not in self._done:
+                self.written[row].append(token)
+
+    def finish(self, slot: int, reason: StopReason) -> None:
+        row = self._active[slot]
+        if row not in self._done:
+            self._done.add(row)
+            self.reasons[row] = reason
+
+    def advance(self, chosen: Tensor) -> bool:
+        """Make the chosen tokens the next input; False when every row is done."""
+        if len(self._done) == len(self.written):
+            return False
+        self.tokens = chosen[:, None]
+        self.positions = self.positions[:, -1:] + 1
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        finished = [row in self._done for row in self._active]
+        if sum(finished) > _DROP_SHARE * len(finished):
+            self._drop(torch.tensor([i for i, over in enumerate(finished) if not over]))
+        return True
+
+    def _drop(self, kept: Tensor) -> None:
+        self._active = [self._active[i] for i in kept.tolist()]
+        kept = kept.to(self.rows.device)
+        self.rows, self.tokens, self.positions = (
+            x[kept] for x in (self.rows, self.tokens, self.positions)
+        )
+        self.mask = None if self.mask is None else self.mask[kept]
+        self.cache.select(kept)
+
+
+def pack(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, device: torch.device
+) -> Sequences:
+    """Prompts and responses, contiguous and right-padded with 0, which nobody reads."""
+    rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+    width = max(map(len, rows))
+    return Sequences(
+        torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device),
+        torch.tensor([len(p) for p in prompts], device=device),
+        torch.tensor([len(r) for r in responses], device=device),
+    )

@@ -1,0 +1,135 @@
+"""A reward model from pairs: Bradley-Terry on the score of the last token."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from rlframe.engine.batching import microbatches
+from rlframe.errors import RecipeError
+from rlframe.stages.supervised import FineTuningSettings, Progress, fit
+from rlframe.types import Row, TokenExample
+
+Pair = tuple[TokenExample, TokenExample]
+"""(chosen, rejected)."""
+
+
+def pairs_from_labels(
+    rows: Sequence[Row], *, preferred: int | str, count: int | None, seed: int
+) -> list[Row]:
+    """Pair texts of the preferred label with texts of the others, at random.
+
+    Args:
+      rows: each with `text` and `label`.
+      preferred: the label that wins.
+      count: pairs to draw; if left out, as many as the more frequent side has rows.
+      seed: of the pairing.
+
+    Returns:
+      Rows with `chosen` and `rejected`. Each text is used once before any is used again.
+
+    Raises:
+      RecipeError: one side is empty.
+    """
+    sides = [
+        [row["text"] for row in rows if (row["label"] == preferred) is wins]
+        for wins in (True, False)
+    ]
+    if not all(sides):
+        raise RecipeError(
+            f"reward_model.preferred_label: {len(sides[0])} rows are labelled {preferred!r} and "
+            f"{len(sides[1])} are not; pairs need both"
+        )
+    number = count or max(map(len, sides))
+    rng = random.Random(seed)
+    columns = []
+    for texts in sides:
+        drawn: list[str] = []
+        while len(drawn) < number:
+            drawn += rng.sample(texts, len(texts))
+        columns.append(drawn[:number])
+    return [{"chosen": c, "rejected": r} for c, r in zip(*columns, strict=True)]
+
+
+def train_reward_model(
+    model: Any,
+    pairs: Sequence[Pair],
+    *,
+    max_tokens: int,
+    center: float,
+    settings: FineTuningSettings,
+    progress: Progress,
+) -> None:
+    """Train a one-output sequence classifier in place.
+
+        loss = -log σ(r_chosen - r_rejected) + center (r_chosen + r_rejected)²
+
+    Ouyang et al. 2022, eq. 1 (https://arxiv.org/abs/2203.02155); the second term as Eisenstein et al.
+    2023 (https://arxiv.org/abs/2312.09244), since the first leaves the mean score free.
+
+    Args:
+      model: with a `score` head on a causal trunk.
+      pairs: (chosen, rejected) tokens, prompt and EOS included.
+      max_tokens: longer texts are cut at the end.
+      center: weight of the second term.
+      settings: knobs; the batch size counts pairs.
+      progress: told about each step.
+    """
+
+    class PairTrainer(Trainer):
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any
+        ) -> Tensor:
+            chosen, rejected = scores(model, inputs["tokens"], inputs["lengths"]).chunk(2)
+            loss = -torch.nn.functional.logsigmoid(chosen - rejected)
+            return (loss + center * (chosen + rejected) ** 2).mean()
+
+    examples = [
+        # Trainer groups by the length of `input_ids`; the longer of the two decides the padding.
+        {"input_ids": max(both, key=len), "pair": both}
+        for both in ([e.ids[:max_tokens] for e in pair] for pair in pairs)
+    ]
+    fit(PairTrainer, model, examples, _collate, settings=settings, progress=progress)
+
+
+def _collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return _padded([e["pair"][side] for side in (0, 1) for e in examples])
+
+
+def _padded(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    width = max(map(len, texts))
+    return {
+        "tokens": torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in texts]),
+        "lengths": torch.tensor([len(ids) for ids in texts]),
+    }
+
+
+def scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """[B] score at the last real token of right-padded [B, L] tokens."""
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    rows = torch.arange(len(tokens), device=tokens.device)
+    return model.score(hidden[rows, lengths - 1]).squeeze(-1).float()
+
+
+@torch.no_grad()
+def pair_accuracy(model: Any, pairs: Sequence[Pair], *, max_tokens: int, budget: int) -> float:
+    """Share of pairs whose chosen text scores higher; a tie counts half.
+
+    Args:
+      model: with a `score` head.
+      pairs: at least one.
+      max_tokens: longer texts are cut, as in training.
+      budget: padded tokens in one forward pass.
+    """
+    texts = [e.ids[:max_tokens] for pair in pairs for e in pair]
+    found = torch.zeros(len(texts), dtype=torch.float64)
+    for rows in microbatches([len(t) for t in texts], list(range(len(texts))), budget=budget):
+        batch = {k: v.to(model.device) for k, v in _padded([texts[row] for row in rows]).items()}
+        found[rows] = scores(model, **batch).double().cpu()
+    margin = found[0::2] - found[1::2]
+    return float(((margin > 0).double() + 0.5 * (margin == 0).double()).mean())
