@@ -104,7 +104,7 @@ def hub_rows(name: str, *, config: str | None, split: str, revision: str | None)
 
 
 def with_roles(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
-    """The rows with each role (`text`, `prompt`...) under its own name beside the columns as they are."""
+    """The rows with each role (`text`, `prompt`...) under its own name, beside all columns."""
     renamed = {role: name for role, name in columns.items() if role != name}
     return [
         {**row, **{role: row[name] for role, name in renamed.items() if name in row}}

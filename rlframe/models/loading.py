@@ -67,7 +67,7 @@ def load_language_model(
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         raise RecipeError(f"model.policy: {name!r} can not be opened: {error}") from error
-    if int(model.get_input_embeddings().num_embeddings) < len(tokenizer):
+    if len(model.get_input_embeddings().weight) < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval()
