@@ -41,7 +41,7 @@ class SetupError(RlframeError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    '''The question \"Did you mean 'length'?\" for the nearest known word, or an empty string.'''
+    """A question about the nearest of the known words, or an empty string if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
 

@@ -23,10 +23,13 @@ def train(
     """Run every stage of a recipe: supervised fine-tuning, reward model, PPO."""
     loaded = load_recipe(recipe, overrides or [])
     # The recipe is checked first: a typo answers at once, and torch is imported only now.
+    from transformers.utils.logging import disable_progress_bar
+
     from rlframe.build import run_recipe
     from rlframe.runs.directory import default_directory
     from rlframe.runs.display import make_display
 
+    disable_progress_bar()  # of transformers: the display shows progress
     directory = output or default_directory(recipe)
     display = make_display(Console())
     try:

@@ -67,7 +67,8 @@ def load_language_model(
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         raise RecipeError(f"model.policy: {name!r} can not be opened: {error}") from error
-    if len(model.get_input_embeddings().weight) < len(tokenizer):
+    embedding: Any = model.get_input_embeddings()
+    if embedding.num_embeddings < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval()
