@@ -141,7 +141,7 @@ class Learner:
                 self._runtime.backward(loss)
             total += loss.detach().double().cpu()
             sums.merge(part)
-        norm = nn.utils.clip_grad_norm_(self._models.parameters(), self._settings.max_grad_norm)
+        norm = self._clip()
         whole = float(self._runtime.sum(total))
         if math.isfinite(whole) and math.isfinite(norm):
             self._optimizer.step()
@@ -153,6 +153,14 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         self._steps += 1
         return float(norm)
+
+    def _clip(self) -> Tensor:
+        """Scale the gradient down to the limit if it is longer; returns its length before."""
+        weights = [p for p in self._models.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        if norm > self._settings.max_grad_norm:  # else a pass over all gradients would change nothing
+            nn.utils.clip_grads_with_norm_(weights, self._settings.max_grad_norm, norm)
+        return norm
 
     def _skipped(self, update: int, loss: float, norm: float) -> None:
         self._bad_in_a_row += 1
@@ -169,6 +177,7 @@ class Learner:
         budget, device = self._settings.microbatch_tokens, experience.mask.device
         passes = microbatches(experience.sequences.lengths.tolist(), rows, budget=budget)
         examples = {d.instance.name: self._own_examples(d) for d in self._auxiliary if d.examples}
+        # As many parts as the rollout has, or more if an auxiliary's own data needs them.
         number = max(len(passes), *(-(-padded_tokens(e) // budget) for e in examples.values()), 1)
         parts = {
             name: [token_batch(part, device=device) for part in in_parts(found, number)]
@@ -184,7 +193,7 @@ class Learner:
                 slices[k] if k < len(slices) else None,
                 {name: found[k] for name, found in parts.items() if k < len(found)},
             )
-            for k in range(number)
+            for k in range(max(len(found) for found in (slices, *parts.values())))
         ], over
 
     def _own_examples(self, data: AuxiliaryData) -> list[TokenExample]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
+from rlframe.errors import RunError
 from rlframe.functional import kl as kl_estimators
 from rlframe.functional.losses import clipped_policy_loss, clipped_value_loss, policy_ratio
 from rlframe.functional.masked import masked_sum
@@ -120,7 +121,7 @@ class Objective:
         )
         expected = instance.component.count(tokens)
         if float(term.count) != float(expected):
-            raise RuntimeError(
+            raise RunError(
                 f"auxiliary loss {instance} returned a count of {float(term.count)}, but its `count` "
                 f"said {float(expected)}: the loss would be divided by the wrong number"
             )

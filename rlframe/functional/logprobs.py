@@ -27,11 +27,16 @@ class _TokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logp = torch.log_softmax(logits, -1)
-        probs = logp.exp()
-        # A batched dot product: the product p log p is never written down.
-        entropy = -torch.bmm(probs[:, None], logp[:, :, None]).flatten()
-        chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
+        # In place where nobody can see it: fresh pages for a tensor of this size cost as much as the
+        # arithmetic on it.
+        peak = logits.amax(-1, keepdim=True)
+        probs = (logits - peak).exp_()
+        total = probs.sum(-1, keepdim=True)
+        probs.div_(total)
+        normaliser = (total.log() + peak).squeeze(-1)
+        # A batched dot product: the product p z is never written down.
+        entropy = normaliser - torch.bmm(probs[:, None], logits[:, :, None]).flatten()
+        chosen = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
         ctx.save_for_backward(probs, targets, entropy)
         ctx.set_materialize_grads(False)
         return chosen, entropy
@@ -40,14 +45,14 @@ class _TokenStatistics(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
         probs, targets, entropy = ctx.saved_tensors
         d_chosen, d_entropy = grads
-        d_logits = None
-        if d_chosen is not None:
-            d_logits = probs * -d_chosen[:, None]
-            d_logits.scatter_add_(-1, targets[:, None], d_chosen[:, None])
+        slope = None
         if d_entropy is not None:
-            slope = torch.xlogy(probs, probs) + probs * entropy[:, None]
-            d_logits = -slope * d_entropy[:, None] + (0 if d_logits is None else d_logits)
-        return d_logits, None
+            slope = (torch.xlogy(probs, probs) + probs * entropy[:, None]) * -d_entropy[:, None]
+        if d_chosen is None:
+            return slope, None
+        d_logits = probs * -d_chosen[:, None]
+        d_logits.scatter_add_(-1, targets[:, None], d_chosen[:, None])
+        return d_logits if slope is None else d_logits.add_(slope), None
 
 
 def from_logits(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,8 @@ class Policy(nn.Module):
         cap = getattr(config, "final_logit_softcapping", None)
         if cap:
             logits = cap * torch.tanh(logits / cap)
-        return logits * (getattr(config, "logit_scale", None) or 1.0)
+        scale = getattr(config, "logit_scale", None)
+        return logits * scale if scale else logits
 
     def response_logprobs(self, batch: Sequences, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of each response token and entropy of each step, in nats.

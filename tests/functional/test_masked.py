@@ -36,6 +36,14 @@ def test_garbage_in_the_padding_changes_nothing(name, garbage):
     torch.testing.assert_close(REDUCERS[name](dirty, MASK), REDUCERS[name](X, MASK), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", REDUCERS)
+def test_a_nan_on_a_real_token_is_not_hidden(name):
+    broken = X.clone()
+    broken[0, 0] = torch.nan
+    result = REDUCERS[name](broken, MASK)
+    assert any(n.isnan().any() for n in (result if isinstance(result, tuple) else [result]))
+
+
 @pytest.mark.parametrize(
     ("reduce", "slope"),
     [(masked.masked_sum, 1), (masked.row_sums, 1), (masked.masked_mean, 1 / 4)],

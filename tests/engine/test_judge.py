@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from rlframe.engine.judge import Judge, WeightedReward
+from rlframe.errors import RunError
+from rlframe.hooks import PluginConfig, Prompt, RewardBatch, RewardProvider, StopReason
+from rlframe.hooks.component import Instance
+from rlframe.hooks.spec import plugin_manager
+from rlframe.rollout.sampler import pack
+from rlframe.types import Rollout
+
+
+class Scripted(RewardProvider[PluginConfig]):
+    """Scores by a function of the batch."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def score(self, batch: RewardBatch) -> Any:
+        return self.answer(batch)
+
+
+def rollout() -> Rollout:
+    """Three responses of 2, 1 and 3 tokens; the second was cut, the third ends in EOS (2)."""
+    prompts = tuple(Prompt(text, (1, 5)) for text in ("ask", "ask", "beg"))
+    return Rollout(
+        sequences=pack(
+            [p.ids for p in prompts], [[7, 2], [8], [9, 9, 2]], device=torch.device("cpu")
+        ),
+        prompts=prompts,
+        texts=("yes", "no", "so so"),
+        stop_reasons=(StopReason.EOS, StopReason.LENGTH, StopReason.EOS),
+        group_ids=(0, 0, 1),
+        samples=(0, 1, 2),
+        update=4,
+    )
+
+
+def judge(*rewards: tuple[Any, float], **kwargs: Any) -> Judge:
+    mix = [
+        WeightedReward(Instance(f"r{i}", f"scripted (dist {i}.0)", Scripted(answer)), weight)
+        for i, (answer, weight) in enumerate(rewards)
+    ]
+    options = {"sample_reference": None, "seed": 0, "rank": 0, **kwargs}
+    return Judge(mix, plugin_manager().hook, **options)
+
+
+def test_a_score_lands_on_the_last_generated_token_eos_included() -> None:
+    found = judge((lambda b: [10.0, 20.0, 30.0], 1.0))(rollout())
+    assert found.rewards.tolist() == [[0, 10, 0], [20, 0, 0], [0, 0, 30]]
+
+
+def test_weights_multiply_and_rewards_add_up() -> None:
+    found = judge((lambda b: [1.0, 2.0, 3.0], 2.0), (lambda b: [1.0, 1.0, 1.0], -0.5))(rollout())
+    assert found.scores.tolist() == [1.5, 3.5, 5.5]
+    assert found.raw["r0"].tolist() == [1, 2, 3]
+    assert found.weighted["r1"].tolist() == [-0.5, -0.5, -0.5]
+
+
+def test_a_row_of_token_rewards_lies_on_its_tokens() -> None:
+    found = judge((lambda b: [[1.0, 2.0], [3.0], 4.0], 1.0))(rollout())
+    assert found.rewards.tolist() == [[1, 2, 0], [3, 0, 0], [0, 0, 4]]
+    assert found.raw["r0"].tolist() == [3, 3, 4]
+
+
+def test_tensors_and_numpy_numbers_are_numbers() -> None:
+    import numpy as np
+
+    assert judge((lambda b: torch.tensor([1.0, 2.0, 3.0]), 1.0))(rollout()).scores.tolist() == [
+        1,
+        2,
+        3,
+    ]
+    assert judge((lambda b: np.float32([1, 2, 3]), 1.0))(rollout()).scores.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "bad", [math.nan, math.inf, None, "0.5", [1.0], [1.0, math.nan, 2.0]], ids=str
+)
+def test_anything_but_finite_numbers_stops_the_run_and_shows_the_sample(bad: Any) -> None:
+    with pytest.raises(RunError) as caught:
+        judge((lambda b: [1.0, 1.0, bad], 1.0))(rollout())
+    text = str(caught.value)
+    assert "'r0' of type scripted (dist 0.0)" in text
+    assert repr(bad) in text
+    assert "sample 2 of update 4, ended by eos" in text
+    assert "'beg'" in text
+    assert "'so so'" in text
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_wrong_number_of_values_stops_the_run(count: int) -> None:
+    with pytest.raises(RunError, match=rf"'r0'.*returned {count} values for 3 responses"):
+        judge((lambda b: [0.0] * count, 1.0))(rollout())
+
+
+def test_a_single_number_is_not_spread_over_the_batch() -> None:
+    with pytest.raises(RunError, match=r"returned 0.5 for 3 responses"):
+        judge((lambda b: 0.5, 1.0))(rollout())
+
+
+def test_a_reward_that_raises_is_named_with_the_sample_that_breaks_it() -> None:
+    def fragile(batch: RewardBatch) -> list[float]:
+        return [1 / (len(text) - 2) for text in batch.response_texts]
+
+    with pytest.raises(RunError) as caught:
+        judge((lambda b: [0.0] * len(b), 1.0), (fragile, 1.0))(rollout())
+    text = str(caught.value)
+    assert "reward 'r1' of type scripted (dist 1.0) raised ZeroDivisionError" in text
+    assert "'no'" in text
+    assert "'yes'" not in text
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_providers_see_texts_ids_reasons_groups_and_a_reproducible_generator() -> None:
+    seen: list[RewardBatch] = []
+    for _ in range(2):
+        judge((lambda b: seen.append(b) or [0.0] * 3, 1.0))(rollout())
+    batch = seen[0]
+    assert list(batch.response_ids) == [[7, 2], [8], [9, 9, 2]]
+    assert batch.response_lengths == [2, 1, 3]
+    assert batch.prompt_texts == ["ask", "ask", "beg"]
+    assert (batch.group_ids, batch.update) == ((0, 0, 1), 4)
+    draws = [torch.rand(3, generator=b.generator) for b in seen]
+    assert torch.equal(draws[0], draws[1])
+
+
+def test_the_reference_is_sampled_once_for_all_providers() -> None:
+    calls = []
+
+    def reference(asked: Rollout) -> Rollout:
+        calls.append(asked)
+        return asked
+
+    def ask(batch: RewardBatch) -> list[float]:
+        assert batch.sample_reference is not None
+        return [float(len(text)) for text in batch.sample_reference().response_texts]
+
+    found = judge((ask, 1.0), (ask, 1.0), sample_reference=reference)(rollout())
+    assert found.scores.tolist() == [6, 4, 10]
+    assert len(calls) == 1
+
+
+def test_a_wrapper_around_the_hook_changes_what_is_scored() -> None:
+    from rlframe.hooks import hookimpl
+
+    class Doubling:
+        @hookimpl(wrapper=True)
+        def rlframe_score(self, provider: Any, batch: Any) -> Any:
+            scores = yield
+            return [2 * score for score in scores]
+
+    manager = plugin_manager()
+    manager.register(Doubling())
+    reward = WeightedReward(Instance("r", "scripted", Scripted(lambda b: [1.0, 2.0, 3.0])), 1.0)
+    found = Judge([reward], manager.hook, sample_reference=None, seed=0, rank=0)(rollout())
+    assert found.scores.tolist() == [2, 4, 6]

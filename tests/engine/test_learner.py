@@ -1,0 +1,353 @@
+"""One optimiser step gives the same gradient however it is cut, and refuses what is not finite."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rlframe.builtin.losses import PTX, SFT, PTXConfig, SFTConfig
+from rlframe.distributed.runtime import Runtime
+from rlframe.engine.batching import Schedule
+from rlframe.engine.experience import Crediting, Experience
+from rlframe.engine.learner import AuxiliaryData, Learner, LearningSettings, learning_rate_factor
+from rlframe.engine.objective import Objective
+from rlframe.engine.streams import Shuffled
+from rlframe.errors import RunError
+from rlframe.functional.advantages import gae
+from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig, TokenExample
+from rlframe.hooks.component import Instance
+from rlframe.hooks.spec import plugin_manager
+from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
+from rlframe.models.loading import scalar_model_from, value_head
+from rlframe.models.policy import Policy
+from rlframe.rollout.sampler import pack
+from rlframe.types import Prompt, Rollout, StopReason
+
+RUNTIME = Runtime(device="cpu")
+HOOKS = plugin_manager().hook
+LENGTHS = (1, 7, 3, 2, 9, 4, 5, 1)
+
+
+def rollout() -> Rollout:
+    generator = torch.Generator().manual_seed(0)
+    responses = [torch.randint(3, 250, (n,), generator=generator).tolist() for n in LENGTHS]
+    prompts = tuple(Prompt("p", tuple([1] + [5] * (i % 3))) for i in range(len(LENGTHS)))
+    return Rollout(
+        sequences=pack([p.ids for p in prompts], responses, device=torch.device("cpu")),
+        prompts=prompts,
+        texts=("",) * len(LENGTHS),
+        stop_reasons=(StopReason.LENGTH,) * len(LENGTHS),
+        group_ids=tuple(range(len(LENGTHS))),
+        samples=tuple(range(len(LENGTHS))),
+        update=0,
+    )
+
+
+class Entropyish(AuxiliaryLoss[PluginConfig]):
+    """A loss on the rollout itself: minus the log-probability of the sampled tokens."""
+
+    coefficient = 0.3
+
+    def loss(self, policy: Any, batch: Any) -> LossTerm:
+        logprobs = policy.logprobs(batch.tokens)
+        return LossTerm(-(logprobs * batch.mask).sum(), batch.mask.sum())
+
+
+EXAMPLES = [TokenExample((1, *range(10, 10 + n), 2), n // 2) for n in (3, 11, 1, 6, 2)]
+
+
+def auxiliaries() -> list[AuxiliaryData]:
+    context: Any = None
+    ptx = PTX(PTXConfig(data="x", gamma=0.5, examples_per_step=5), context)
+    sft = SFT(SFTConfig(data="x", coefficient=2.0, examples_per_step=3), context)
+    own = Entropyish(PluginConfig(), context)
+    return [
+        AuxiliaryData(Instance("ptx", "ptx", ptx), Shuffled(EXAMPLES, key=(0, "ptx"))),
+        AuxiliaryData(Instance("sft", "sft", sft), Shuffled(EXAMPLES, key=(0, "sft"))),
+        AuxiliaryData(Instance("own", "own", own), None),
+    ]
+
+
+def actor_critic(
+    make: Callable[..., Any], dtype: torch.dtype, *, chunk: int, shared: bool
+) -> ActorCritic:
+    model = make(dtype=dtype)
+    critic: Any
+    if shared:
+        weight = model.get_input_embeddings().weight
+        critic = SharedCritic(value_head(16, head="normal", like=weight, seed=1))
+    else:
+        critic = Critic(scalar_model_from(model, head="normal", seed=1))
+    return ActorCritic(Policy(model, temperature=0.9, chunk=chunk), critic)
+
+
+def experience_of(
+    models: ActorCritic, reference: Policy, *, budget: int, minibatches: int = 1
+) -> Experience:
+    played = rollout()
+    scores = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
+    for row, length in enumerate(LENGTHS):
+        scores[row, length - 1] = (-1.0) ** row * row
+    credit = Crediting(
+        models=models,
+        reference=reference,
+        advantages=lambda r, v, m: gae(r, v, m, gamma=1.0, lam=0.95),
+        reduce=RUNTIME.sum,
+        estimator="k1",
+        penalty=True,
+        whiten_rewards=False,
+        whiten_advantages=True,
+        microbatch_tokens=budget,
+    )
+    schedule = Schedule(played.samples, total=len(LENGTHS), minibatches=minibatches, key=(0, 0))
+    return credit(played, scores, schedule, beta=0.1)
+
+
+def learner_of(
+    models: ActorCritic,
+    *,
+    budget: int,
+    auxiliary: bool = True,
+    kl_loss: str | None = None,
+    **settings: Any,
+) -> Learner:
+    data = auxiliaries() if auxiliary else []
+    # Plain gradient descent: a step of size 1 writes the gradient into the weights.
+    optimizer = torch.optim.SGD([{"params": list(models.parameters()), "lr": 1.0, "peak_lr": 1.0}])
+    return Learner(
+        models,
+        optimizer,
+        schedule=lambda update: settings.pop("factor", 1.0),
+        objective=Objective(
+            hooks=HOOKS,
+            auxiliary=tuple(d.instance for d in data),
+            clip=0.2,
+            value_clip=0.2,
+            value_coefficient=0.5,
+            kl_loss=kl_loss,
+        ),
+        auxiliary=data,
+        runtime=RUNTIME,
+        settings=LearningSettings(
+            **{
+                "epochs": 1,
+                "microbatch_tokens": budget,
+                "max_grad_norm": 1e9,
+                "stop_approx_kl": None,
+                "max_bad_steps": 2,
+                **settings,
+            }
+        ),
+    )
+
+
+def gradient(
+    make: Any, dtype: torch.dtype, *, budget: int, chunk: int, shared: bool = False, **kw: Any
+) -> torch.Tensor:
+    models = actor_critic(make, dtype, chunk=chunk, shared=shared)
+    before = torch.cat([p.detach().flatten().clone() for p in models.parameters()])
+    reference = Policy(make(dtype=dtype, seed=5), temperature=0.9, chunk=chunk)
+    learner = learner_of(models, budget=budget, **kw)
+    learner(experience_of(models, reference, budget=10_000), beta=0.1)
+    return before - torch.cat([p.detach().flatten() for p in models.parameters()])
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+@pytest.mark.parametrize("auxiliary", [False, True], ids=["ppo", "with auxiliaries"])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_any_split_into_microbatches_gives_the_same_gradient(
+    language_model: Any, dtype: torch.dtype, limit: float, auxiliary: bool, shared: bool
+) -> None:
+    whole = gradient(
+        language_model, dtype, budget=10_000, chunk=512, auxiliary=auxiliary, shared=shared
+    )
+    assert whole.norm() > 0.1
+    for budget, chunk in ((1, 3), (12, 1), (30, 512)):
+        part = gradient(
+            language_model, dtype, budget=budget, chunk=chunk, auxiliary=auxiliary, shared=shared
+        )
+        assert (part - whole).norm() / whole.norm() < limit
+
+
+def test_auxiliary_losses_add_their_coefficient_times_their_mean_per_token(
+    language_model: Any,
+) -> None:
+    """The gradient with auxiliaries minus that without is what plain autograd gives for them."""
+    both = gradient(language_model, torch.float64, budget=30, chunk=7)
+    alone = gradient(language_model, torch.float64, budget=30, chunk=7, auxiliary=False)
+    models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
+
+    def mean_loss(rows: list[tuple[tuple[int, ...], int]]) -> torch.Tensor:
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for ids, context in rows:
+            logits = models.policy.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            taken = logits.gather(-1, torch.tensor(ids)[1:, None]).squeeze(-1)[
+                max(context, 1) - 1 :
+            ]
+            total, count = total - taken.sum(), count + len(taken)
+        return total / count
+
+    data = auxiliaries()
+    assert data[0].examples is not None
+    assert data[1].examples is not None
+    played = rollout()
+    own = [
+        (tuple(played.prompts[i].ids + tuple(ids)), len(played.prompts[i].ids))
+        for i, ids in enumerate(played.response_ids())
+    ]
+    loss = (
+        0.5 * mean_loss([(e.ids, e.context_tokens) for e in data[0].examples.take(0, 5)])
+        + 2.0 * mean_loss([(e.ids, e.context_tokens) for e in data[1].examples.take(0, 3)])
+        + 0.3 * mean_loss(own)
+    )
+    loss.backward()
+    expected = torch.cat(
+        [
+            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+            for p in models.parameters()
+        ]
+    )
+    torch.testing.assert_close(both - alone, expected, atol=1e-12, rtol=1e-9)
+
+
+def test_before_the_first_step_every_ratio_is_exactly_one(language_model: Any) -> None:
+    for minibatches in (1, 3):
+        models = actor_critic(language_model, torch.float32, chunk=5, shared=False)
+        reference = Policy(copy.deepcopy(models.policy.model), temperature=0.9, chunk=5)
+        experience = experience_of(models, reference, budget=24, minibatches=minibatches)
+        assert torch.equal(experience.kl, torch.zeros_like(experience.kl))
+        # A gradient of size 0 leaves the policy as it is through every step of the epoch.
+        learner = learner_of(models, budget=24, auxiliary=False, max_grad_norm=1e-30)
+        meter, _ = learner(experience, beta=0.1)
+        found = meter.means(lambda t: t)
+        assert found["val/ratio"] == 1.0
+        assert found["ratio_square"] == 0.0
+        assert found["policy/approxkl_avg"] == 0.0
+        assert found["policy/clipfrac_avg"] == 0.0
+
+
+def test_padding_garbage_changes_neither_experience_nor_gradient(language_model: Any) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    reference = Policy(language_model(seed=5), temperature=0.9, chunk=512)
+    clean = experience_of(models, reference, budget=10_000)
+    mask = clean.mask
+    spoiled = {
+        name: getattr(clean, name).masked_fill(~mask, float("nan"))
+        for name in ("logprobs", "reference", "values", "advantages", "returns")
+    }
+    tokens = clean.sequences.tokens.clone()
+    for row, length in enumerate(clean.sequences.lengths.tolist()):
+        tokens[row, length:] = 123
+    from dataclasses import replace
+
+    dirty = replace(clean, sequences=replace(clean.sequences, tokens=tokens), **spoiled)
+    after = []
+    for experience in (clean, dirty):
+        fresh = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+        learner_of(fresh, budget=40)(experience, beta=0.1)
+        after.append(torch.cat([p.detach().flatten() for p in fresh.parameters()]))
+    assert torch.equal(after[0], after[1])
+
+
+def test_each_epoch_makes_as_many_steps_as_there_are_minibatches(language_model: Any) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=40, minibatches=3)
+    learner = learner_of(models, budget=40, auxiliary=False, epochs=2)
+    steps = 0
+    optimizer = learner._optimizer
+    step = optimizer.step
+
+    def counted(*args: Any) -> None:
+        nonlocal steps
+        steps += 1
+        step(*args)
+
+    optimizer.step = counted  # type: ignore[method-assign]
+    learner(experience, beta=0.1)
+    assert steps == 6
+
+
+def test_gradients_are_clipped_to_the_norm(language_model: Any) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    before = torch.cat([p.detach().flatten().clone() for p in models.parameters()])
+    experience = experience_of(models, models.policy, budget=40)
+    _, figures = learner_of(models, budget=40, max_grad_norm=0.01)(experience, beta=0.1)
+    moved = (before - torch.cat([p.detach().flatten() for p in models.parameters()])).norm()
+    assert figures["train/grad_norm"] > 0.1  # reported before clipping
+    torch.testing.assert_close(moved, torch.tensor(0.01), rtol=1e-3, atol=0)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_a_few_in_a_row_end_the_run(
+    language_model: Any,
+) -> None:
+    from dataclasses import replace
+
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    before = torch.cat([p.detach().flatten().clone() for p in models.parameters()])
+    good = experience_of(models, models.policy, budget=40)
+    bad = replace(good, advantages=good.advantages * float("inf"))
+    learner = learner_of(models, budget=40, auxiliary=False)
+    _, figures = learner(bad, beta=0.1)
+    assert figures["train/skipped_steps"] == 1
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in models.parameters()]))
+    learner(good, beta=0.1)  # a good step in between starts the count anew
+    learner(bad, beta=0.1)
+    with pytest.raises(RunError, match=r"2 optimiser steps in a row were skipped.*max_bad_steps"):
+        learner(bad, beta=0.1)
+
+
+def test_epochs_stop_when_the_policy_has_moved_too_far(language_model: Any) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=40)
+    _, free = learner_of(models, budget=40, auxiliary=False, epochs=4)(experience, beta=0.1)
+    assert free["train/epochs"] == 4
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=40)
+    learner = learner_of(models, budget=40, auxiliary=False, epochs=4, stop_approx_kl=1e-9)
+    _, stopped = learner(experience, beta=0.1)
+    assert stopped["train/epochs"] == 2  # the first pass starts at 0, the second is too far
+
+
+def test_kl_as_a_loss_pulls_towards_the_reference(language_model: Any) -> None:
+    """The penalty's sign: one step on KL alone lowers KL (Logic-RL #58 trained with it flipped)."""
+    from dataclasses import replace
+
+    models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
+    reference = Policy(language_model(dtype=torch.float64, seed=5), temperature=0.9, chunk=512)
+    before = experience_of(models, reference, budget=10_000)
+    still = replace(before, advantages=torch.zeros_like(before.advantages))
+    learner = learner_of(models, budget=40, auxiliary=False, kl_loss="k2", max_grad_norm=0.05)
+    learner(still, beta=1.0)
+    after = experience_of(models, reference, budget=10_000)
+    squares = [((e.logprobs - e.reference) ** 2).sum() for e in (before, after)]
+    assert squares[1] < squares[0]
+
+
+def test_a_loss_whose_count_is_not_what_it_said_is_refused(language_model: Any) -> None:
+    class Lying(Entropyish):
+        def count(self, batch: Any) -> torch.Tensor:
+            return batch.mask.sum() + 1
+
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    learner = learner_of(models, budget=40, auxiliary=False)
+    instance = Instance("own", "lying (test 1)", Lying(PluginConfig(), None))  # type: ignore[arg-type]
+    learner._auxiliary = [AuxiliaryData(instance, None)]
+    from dataclasses import replace
+
+    learner._objective = replace(learner._objective, auxiliary=(instance,))
+    with pytest.raises(RunError, match=r"lying \(test 1\).*count"):
+        learner(experience_of(models, models.policy, budget=40), beta=0.1)
+
+
+def test_the_learning_rate_ramps_up_and_decays_to_just_above_zero() -> None:
+    def rates(**kw: Any) -> list[float]:
+        return [round(learning_rate_factor(u, updates=6, **kw), 4) for u in range(6)]
+
+    assert rates(warmup=0, decay="constant") == [1, 1, 1, 1, 1, 1]
+    assert rates(warmup=0, decay="linear") == [1, 0.8333, 0.6667, 0.5, 0.3333, 0.1667]
+    assert rates(warmup=2, decay="linear") == [0.3333, 0.6667, 1, 0.75, 0.5, 0.25]
+    assert rates(warmup=0, decay="cosine") == [1, 0.933, 0.75, 0.5, 0.25, 0.067]

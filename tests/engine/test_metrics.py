@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import math
+
+import torch
+
+from rlframe.engine.metrics import Clock, Meter
+
+
+def test_a_mean_weighs_tokens_not_batches() -> None:
+    meter = Meter()
+    meter.tokens("x", torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[True, True, True]]))
+    meter.tokens("x", torch.tensor([[5.0, 99.0]]), torch.tensor([[True, False]]))
+    assert meter.means(lambda t: t) == {"x": 2.0}  # (3 * 1 + 5) / 4, not (1 + 5) / 2
+
+
+def test_ranks_are_added_before_the_division() -> None:
+    mine, theirs = Meter(), Meter()
+    mine.add("x", 6.0, 3)
+    theirs.add("x", 1.0, 1)
+    other = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    assert mine.means(lambda t: t + other) == {"x": 7 / 4}
+    mine.merge(theirs)
+    assert mine.means(lambda t: t) == {"x": 7 / 4}
+
+
+def test_nothing_counted_is_not_a_zero() -> None:
+    meter = Meter()
+    meter.add("x", 0.0, 0)
+    assert math.isnan(meter.means(lambda t: t)["x"])
+
+
+def test_phases_of_one_name_add_up_until_the_clock_is_restarted() -> None:
+    clock = Clock()
+    for _ in range(2):
+        with clock.phase("a"):
+            sum(range(1000))
+    first = clock.restart()
+    assert set(first) == {"a"}
+    assert first["a"] > 0
+    assert clock.restart() == {}

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlframe.engine.streams import Shuffled, in_parts, padded_tokens, token_batch
+from rlframe.types import TokenExample
+
+CPU = torch.device("cpu")
+
+
+def test_each_pass_over_the_items_is_a_new_permutation() -> None:
+    stream = Shuffled(range(5), key=(1, "x"))
+    passes = [stream.take(5 * turn, 5) for turn in range(3)]
+    assert all(sorted(items) == list(range(5)) for items in passes)
+    assert len({tuple(items) for items in passes}) > 1
+
+
+def test_a_position_gives_the_same_item_whenever_it_is_asked_for() -> None:
+    whole = Shuffled(range(7), key=(1, "x")).take(0, 30)
+    again = Shuffled(range(7), key=(1, "x"))
+    assert again.take(25, 5) == whole[25:]
+    assert again.take(3, 9) == whole[3:12]  # backwards, across a border
+    assert Shuffled(range(7), key=(2, "x")).take(0, 30) != whole
+
+
+def test_an_empty_stream_is_refused_instead_of_waited_for() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Shuffled([], key=())
+
+
+def test_the_mask_counts_predictions_of_tokens_beyond_the_context() -> None:
+    batch = token_batch([TokenExample((1, 5, 6, 2), 2), TokenExample((1, 7, 2), 0)], device=CPU)
+    assert batch.tokens.tolist() == [[1, 5, 6, 2], [1, 7, 2, 0]]
+    # Predictions of tokens 1, 2, 3: the context's are out, so is the padding; the first token of a
+    # text is predicted by nothing, so context 0 counts like context 1.
+    assert batch.mask.tolist() == [[False, True, True], [True, True, False]]
+
+
+def test_parts_hold_every_example_once_longest_first() -> None:
+    examples = [TokenExample(tuple(range(n)), 0) for n in (3, 9, 5, 7, 1)]
+    parts = in_parts(examples, 2)
+    assert [[len(e.ids) for e in part] for part in parts] == [[9, 7, 5], [3, 1]]
+    assert padded_tokens(parts[0]) == 27

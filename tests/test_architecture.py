@@ -1,0 +1,146 @@
+"""The house rules that a reader should not have to check by eye."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "rlframe"
+
+LAYERS = (  # an import points to an earlier line, or stays inside its own package
+    {"errors", "types"},
+    {"functional"},
+    {"hooks"},
+    {"recipe"},
+    {"builtin", "models", "rollout", "data", "distributed"},
+    {"engine"},
+    {"runs"},
+    {"stages"},
+    {"build"},
+    {"cli"},
+)
+RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def package(path: Path) -> str:
+    """The part of rlframe that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(module, whether for annotations alone) of each import, wherever it stands."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in typing_only) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield str(node.module), id(node) in typing_only
+
+
+def bodies(path: Path) -> Iterator[tuple[str, int]]:
+    """(name, lines without the docstring) of each function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            yield node.name, (body[-1].end_lineno or 0) - body[0].lineno + 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down_and_siblings_do_not_meet(path: Path) -> None:
+    here = package(path)
+    if here == "__init__":
+        return
+    for name, _ in imports(path):
+        if name.startswith("rlframe."):
+            there = name.split(".")[1]
+            below = RANK[there] < RANK[here]
+            assert there == here or below, f"{here} may not import {there}"
+
+
+def test_the_maths_imports_torch_and_nothing_else() -> None:
+    allowed = {"torch", "rlframe", "__future__", "typing", "collections"}
+    for path in (ROOT / "functional").glob("*.py"):
+        for name, _ in imports(path):
+            assert name.split(".")[0] in allowed, f"{path.name} imports {name}"
+            assert not name.startswith("rlframe") or name.startswith("rlframe.functional")
+
+
+def test_builtins_import_what_a_third_party_may() -> None:
+    allowed = ("rlframe.hooks", "rlframe.types", "rlframe.functional", "rlframe.errors")
+    for path in (ROOT / "builtin").glob("*.py"):
+        for name, _ in imports(path):
+            assert not name.startswith("rlframe") or name.startswith(allowed), (
+                f"{path.name}: {name}"
+            )
+
+
+@pytest.mark.parametrize(
+    ("library", "home"),
+    [("pluggy", "hooks"), ("importlib.metadata", "hooks"), ("accelerate", "distributed"),
+     ("deepspeed", "distributed"), ("torch.distributed", "distributed")],
+)  # fmt: skip
+def test_some_libraries_have_one_home(library: str, home: str) -> None:
+    exceptions = {("importlib.metadata", "runs")}  # versions for the manifest
+    for path in FILES:
+        if package(path) != home and (library, package(path)) not in exceptions:
+            names = [name for name, _ in imports(path)]
+            assert not any(n == library or n.startswith(library + ".") for n in names), path
+
+
+@pytest.mark.parametrize("part", ["errors.py", "types.py", "hooks", "recipe", "cli"])
+def test_what_reads_recipes_does_not_import_torch_at_the_top(part: str) -> None:
+    paths = [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).glob("*.py"))
+    heavy = ("torch", "transformers", "rlframe.functional", "rlframe.engine", "rlframe.build")
+    for path in paths:
+        top = ast.parse(path.read_text()).body
+        for node in top:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                text = ast.unparse(node)
+                assert not any(f" {name}" in text for name in heavy), f"{path.name}: {text}"
+
+
+def test_only_the_composition_root_and_the_command_line_know_the_recipe() -> None:
+    for path in FILES:
+        if package(path) not in ("build", "cli", "recipe"):
+            assert not any(name.startswith("rlframe.recipe") for name, _ in imports(path)), path
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = {f"{p.name}:{n}": k for p in FILES for n, k in bodies(p) if k > 60}
+    assert not long
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    long = {str(p): n for p in FILES if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_the_loop_reads_in_one_look() -> None:
+    sizes = dict(bodies(ROOT / "engine" / "ppo.py"))
+    assert sizes["train"] <= 40
+
+
+def test_no_exception_is_swallowed() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                assert not all(isinstance(s, ast.Pass) for s in node.body), f"{path}:{node.lineno}"
+
+
+def test_tensors_are_reduced_with_their_mask() -> None:
+    """`x.mean()` on [B, T] counts padding; reducers live in functional/masked.py."""
+    for part in ("engine", "functional"):
+        for path in (ROOT / part).glob("*.py"):
+            if path.name != "masked.py":
+                assert ".mean()" not in path.read_text(), path
