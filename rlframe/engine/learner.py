@@ -158,7 +158,9 @@ class Learner:
         """Scale the gradient down to the limit if it is longer; returns its length before."""
         weights = [p for p in self._models.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-        if norm > self._settings.max_grad_norm:  # else a pass over all gradients would change nothing
+        if (
+            norm > self._settings.max_grad_norm
+        ):  # else a pass over all gradients would change nothing
             nn.utils.clip_grads_with_norm_(weights, self._settings.max_grad_norm, norm)
         return norm
 

@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -39,7 +40,9 @@ def new_language_model(
       RecipeError: there is no such model type, or the config does not make a model.
     """
     options = dict(architecture)
-    kind = options.pop("model_type", None)
+    if "model_type" not in options:
+        raise RecipeError("model.policy.architecture: `model_type` is required, as in `llama`")
+    kind = options.pop("model_type")
     special = {
         f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")
     }
@@ -51,7 +54,7 @@ def new_language_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise RecipeError(f"model.policy.architecture: {error}") from error
 
 

@@ -170,10 +170,7 @@ def test_a_program_can_offer_a_class_of_its_own():
             "raise SystemExit(0)\n",
             1,
             "SystemExit",
-            marks=pytest.mark.xfail(
-                strict=True, reason="SystemExit ends rlframe, with code 0 at that"
-            ),
-            # pytest takes SystemExit for a failure, as it should
+            marks=pytest.mark.xfail(strict=True, reason="SystemExit ends rlframe, with code 0"),
         ),
     ],
     ids=["dependency", "raises", "raises deeper", "syntax", "raises in a library", "exits"],
