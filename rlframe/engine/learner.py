@@ -195,7 +195,7 @@ class Learner:
                 slices[k] if k < len(slices) else None,
                 {name: found[k] for name, found in parts.items() if k < len(found)},
             )
-            for k in range(max(len(found) for found in (slices, *parts.values())))
+            for k in range(max([len(slices), *map(len, parts.values())]))
         ], over
 
     def _own_examples(self, data: AuxiliaryData) -> list[TokenExample]:
