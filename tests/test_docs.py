@@ -1,0 +1,100 @@
+"""The documentation names everything there is, and its code runs."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from rlframe.hooks.registry import KINDS, Registry
+from rlframe.recipe import schema
+from rlframe.recipe.schema import Recipe
+
+ROOT = Path(__file__).parent.parent
+SECTIONS = [
+    model
+    for model in vars(schema).values()
+    if isinstance(model, type) and issubclass(model, schema.Section) and model is not schema.Section
+]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def snippets(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", read(name), re.DOTALL)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda model: model.__name__)
+def test_every_key_of_a_recipe_is_documented(section: type[BaseModel]) -> None:
+    text = read("docs/recipe.md")
+    for name in section.model_fields:
+        assert f"| `{name}` |" in text, name
+
+
+@pytest.mark.parametrize("offer", [o for k in KINDS for o in Registry().offers(k)], ids=str)
+def test_every_built_in_component_and_its_keys_are_documented(offer: Any) -> None:
+    if offer.distribution != "rlframe":
+        pytest.skip("not of rlframe")
+    text = read("docs/recipe.md")
+    begin = text.index(f"### `{offer.name}` (")
+    end = text.find("\n### ", begin + 1)
+    for key in Registry().load(offer.kind, offer.name).Config.model_fields:
+        assert f"| `{key}` |" in text[begin:end], key
+
+
+def test_the_readme_lists_what_is_in_the_box() -> None:
+    text = read("README.md")
+    for kind in KINDS:
+        for offer in Registry().offers(kind):
+            assert offer.distribution != "rlframe" or f"`{offer.name}`" in text
+
+
+def test_the_recipe_of_the_readme_has_valid_keys() -> None:
+    (source,) = snippets("README.md", "yaml")
+    Recipe.model_validate(YAML(typ="safe").load(source))
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
+    from rlframe.hooks import Component
+
+    space: dict[str, Any] = {}
+    exec(snippets("docs/plugins.md", "python")[number], space)  # the documentation is ours
+    made = [
+        value
+        for value in space.values()
+        if isinstance(value, type)
+        and issubclass(value, Component)
+        and value.__module__ == "builtins"
+    ]
+    assert len(made) == 1
+    registry = Registry()
+    kind = next(k for k, (base, _) in KINDS.items() if issubclass(made[0], base))
+    registry.add(kind, "from_the_guide", made[0])
+    assert registry.load(kind, "from_the_guide") is made[0]
+
+
+def test_the_advantage_estimator_of_the_guide_sums_what_came_after() -> None:
+    space: dict[str, Any] = {}
+    exec(snippets("docs/plugins.md", "python")[3], space)
+    estimator = space["RewardToGo"](None, None)
+    mask = torch.tensor([[True, True, False]])
+    advantages, returns = estimator.estimate(
+        torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.5, 0.5, 7.0]]), mask
+    )
+    assert returns.tolist() == [[3, 2, 0]]
+    assert advantages.tolist() == [[2.5, 1.5, 0]]
+
+
+def test_the_entry_points_of_the_guide_are_in_known_groups() -> None:
+    (source,) = snippets("docs/plugins.md", "toml")
+    groups = tomllib.loads(source)["project"]["entry-points"]
+    assert {group.removeprefix("rlframe.") for group in groups} == set(KINDS)
