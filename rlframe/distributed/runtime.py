@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -33,7 +34,10 @@ class Runtime:
             raise SetupError("runtime.device is cuda, but torch sees no GPU on this machine")
         if threads is not None:
             torch.set_num_threads(threads)
-        self._accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        if on_cpu:  # deepspeed warns about every machine without a GPU unless it is told
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        self._accelerator = Accelerator(cpu=on_cpu)
         if self._accelerator.num_processes > 1:
             raise SetupError(
                 f"this run was started with {self._accelerator.num_processes} processes; this version "

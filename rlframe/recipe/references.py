@@ -10,6 +10,7 @@ from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import NewModel, NewTokenizer, Recipe
 
 STAGES = ("sft", "reward_model", "ppo")
+_PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "advantages", "evaluation"}
 
 
 def broken_references(recipe: Recipe) -> list[tuple[Path_, str]]:
@@ -58,6 +59,9 @@ def _stages(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
 
 def _ppo(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     if recipe.ppo is None:
+        for section in sorted(_PPO_ONLY & recipe.model_fields_set):
+            if getattr(recipe, section):
+                yield (section,), "only PPO reads this, and the recipe has no `ppo:`"
         return
     for section in ("prompts", "kl", "rewards"):
         if not getattr(recipe, section):

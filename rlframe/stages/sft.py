@@ -22,7 +22,6 @@ def fine_tune(
     model: Any,
     examples: Sequence[TokenExample],
     *,
-    max_tokens: int,
     settings: FineTuningSettings,
     progress: Progress,
 ) -> None:
@@ -30,17 +29,12 @@ def fine_tune(
 
     Args:
       model: `...ForCausalLM`.
-      examples: context tokens are read but not learned from.
-      max_tokens: longer examples are cut at the end.
+      examples: context tokens are read but not learned from; each has tokens beyond its context.
       settings: knobs.
       progress: told about each step.
     """
-    cut = [
-        {"input_ids": e.ids[:max_tokens], "context": e.context_tokens}
-        for e in examples
-        if e.context_tokens < max_tokens
-    ]
-    fit(Trainer, model, cut, _collate, settings=settings, progress=progress)
+    plain = [{"input_ids": e.ids, "context": e.context_tokens} for e in examples]
+    fit(Trainer, model, plain, _collate, settings=settings, progress=progress)
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -57,22 +51,19 @@ def _collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def perplexity(
-    policy: Policy, examples: Sequence[TokenExample], *, max_tokens: int, budget: int
-) -> float:
-    """Exp of the mean negative log-likelihood per token that counts, EOS included.
+def perplexity(policy: Policy, examples: Sequence[TokenExample], *, budget: int) -> float:
+    """Perplexity: exp of the mean negative log-likelihood per token that counts, EOS included.
 
     Args:
       policy: asked at temperature 1.
-      examples: at least one token of them must count.
-      max_tokens: longer examples are cut, as in training.
+      examples: at least one, each with tokens beyond its context.
       budget: padded tokens in one forward pass.
     """
     device = next(policy.parameters()).device
-    cut = [TokenExample(e.ids[:max_tokens], e.context_tokens) for e in examples]
     total, count = 0.0, 0
-    for rows in microbatches([len(e.ids) for e in cut], list(range(len(cut))), budget=budget):
-        batch = token_batch([cut[row] for row in rows], device=device)
+    lengths = [len(e.ids) for e in examples]
+    for rows in microbatches(lengths, list(range(len(examples))), budget=budget):
+        batch = token_batch([examples[row] for row in rows], device=device)
         total -= float(policy.logprobs(batch.tokens, batch.mask).double().sum())
         count += int(batch.mask.sum())
     return math.exp(total / count)

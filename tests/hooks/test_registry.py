@@ -105,7 +105,7 @@ def test_a_name_that_resembles_nothing_is_not_guessed_at():
     assert "Did you mean" not in refused("zzzzzz")
 
 
-@pytest.mark.xfail(strict=True, reason="the guess is among bare names: 'length', the core's")
+@pytest.mark.xfail(strict=True, reason="the guess is among bare names alone")
 def test_the_guess_for_a_qualified_name_is_a_qualified_name(install):
     install("acme", offers={"length": "Reward"})
     assert "Did you mean 'acme/length'?" in refused("acme/lenght")

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlframe.distributed.runtime import Runtime
+from rlframe.errors import SetupError
+
+
+def test_one_process_sums_to_itself() -> None:
+    runtime = Runtime(device="cpu")
+    assert (runtime.rank, runtime.world_size, runtime.device.type) == (0, 1, "cpu")
+    assert runtime.sum(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
+    assert runtime.peak_memory_mib() > 10
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_an_environment_error() -> None:
+    with pytest.raises(SetupError, match="sees no GPU"):
+        Runtime(device="cuda")
+
+
+def test_the_recipes_number_of_threads_is_used() -> None:
+    before = torch.get_num_threads()
+    try:
+        Runtime(device="cpu", threads=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_processes_are_refused_instead_of_trained_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+    with pytest.raises(SetupError, match="2 processes"):
+        Runtime(device="cpu")

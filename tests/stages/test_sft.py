@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rlframe.models.policy import Policy
+from rlframe.stages.sft import fine_tune, perplexity
+from rlframe.stages.supervised import FineTuningSettings
+from rlframe.types import TokenExample
+
+SETTINGS = FineTuningSettings(
+    epochs=3, batch_size=4, learning_rate=3e-2, warmup_share=0.1, weight_decay=0.0, seed=0, cpu=True
+)
+TEXTS = [TokenExample((1, 20 + i % 3, 30, 31, 2), 0) for i in range(24)]
+
+
+def policy_of(model: Any) -> Policy:
+    return Policy(model, temperature=1.0, chunk=16)
+
+
+def test_a_model_without_an_opinion_is_as_perplexed_as_its_vocabulary_is_large(
+    language_model: Any,
+) -> None:
+    model = language_model()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    found = perplexity(policy_of(model), TEXTS[:3], budget=100)
+    assert found == pytest.approx(model.config.vocab_size, rel=1e-5)
+
+
+def test_perplexity_weighs_tokens_whatever_the_batches(language_model: Any) -> None:
+    model = language_model()
+    mixed = [*TEXTS[:2], TokenExample((1, 7, 8, 9, 10, 11, 2), 3)]
+    total, count = 0.0, 0
+    for example in mixed:
+        with torch.no_grad():
+            logp = model(torch.tensor([example.ids])).logits[0, :-1].log_softmax(-1)
+        picked = logp.gather(-1, torch.tensor(example.ids)[1:, None]).squeeze(-1)
+        picked = picked[max(example.context_tokens, 1) - 1 :]
+        total, count = total - float(picked.sum()), count + len(picked)
+    for budget in (1, 1000):
+        found = perplexity(policy_of(model), mixed, budget=budget)
+        assert found == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+def test_fine_tuning_learns_and_tells_of_each_step(language_model: Callable[..., Any]) -> None:
+    model = language_model(initializer_range=0.02)
+    before = perplexity(policy_of(model), TEXTS, budget=1000)
+    steps: list[tuple[int, int]] = []
+    fine_tune(
+        model, TEXTS, settings=SETTINGS, progress=lambda done, total, _: steps.append((done, total))
+    )
+    assert perplexity(policy_of(model), TEXTS, budget=1000) < before / 10
+    assert steps[-1] == (18, 18)  # 24 examples / 4, 3 epochs
+    assert not model.training
+
+
+def test_context_is_not_learned(language_model: Callable[..., Any]) -> None:
+    """Two data sets that differ in nothing but the tokens of their prompts' predictions."""
+    model = language_model(initializer_range=0.02)
+    examples = [TokenExample((1, 40, 41, 50, 2), 3)] * 24
+    fine_tune(model, examples, settings=SETTINGS, progress=lambda *_: None)
+    answer = perplexity(policy_of(model), [TokenExample((1, 40, 41, 50, 2), 3)], budget=100)
+    prompt = perplexity(policy_of(model), [TokenExample((1, 40, 41), 0)], budget=100)
+    assert answer < 2
+    assert prompt > 50
