@@ -107,15 +107,17 @@ def _specs(node: Any, path: Path_) -> Iterator[tuple[Path_, ComponentSpec]]:
     """Every component named below a validated model, with its path."""
     if isinstance(node, ComponentSpec):
         yield path, node
-    elif isinstance(node, BaseModel):
-        for name in type(node).model_fields:
-            yield from _specs(getattr(node, name), (*path, name))
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _specs(value, (*path, key))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from _specs(value, (*path, index))
+        return
+    for key, value in _children(node):
+        yield from _specs(value, (*path, key))
+
+
+def _children(node: Any) -> Iterable[tuple[str | int, Any]]:
+    if isinstance(node, BaseModel):
+        return [(name, getattr(node, name)) for name in type(node).model_fields]
+    if isinstance(node, dict):
+        return list(node.items())
+    return enumerate(node) if isinstance(node, list | tuple) else ()
 
 
 def _specs_in_data(data: dict[str, Any]) -> Iterator[tuple[Path_, ComponentSpec]]:

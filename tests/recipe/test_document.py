@@ -124,8 +124,8 @@ def test_an_alias_is_a_copy_so_that_an_override_changes_one_of_the_two(write):
 
 def test_every_key_and_list_item_has_its_place(write):
     path = write("version: 1\nmodel:\n  policy: a\nstop: [x, y]\nlist:\n  - {k: 1}\n")
-    document = read_document(path)
-    assert {key: place.removeprefix(f"{path}:") for key, place in document.places.items()} == {
+    found = {key: place for key, place in read_document(path).places.items() if key}
+    assert {key: place.removeprefix(f"{path}:") for key, place in found.items()} == {
         ("version",): "1:1",
         ("model",): "2:1",
         ("model", "policy"): "3:3",

@@ -77,10 +77,9 @@ def test_a_data_set_has_exactly_one_source(refused, override, told):
     assert line.endswith(told)
 
 
-def test_a_recipe_without_any_stage_runs_nothing(refused, minimal):
-    assert "give at least one of sft, reward_model, ppo" in refused(
-        text=minimal.replace("ppo: {updates: 4}\n", "")
-    )
+def test_a_recipe_without_any_stage_runs_nothing(mistakes, minimal):
+    told = mistakes(minimal.replace("ppo: {updates: 4}\n", ""))
+    assert any("give at least one of sft, reward_model, ppo" in line for line in told)
 
 
 @pytest.mark.parametrize("section", ["prompts", "kl", "rewards"])

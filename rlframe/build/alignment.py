@@ -1,0 +1,301 @@
+"""The PPO run of a recipe, put together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from rlframe.build.project import Project
+from rlframe.engine.batching import Schedule
+from rlframe.engine.experience import Crediting
+from rlframe.engine.judge import Judge, WeightedReward
+from rlframe.engine.kl_control import KLControl
+from rlframe.engine.learner import AuxiliaryData, Learner, LearningSettings, learning_rate_factor
+from rlframe.engine.metrics import Clock
+from rlframe.engine.objective import Objective
+from rlframe.engine.ppo import Run
+from rlframe.engine.streams import Shuffled
+from rlframe.errors import RecipeError
+from rlframe.hooks.spec import plugin_manager
+from rlframe.models import loading
+from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
+from rlframe.models.policy import Policy, check_head
+from rlframe.recipe.schema import PPO, Recipe
+from rlframe.rollout.sampler import Request, Sampler, SamplingParams
+from rlframe.runs.directory import RunDirectory
+from rlframe.runs.display import Display
+from rlframe.runs.evaluation import Watch
+from rlframe.stages.ppo import Aligned, Recorder, align
+from rlframe.types import Prompt, Rollout
+
+
+def alignment(project: Project, model: Any, files: RunDirectory, display: Display) -> Aligned:
+    """Build the PPO run of a project around a language model, and run it."""
+    parts = PPOParts(project, model)
+    recipe, ppo = project.recipe, parts.ppo
+    recorder = Recorder(
+        directory=files,
+        display=display,
+        runtime=project.runtime,
+        models=parts.models,
+        tokenizer=project.tokenizer,
+        components=parts.components,
+        watch=Watch(parts.answer_heldout, parts.judge),
+        penalty=parts.penalty,
+        updates=ppo.updates,
+        evaluate_every=recipe.evaluation.every,
+        checkpoint_every=ppo.checkpoint_every,
+    )
+    return align(parts.run, recorder, table_rows=recipe.evaluation.table_rows)
+
+
+class PPOParts:
+    """The objects of a PPO run, made once and shared."""
+
+    def __init__(self, project: Project, model: Any) -> None:
+        recipe = project.recipe
+        assert recipe.ppo is not None
+        assert recipe.kl is not None
+        self.project, self.ppo, self.kl = project, recipe.ppo, recipe.kl
+        self.penalty = self.kl.placement == "reward"
+        self.hooks = plugin_manager().hook
+        self.policy = self._policy(model)
+        check_head(self.policy, name=str(recipe.model.policy)[:80])
+        self.reference = self._reference(model)
+        self.models = ActorCritic(self.policy, self._critic(model)).to(project.runtime.device)
+        self.rewards = [
+            WeightedReward(project.instance("rewards", name), entry.weight)
+            for name, entry in recipe.rewards.items()
+        ]
+        self.losses = [project.instance("losses", name) for name in recipe.losses]
+        self.controller = project.instance("kl", "controller")
+        self.estimator = project.instance("advantages")
+        self._sampler = self._sampler_of(self.policy)
+        self._reference_sampler = self._sampler_of(self.reference)
+        self.judge = Judge(
+            self.rewards,
+            self.hooks,
+            sample_reference=self._answer_as_reference,
+            seed=recipe.seed,
+            rank=project.runtime.rank,
+        )
+        train, heldout = project.prompts
+        self._prompts = Shuffled(train, key=(recipe.seed, "prompts"))
+        self._heldout = heldout[: recipe.evaluation.prompts]
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Everything whose state a checkpoint keeps."""
+        return {
+            **{f"rewards.{r.instance.name}": r.instance.component for r in self.rewards},
+            **{f"losses.{loss.name}": loss.component for loss in self.losses},
+            "kl.controller": self.controller.component,
+            "advantages": self.estimator.component,
+        }
+
+    # Models
+
+    def _policy(self, model: Any) -> Policy:
+        temperature = self.project.recipe.rollout.temperature
+        return Policy(model, temperature=temperature, chunk=self.ppo.logits_chunk)
+
+    def _reference(self, model: Any) -> Policy:
+        name = self.project.recipe.model.reference
+        if name is None:
+            frozen = copy.deepcopy(model)
+        else:
+            frozen = loading.load_language_model(
+                self.project.model_path(name), self.project.tokenizer, dtype=self.project.dtype
+            )
+        return self._policy(self.project.context.prepare(frozen))
+
+    def _critic(self, model: Any) -> Critic | SharedCritic:
+        section, seed = self.project.recipe.model.critic, self.project.recipe.seed
+        if section.shared:
+            weight = model.get_input_embeddings().weight
+            width = model.config.get_text_config().hidden_size
+            return SharedCritic(
+                loading.value_head(width, head=section.head, like=weight, seed=seed)
+            )
+        if section.initial == "policy":
+            return Critic(loading.scalar_model_from(model, head=section.head, seed=seed))
+        path = self.project.model_path(section.initial)
+        return Critic(
+            loading.load_scalar_model(path, head=section.head, dtype=self.project.dtype, seed=seed)
+        )
+
+    # Rollouts
+
+    def _sampler_of(self, policy: Policy) -> Sampler:
+        section, tokenizer = self.project.recipe.rollout, self.project.tokenizer
+        return Sampler(
+            policy.next_logits,
+            tokenizer,
+            eos_ids=_eos_ids(policy.model, tokenizer.eos_token_id),
+            params=SamplingParams(
+                max_new_tokens=section.max_new_tokens,
+                top_k=section.top_k,
+                top_p=section.top_p,
+                min_p=section.min_p,
+                stop_strings=section.stop_strings,
+                batch=section.generation_batch,
+            ),
+            seed=self.project.recipe.seed,
+        )
+
+    def act(self, update: int) -> Rollout:
+        """Sample responses to the prompts of an update: this rank's share, groups complete."""
+        runtime, count = self.project.runtime, self.project.recipe.rollout.prompts_per_update
+        prompts = self._prompts.take(update * count, count)
+        share = range(len(prompts))[runtime.rank :: runtime.world_size]
+        return self._sampler.sample(
+            self._requests(prompts, share),
+            update=update,
+            purpose="rollout",
+            device=runtime.device,
+        )
+
+    def _requests(self, prompts: Sequence[Prompt], share: range) -> list[Request]:
+        """Every sample of the prompts numbered in `share`, one group a prompt."""
+        samples = self.project.recipe.rollout.samples_per_prompt
+        return [
+            Request(prompts[group], group * samples + sample, group)
+            for group in share
+            for sample in range(samples)
+        ]
+
+    def answer_heldout(self) -> Rollout:
+        """Responses to the held-out prompts, with the same random numbers at every call.
+
+        As many a prompt as in training, so that a reward that compares them can.
+        """
+        return self._sampler.sample(
+            self._requests(self._heldout, range(len(self._heldout))),
+            update=0,
+            purpose="heldout",
+            device=self.project.runtime.device,
+        )
+
+    def _answer_as_reference(self, rollout: Rollout) -> Rollout:
+        requests = [
+            Request(prompt, sample, group)
+            for prompt, sample, group in zip(
+                rollout.prompts, rollout.samples, rollout.group_ids, strict=True
+            )
+        ]
+        return self._reference_sampler.sample(
+            requests,
+            update=rollout.update,
+            purpose="reference",
+            device=self.project.runtime.device,
+        )
+
+    # The run
+
+    def run(self, recorder: Recorder) -> Run:
+        """Everything that `engine.ppo.train` needs."""
+        ppo, runtime = self.ppo, self.project.runtime
+        return Run(
+            updates=range(ppo.updates),
+            act=self.act,
+            judge=self.judge,
+            plan=self._plan,
+            credit=Crediting(
+                models=self.models,
+                reference=self.reference,
+                advantages=self._advantages,
+                reduce=runtime.sum,
+                estimator=self.kl.estimator,
+                penalty=self.penalty,
+                whiten_rewards=ppo.whiten_rewards,
+                whiten_advantages=ppo.whiten_advantages,
+                microbatch_tokens=ppo.microbatch_tokens,
+            ),
+            learn=self._learner(),
+            control=KLControl(self.controller, self.hooks, self.kl.minimum, self.kl.maximum),
+            record=recorder,
+            clock=Clock(),
+        )
+
+    def _plan(self, rollout: Rollout) -> Schedule:
+        section = self.project.recipe.rollout
+        return Schedule(
+            rollout.samples,
+            total=section.prompts_per_update * section.samples_per_prompt,
+            minibatches=self.ppo.minibatches,
+            key=(self.project.recipe.seed, rollout.update),
+        )
+
+    def _advantages(
+        self, rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        found: tuple[torch.Tensor, torch.Tensor] = self.hooks.rlframe_compute_advantages(
+            estimator=self.estimator.component, rewards=rewards, values=values, mask=mask
+        )
+        return found
+
+    def _learner(self) -> Learner:
+        ppo, runtime = self.ppo, self.project.runtime
+        active = tuple(loss for loss in self.losses if loss.component.coefficient != 0)
+        return Learner(
+            runtime.prepare(self.models),
+            _optimizer(self.models, self.project.recipe, ppo),
+            schedule=partial(
+                learning_rate_factor,
+                updates=ppo.updates,
+                warmup=ppo.warmup_updates,
+                decay=ppo.decay,
+            ),
+            objective=Objective(
+                hooks=self.hooks,
+                auxiliary=active,
+                clip=ppo.clip,
+                value_clip=ppo.value_clip,
+                value_coefficient=ppo.value_coefficient,
+                kl_loss=None if self.penalty else self.kl.estimator,
+            ),
+            auxiliary=[self._stream(loss) for loss in active],
+            runtime=runtime,
+            settings=LearningSettings(
+                epochs=ppo.epochs,
+                microbatch_tokens=ppo.microbatch_tokens,
+                max_grad_norm=ppo.max_grad_norm,
+                stop_approx_kl=ppo.stop_approx_kl,
+                max_bad_steps=ppo.max_bad_steps,
+            ),
+        )
+
+    def _stream(self, loss: Any) -> AuxiliaryData:
+        examples = loss.component.examples()
+        if examples is None:
+            return AuxiliaryData(loss, None)
+        if not examples:
+            raise RecipeError(f"losses.{loss.name}: the loss {loss} has no examples to train on")
+        context = self.project.context_tokens
+        cut = [e if context is None else e.cut(context) for e in examples]
+        key = (self.project.recipe.seed, "losses", loss.name)
+        return AuxiliaryData(loss, Shuffled(cut, key=key))
+
+
+def _eos_ids(model: Any, eos: int) -> frozenset[int]:
+    """Every token that ends a response: the tokenizer's EOS and those of the generation config."""
+    more = getattr(model.generation_config, "eos_token_id", None)
+    listed = more if isinstance(more, list) else [more] if more is not None else []
+    return frozenset({eos, *listed})
+
+
+def _optimizer(models: ActorCritic, recipe: Recipe, ppo: PPO) -> torch.optim.Optimizer:
+    """AdamW over policy and critic, each with its own peak learning rate."""
+    rates = {
+        "policy": ppo.learning_rate,
+        "critic": recipe.model.critic.learning_rate or ppo.learning_rate,
+    }
+    groups = [
+        {"params": list(module.parameters()), "lr": rates[name], "peak_lr": rates[name]}
+        for name, module in (("policy", models.policy), ("critic", models.critic))
+    ]
+    return torch.optim.AdamW(groups, weight_decay=ppo.weight_decay, fused=True)

@@ -1,0 +1,314 @@
+"""What can be known before anything trains: data, tokenizer, prompts, and every component's own check.
+
+All mistakes that can be found without training are found here, before hours are spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from rlframe.data import sources
+from rlframe.data.encode import RowEncoder
+from rlframe.data.grammar import product_reviews
+from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
+from rlframe.distributed.runtime import DTYPES, Runtime
+from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
+from rlframe.hooks.component import Component, Context, Instance, RewardSpec
+from rlframe.hooks.registry import Registry
+from rlframe.models.loading import check_vocabulary
+from rlframe.recipe import Chosen, LoadedRecipe
+from rlframe.recipe.schema import Dataset, NewModel, NewTokenizer, RewardModelStage
+from rlframe.stages.reward_model import Pair, pairs_from_labels
+from rlframe.types import Prompt, Row, TokenExample
+
+T = TypeVar("T")
+
+
+class Project:
+    """A recipe with its data and tokenizer, checked.
+
+    Args:
+      loaded: a validated recipe.
+      directory: where the stages' results will lie.
+      registry: the installed components.
+    """
+
+    def __init__(self, loaded: LoadedRecipe, directory: Path, registry: Registry) -> None:
+        self.loaded = loaded
+        self.recipe = loaded.recipe
+        self.directory = directory
+        self._registry = registry
+        runtime = self.recipe.runtime
+        self.runtime = Runtime(device=runtime.device, threads=runtime.threads)
+        self.dtype = DTYPES[runtime.dtype]
+        self._splits: dict[str, sources.Split] = {}
+
+    # Data
+
+    def split(self, name: str) -> sources.Split:
+        """A data set of the recipe in its two parts.
+
+        Raises:
+          RecipeError: it is not in the recipe, or empty.
+        """
+        if name not in self.recipe.data:
+            raise RecipeError(
+                f"there is no data set {name!r}.{did_you_mean(name, self.recipe.data)} `data:` holds "
+                f"{listed(self.recipe.data)}"
+            )
+        if name not in self._splits:
+            with _at(f"data.{name}"):
+                self._splits[name] = _read(self.recipe.data[name])
+        return self._splits[name]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's, trained first if the recipe says so."""
+        policy, pad = self.recipe.model.policy, self.recipe.model.pad_token
+        wanted = policy.tokenizer if isinstance(policy, NewModel) else policy
+        if isinstance(wanted, NewTokenizer):
+            tokenizer: Any = train_tokenizer(
+                sources.texts_of(self.split(wanted.data).train),
+                vocab_size=wanted.vocab_size,
+                lowercase=wanted.lowercase,
+            )
+        else:
+            with _opening("model.policy", "tokenizer", wanted):
+                tokenizer = AutoTokenizer.from_pretrained(wanted)
+        name = "a new tokenizer" if isinstance(wanted, NewTokenizer) else wanted
+        check_special_tokens(tokenizer, name=name, pad_token=pad)
+        return tokenizer
+
+    @cached_property
+    def encoder(self) -> RowEncoder:
+        return RowEncoder(self.tokenizer)
+
+    @cached_property
+    def sft_examples(self) -> tuple[list[TokenExample], list[TokenExample]]:
+        """(train, held-out) examples of the sft stage."""
+        assert self.recipe.sft is not None
+        split, limit = self.split(self.recipe.sft.data), self.recipe.sft.max_tokens
+        with _at("sft"):
+            parts = [
+                [self.encoder.example(row).cut(limit) for row in rows]
+                for rows in (split.train, split.heldout)
+            ]
+            for example in (e for part in parts for e in part):
+                if len(example.ids) <= max(example.context_tokens, 1):
+                    raise RecipeError(
+                        f"max_tokens of {limit} leaves nothing to learn of an example whose prompt has "
+                        f"{example.context_tokens} tokens: "
+                        f"{str(self.tokenizer.decode(list(example.ids)))[:120]!r}. Raise it, or shorten the prompts"
+                    )
+        return parts[0], parts[1]
+
+    @cached_property
+    def pairs(self) -> tuple[list[Pair], list[Pair]]:
+        """(train, held-out) pairs of the reward_model stage."""
+        stage = self.recipe.reward_model
+        assert stage is not None
+        split = self.split(stage.data)
+        with _at("reward_model"):
+            return (
+                [self.encoder.pair(row) for row in self._paired(split.train, stage, stage.pairs)],
+                [self.encoder.pair(row) for row in self._paired(split.heldout, stage, None)],
+            )
+
+    def _paired(
+        self, rows: Sequence[Row], stage: RewardModelStage, count: int | None
+    ) -> Sequence[Row]:
+        if not rows or "label" not in rows[0]:
+            return rows
+        return pairs_from_labels(
+            rows, preferred=stage.preferred_label, count=count, seed=self.recipe.seed
+        )
+
+    @cached_property
+    def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
+        """(train, held-out) prompts of PPO, each short enough for its response."""
+        section = self.recipe.prompts
+        assert section is not None
+        split = self.split(section.data)
+        with _at("prompts"):
+            train, heldout = (
+                self._fitting(
+                    [self.encoder.prompt(row, first_words=section.first_words) for row in rows],
+                    drop=section.too_long == "drop",
+                )
+                for rows in (split.train, split.heldout)
+            )
+        for part, prompts in (("training", train), ("held-out", heldout)):
+            if not prompts:
+                raise RecipeError(
+                    f"prompts.data: data set {section.data!r} leaves no {part} prompts "
+                    f"({len(split.train)} rows to train on, {len(split.heldout)} held out; "
+                    f"data.{section.data}.heldout is {self.recipe.data[section.data].heldout})"
+                )
+        return train, heldout
+
+    def _fitting(self, prompts: list[Prompt], *, drop: bool) -> list[Prompt]:
+        response, context = self.recipe.rollout.max_new_tokens, self.context_tokens
+        if context is None:
+            return prompts
+        long = [p for p in prompts if len(p.ids) + response > context]
+        if long and not drop:
+            worst = max(long, key=lambda p: len(p.ids))
+            raise RecipeError(
+                f"{len(long)} of {len(prompts)} prompts are longer than the context allows: the model "
+                f"reads {context} tokens, rollout.max_new_tokens is {response}, and the longest prompt "
+                f"has {len(worst.ids)} tokens: {worst.text[:120]!r}. Set `prompts.too_long: drop`, or "
+                "shorten the responses"
+            )
+        return [p for p in prompts if len(p.ids) + response <= context]
+
+    @cached_property
+    def context_tokens(self) -> int | None:
+        """Most tokens that the policy reads; None if its config does not say."""
+        policy = self.recipe.model.policy
+        if isinstance(policy, NewModel):
+            found = policy.architecture.get("max_position_embeddings")
+            found = found or policy.architecture.get("n_positions")
+            if found is None:
+                with _at("model.policy.architecture"):
+                    shape = AutoConfig.for_model(str(policy.architecture.get("model_type")))
+                    found = getattr(shape, "max_position_embeddings", None)
+            return found
+        with _opening("model.policy", "config", policy):
+            shape = AutoConfig.from_pretrained(policy).get_text_config()
+        return getattr(shape, "max_position_embeddings", None)
+
+    # Components
+
+    @cached_property
+    def context(self) -> Context:
+        """What components are built with."""
+        return Context(
+            device=self.runtime.device,
+            dtype=self.dtype,
+            tokenizer=self.tokenizer,
+            seed=self.recipe.seed,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+            samples_per_prompt=self.recipe.rollout.samples_per_prompt,
+            columns=self._prompt_columns(),
+            prepare=lambda module: module.to(self.runtime.device).eval().requires_grad_(False),
+            model_path=self.model_path,
+            training_rows=lambda name: self.split(name).train,
+            tokenize=self.encoder.example,
+            build_reward=self._nested,
+        )
+
+    def _prompt_columns(self) -> frozenset[str]:
+        if self.recipe.prompts is None:
+            return frozenset()
+        split = self.split(self.recipe.prompts.data)
+        rows = [frozenset(row) for row in (*split.train, *split.heldout)]
+        return frozenset.intersection(*rows) if rows else frozenset()
+
+    def model_path(self, name: str) -> str:
+        """A path or hub id as it is; `stage:NAME` is where that stage of this run leaves its model.
+
+        Raises:
+          RecipeError: the recipe has no such stage.
+        """
+        stage = name.removeprefix("stage:")
+        if stage == name:
+            return name
+        if stage not in ("sft", "reward_model") or getattr(self.recipe, stage) is None:
+            raise RecipeError(f"{name!r} is the result of a stage that this recipe does not run")
+        return str(self.directory / stage)
+
+    def instance(self, *path: str | int) -> Instance[Any]:
+        """Build the component that stands at a path of the recipe."""
+        chosen = self.loaded.chosen[path]
+        with _at(".".join(map(str, path))):
+            component = chosen.component(chosen.config, self.context)
+        return Instance(str(path[-1]), str(chosen.offer), component)
+
+    def _nested(self, spec: RewardSpec) -> Any:
+        component = self._registry.load(spec.kind, spec.type)
+        built: Component[Any] = component(
+            component.Config.model_validate(spec.options), self.context
+        )
+        return built
+
+    # The check
+
+    def check(self) -> None:
+        """Look at everything that can be looked at before training.
+
+        Raises:
+          RecipeError: with the path of what is wrong.
+        """
+        _ = self.tokenizer, self.context_tokens
+        if self.recipe.sft is not None:
+            self._not_empty("sft", self.sft_examples)
+        if self.recipe.reward_model is not None:
+            self._not_empty("reward_model", self.pairs)
+        if self.recipe.ppo is not None:
+            _ = self.prompts
+        for path, name in (
+            ("model.reference", self.recipe.model.reference),
+            ("model.critic.initial", self.recipe.model.critic.initial),
+        ):
+            if name not in (None, "policy") and not name.startswith("stage:"):
+                with _opening(path, "model", name):
+                    check_vocabulary(AutoConfig.from_pretrained(name), self.tokenizer, name=name)
+        for where, chosen in self.loaded.chosen.items():
+            self._check_component(".".join(map(str, where)), chosen)
+
+    def _check_component(self, path: str, chosen: Chosen) -> None:
+        with _at(path):
+            chosen.component.check(chosen.config, self.context)
+
+    def _not_empty(self, stage: str, parts: tuple[Sequence[Any], Sequence[Any]]) -> None:
+        for name, part in zip(("to train on", "held out to measure it"), parts, strict=True):
+            if not part:
+                data = getattr(self.recipe, stage).data
+                raise RecipeError(
+                    f"{stage}.data: data set {data!r} has no rows {name} "
+                    f"(data.{data}.heldout is {self.recipe.data[data].heldout})"
+                )
+
+
+def _read(spec: Dataset) -> sources.Split:
+    if spec.path is not None:
+        rows = sources.read_rows(Path(spec.path))
+    elif spec.hub is not None:
+        hub = spec.hub
+        rows = sources.hub_rows(hub.id, config=hub.config, split=hub.split, revision=hub.revision)
+    else:
+        assert spec.generator is not None
+        makers: dict[str, Callable[..., Any]] = {"product_reviews": product_reviews}
+        made = spec.generator
+        rows = makers[made.name](made.rows, seed=made.seed)
+    if not rows:
+        raise RecipeError(f"the data set is empty ({spec.path or 'no rows came'})")
+    rows = sources.with_roles(rows[: spec.limit], spec.columns.model_dump())
+    return sources.split_rows(rows, heldout=spec.heldout)
+
+
+@contextmanager
+def _at(path: str) -> Iterator[None]:
+    """Put the recipe's path in front of an error."""
+    try:
+        yield
+    except RlframeError as error:
+        raise type(error)(f"{path}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _opening(path: str, what: str, name: str) -> Iterator[None]:
+    """Say whose file could not be opened: transformers raises OSError and ValueError alike."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: the {what} of {name!r} can not be opened: {error}") from error

@@ -1,0 +1,126 @@
+"""What a person sees of a run: a live table in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+HEADLINES = (
+    ("objective/scores", "score"),
+    ("objective/kl", "KL"),
+    ("kl/coefficient", "β"),
+    ("response/length_mean", "tokens"),
+    ("response/truncated_share", "cut"),
+    ("policy/approxkl_avg", "approx KL"),
+    ("policy/clipfrac_avg", "clipped"),
+    ("critic/explained_variance", "expl. var."),
+    ("eps", "resp./s"),
+)
+"""The metrics of the live table, and their short names."""
+
+
+class Display(Protocol):
+    """Told about a run as it goes."""
+
+    def stage(self, name: str, detail: str) -> None:
+        """A stage begins."""
+
+    def step(self, done: int, total: int, figures: Mapping[str, float]) -> None:
+        """A step of the stage is done; `figures` may be empty."""
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+
+    def show(self, table: Table) -> None:
+        """A table that stays."""
+
+    def close(self) -> None:
+        """The run is over, however it ended."""
+
+
+def make_display(console: Console) -> Display:
+    """The live display if `console` is a terminal, else the plain one."""
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+
+
+class PlainDisplay:
+    """Lines for a log file: each stage, about ten steps of it, every row of figures."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage = ""
+
+    def stage(self, name: str, detail: str) -> None:
+        self._stage = name
+        self.say(f"== {name}: {detail}")
+
+    def step(self, done: int, total: int, figures: Mapping[str, float]) -> None:
+        shown = {label: figures[key] for key, label in HEADLINES if key in figures}
+        shown = shown or {key: value for key, value in figures.items() if key == "loss"}
+        if shown:
+            told = "  ".join(f"{label} {value:.4g}" for label, value in shown.items())
+            self.say(f"{self._stage} {done}/{total}  {told}")
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, table: Table) -> None:
+        self._console.print(table)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class LiveDisplay:
+    """A progress bar and the last updates' figures, redrawn in place."""
+
+    _ROWS = 12
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._rows: list[tuple[int, Mapping[str, float]]] = []
+        self._live = Live(self._bar, console=console, refresh_per_second=4)
+        self._live.start()
+
+    def stage(self, name: str, detail: str) -> None:
+        self._rows = []
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=None)
+        self.say(f"{name}: {detail}")
+
+    def step(self, done: int, total: int, figures: Mapping[str, float]) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+        if any(key in figures for key, _ in HEADLINES):
+            self._rows = [*self._rows, (done, figures)][-self._ROWS :]
+        elif "loss" in figures:
+            self._bar.update(self._task, description=f"loss {figures['loss']:.3f}")
+        self._live.update(Group(self._table(), self._bar) if self._rows else self._bar)
+
+    def _table(self) -> Table:
+        table = Table("update", *(label for _, label in HEADLINES))
+        for number, figures in self._rows:
+            cells = (f"{figures[key]:.4g}" if key in figures else "" for key, _ in HEADLINES)
+            table.add_row(str(number), *cells)
+        return table
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def show(self, table: Table) -> None:
+        self._console.print(table)
+
+    def close(self) -> None:
+        self._live.stop()

@@ -1,0 +1,107 @@
+"""Metrics of a PPO update under the names that users know; definitions are in docs/metrics.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlframe.engine.metrics import Clock, Meter
+from rlframe.engine.ppo import Update
+from rlframe.functional.masked import Moments, explained_variance, moments, row_sums
+from rlframe.types import StopReason
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def update_metrics(
+    update: Update, clock: Clock, *, penalty: bool, episodes: int, reduce: Reduce
+) -> dict[str, float]:
+    """Every metric of one update, over all ranks.
+
+    Args:
+      update: what the update produced.
+      clock: its phases; restarted here.
+      penalty: whether KL was subtracted from the rewards.
+      episodes: responses on all ranks since the start of the run, this update included.
+      reduce: sums a tensor over ranks.
+    """
+    seconds = clock.restart()
+    meter = Meter()
+    _scores(meter, update)
+    _responses(meter, update, penalty=penalty)
+    meter.merge(update.meter)
+    found = meter.means(reduce)
+    shift = found["val/ratio"] - 1
+    found["val/ratio_var"] = max(found.pop("ratio_square") - shift**2, 0.0)
+    found["objective/rlhf_reward"] = found["objective/scores"] + found["objective/non_score_reward"]
+    deviations = _deviations(update, reduce)
+    ended = sum(reason is StopReason.EOS for reason in update.rollout.stop_reasons)
+    tokens, eos = reduce(
+        torch.stack([update.experience.mask.sum().double().cpu(), torch.tensor(float(ended))])
+    ).tolist()
+    responses = update.measured.responses
+    return {
+        "episode": episodes,
+        "eps": responses / sum(seconds.values()),
+        **dict(sorted((found | deviations).items())),
+        "critic/explained_variance": _explained(update, reduce),
+        "kl/coefficient": update.kl.coefficient,
+        "kl/nats_per_response": update.measured.nats_per_response,
+        "kl/nats_per_token": update.measured.nats_per_token,
+        "val/num_eos_tokens": eos,
+        **update.figures,
+        **{f"time/{name}_seconds": value for name, value in seconds.items()},
+        **{
+            f"speed/{name}_tokens_per_second": tokens / value
+            for name, value in seconds.items()
+            if value > 0
+        },
+    }
+
+
+def _scores(meter: Meter, update: Update) -> None:
+    judgement, count = update.judgement, len(update.rollout)
+    meter.add("objective/scores", judgement.scores.sum(), count)
+    for name in judgement.raw:
+        meter.add(f"reward/{name}/raw", judgement.raw[name].sum(), count)
+        meter.add(f"reward/{name}/weighted", judgement.weighted[name].sum(), count)
+
+
+def _responses(meter: Meter, update: Update, *, penalty: bool) -> None:
+    exp, count = update.experience, len(update.rollout)
+    kl = row_sums(exp.kl, exp.mask)
+    meter.add("objective/kl", kl.sum(), count)
+    meter.add("objective/entropy", row_sums(-exp.logprobs, exp.mask).sum(), count)
+    price = update.kl.coefficient if penalty else 0.0
+    meter.add("objective/non_score_reward", -price * kl.sum(), count)
+    meter.add("response/length_mean", exp.mask.sum(), count)
+    cut = sum(reason is StopReason.LENGTH for reason in update.rollout.stop_reasons)
+    meter.add("response/truncated_share", cut, count)
+
+
+def _deviations(update: Update, reduce: Reduce) -> dict[str, float]:
+    """Population standard deviation over all responses, of the mix and of each reward."""
+    judgement = update.judgement
+    columns = {"objective/scores_std": judgement.scores} | {
+        f"reward/{name}/std": values for name, values in judgement.raw.items()
+    }
+    return {
+        name: float(
+            _over_ranks(values, torch.ones_like(values, dtype=torch.bool), reduce).var.sqrt()
+        )
+        for name, values in columns.items()
+    }
+
+
+def _explained(update: Update, reduce: Reduce) -> float:
+    exp = update.experience
+    target = _over_ranks(exp.returns, exp.mask, reduce)
+    return float(
+        explained_variance(target, _over_ranks(exp.returns - exp.values, exp.mask, reduce))
+    )
+
+
+def _over_ranks(values: Tensor, mask: Tensor, reduce: Reduce) -> Moments:
+    return Moments(*reduce(torch.stack(moments(values, mask))))

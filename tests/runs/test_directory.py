@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from rlframe.errors import SetupError
+from rlframe.runs.directory import RunDirectory, default_directory
+
+
+def begun(path: Path) -> RunDirectory:
+    files = RunDirectory(path)
+    files.begin(
+        source="version: 1\n", resolved={"version": 1}, digest="abc", plugins={"kl": "fixed"}
+    )
+    return files
+
+
+def test_runs_never_share_a_directory(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    with pytest.raises(SetupError, match="not empty"):
+        RunDirectory(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    RunDirectory(tmp_path / "empty")
+
+
+def test_a_place_that_can_not_be_written_is_an_environment_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="can not be created"):
+        RunDirectory(tmp_path / "file" / "run")
+
+
+def test_the_manifest_follows_the_run(tmp_path: Path) -> None:
+    files = begun(tmp_path / "run")
+    manifest = tmp_path / "run" / "manifest.json"
+    first = json.loads(manifest.read_text())
+    assert first["status"] == "running"
+    assert first["libraries"]["torch"]
+    files.end("finished", figures={"sft/perplexity": math.nan})
+    last = json.loads(manifest.read_text())
+    assert (last["status"], last["digest"]) == ("finished", "abc")
+    assert last["figures"] == {"sft/perplexity": None}
+    assert last["started"] <= last["ended"]
+
+
+def test_metrics_are_valid_json_line_by_line_whatever_the_numbers(tmp_path: Path) -> None:
+    files = begun(tmp_path / "run")
+    files.metrics({"a": 1.5, "b": math.inf, "c": [math.nan, 1]})
+    files.metrics({"a": 2.5})
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert rows == [{"a": 1.5, "b": None, "c": [None, 1]}, {"a": 2.5}]
+
+
+def test_a_default_directory_is_named_after_its_recipe() -> None:
+    assert default_directory(Path("recipes/quickstart.yaml")).parent == Path("runs")
+    assert default_directory(Path("recipes/quickstart.yaml")).name.startswith("quickstart-")

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from rlframe.rollout.sampler import pack
+from rlframe.runs.evaluation import HeldOut, before_and_after, what_changed
+from rlframe.types import Prompt, Rollout, StopReason
+
+EOS, CUT = StopReason.EOS, StopReason.LENGTH
+
+
+def held_out(
+    texts: list[str], scores: list[float], reasons: list[StopReason], groups: list[int]
+) -> HeldOut:
+    rollout = Rollout(
+        sequences=pack([[1]] * len(texts), [[2]] * len(texts), device=torch.device("cpu")),
+        prompts=tuple(Prompt(f"ask{g}", (1,)) for g in groups),
+        texts=tuple(texts),
+        stop_reasons=tuple(reasons),
+        group_ids=tuple(groups),
+        samples=tuple(range(len(texts))),
+        update=0,
+    )
+    return HeldOut(rollout, tuple(scores), {"nice": tuple(scores)})
+
+
+BEFORE = held_out(
+    ["dull words", "dull again", "dull thing"], [0.0, -1.0, 1.0], [CUT, EOS, EOS], [0, 0, 1]
+)
+AFTER = held_out(
+    ["lovely words", "lovely", "lovely thing"], [1.0, 2.0, 3.0], [EOS, EOS, EOS], [0, 0, 1]
+)
+
+
+def test_the_sentence_says_what_moved() -> None:
+    said = what_changed(BEFORE, AFTER, kl=5.25)
+    assert "On 2 held-out prompts the mean score rose from 0.00 to 2.00 (nice 0.00 -> 2.00)" in said
+    assert "5.2 nats" in said
+    assert "100% of the responses end by themselves (before: 67%)" in said
+    assert "'lovely' more often and 'dull' less often" in said
+    assert "rose" not in what_changed(AFTER, BEFORE, kl=0.0)
+    assert "stayed" in what_changed(AFTER, AFTER, kl=0.0)
+    assert "more often" not in what_changed(AFTER, AFTER, kl=0.0)
+
+
+def test_the_table_shows_each_prompt_once_and_marks_what_was_cut() -> None:
+    file = io.StringIO()
+    Console(file=file, width=200).print(before_and_after(BEFORE, AFTER, rows=5))
+    text = file.getvalue()
+    assert text.count("ask0") == 1
+    assert "dull words …" in text
+    assert "dull again" not in text  # the second sample of the first prompt
+    assert "ask1" in text
+    short = io.StringIO()
+    Console(file=short, width=200).print(before_and_after(BEFORE, AFTER, rows=1))
+    assert "ask1" not in short.getvalue()
+
+
+def test_figures_of_the_watch() -> None:
+    assert BEFORE.metrics() == {
+        "heldout/scores": 0.0,
+        "heldout/nice/raw": 0.0,
+        "heldout/finished_share": pytest.approx(2 / 3),
+    }
+    assert AFTER.rows()[2] == {
+        "prompt": "ask1",
+        "response": "lovely thing",
+        "stop_reason": "eos",
+        "score": 3.0,
+        "rewards": {"nice": 3.0},
+    }
