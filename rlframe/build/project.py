@@ -99,12 +99,12 @@ class Project:
                 [self.encoder.example(row).cut(limit) for row in rows]
                 for rows in (split.train, split.heldout)
             ]
-            for example in (e for part in parts for e in part):
+            for example in (*parts[0], *parts[1]):
                 if len(example.ids) <= max(example.context_tokens, 1):
+                    text = str(self.tokenizer.decode(list(example.ids)))[:120]
                     raise RecipeError(
-                        f"max_tokens of {limit} leaves nothing to learn of an example whose prompt has "
-                        f"{example.context_tokens} tokens: "
-                        f"{str(self.tokenizer.decode(list(example.ids)))[:120]!r}. Raise it, or shorten the prompts"
+                        f"max_tokens of {limit} leaves nothing to learn of an example whose prompt "
+                        f"has {example.context_tokens} tokens: {text!r}. Raise it, or shorten prompts"
                     )
         return parts[0], parts[1]
 

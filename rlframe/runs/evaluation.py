@@ -132,7 +132,7 @@ def _mean(values: Sequence[float]) -> float:
 def _words(before: Sequence[str], after: Sequence[str]) -> tuple[list[str], list[str]]:
     """Up to four words each that occur in clearly more, or fewer, responses than before."""
     counts = [
-        Counter(w for text in texts for w in set(_WORD.findall(text.lower())))
+        Counter(word for text in texts for word in set(_WORD.findall(text.lower())))
         for texts in (before, after)
     ]
     change = {w: counts[1][w] - counts[0][w] for w in counts[0] | counts[1]}
