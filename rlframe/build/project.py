@@ -256,6 +256,7 @@ class Project:
         for path, name in (
             ("model.reference", self.recipe.model.reference),
             ("model.critic.initial", self.recipe.model.critic.initial),
+            ("reward_model.initial", getattr(self.recipe.reward_model, "initial", None)),
         ):
             if name not in (None, "policy") and not name.startswith("stage:"):
                 with _opening(path, "model", name):

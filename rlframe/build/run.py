@@ -14,7 +14,7 @@ from rlframe.models import loading
 from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe
 from rlframe.recipe.schema import FineTuning, NewModel
-from rlframe.runs.directory import RunDirectory
+from rlframe.runs.directory import RunDirectory, refuse_used
 from rlframe.runs.display import Display
 from rlframe.stages.ppo import Aligned
 from rlframe.stages.reward_model import pair_accuracy, train_reward_model
@@ -53,6 +53,9 @@ def run_recipe(
     Raises:
       RlframeError: whatever went wrong; the manifest says so too.
     """
+    refuse_used(directory)
+    project = Project(loaded, directory, registry or Registry())
+    project.check()  # before anything is written: a recipe that is refused can be mended and run
     files = RunDirectory(directory)
     plugins = {".".join(map(str, path)): str(c.offer) for path, c in loaded.chosen.items()}
     files.begin(
@@ -62,8 +65,6 @@ def run_recipe(
         plugins=plugins,
     )
     try:
-        project = Project(loaded, directory, registry or Registry())
-        project.check()
         outcome = _stages(project, files, display)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -105,6 +106,7 @@ def _sft(project: Project, policy: Any, files: RunDirectory, display: Display) -
     fine_tune(
         policy,
         train,
+        pack_to=stage.max_tokens if stage.pack else None,
         settings=_settings(project, stage),
         progress=display.step,
     )

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from rlframe.errors import RecipeError
 from rlframe.hooks import (
     AuxiliaryLoss,
+    Context,
     LossTerm,
     PluginConfig,
     PolicyView,
@@ -27,6 +28,16 @@ class SFTConfig(PluginConfig):
     examples_per_step: PositiveInt = Field(16, description="in each optimiser step, over all ranks")
 
 
+def _demonstrations(config: SFTConfig, context: Context) -> list[TokenExample]:
+    examples = [context.tokenize(row) for row in context.training_rows(config.data)]
+    if any(example.context_tokens == 0 for example in examples):
+        raise RecipeError(
+            f"data set {config.data!r} has rows without a prompt; loss 'sft' needs prompt and "
+            "response, or messages. For plain text use `type: ptx`"
+        )
+    return examples
+
+
 class SFT(AuxiliaryLoss[SFTConfig]):
     """Next-token loss on the responses of demonstrations; their prompts are context only."""
 
@@ -38,15 +49,12 @@ class SFT(AuxiliaryLoss[SFTConfig]):
     def examples_per_step(self) -> int:
         return self.config.examples_per_step
 
+    @classmethod
+    def check(cls, config: SFTConfig, context: Context) -> None:
+        _demonstrations(config, context)
+
     def examples(self) -> list[TokenExample]:
-        rows = self.context.training_rows(self.config.data)
-        examples = [self.context.tokenize(row) for row in rows]
-        if any(example.context_tokens == 0 for example in examples):
-            raise RecipeError(
-                f"loss 'sft': data set {self.config.data!r} has rows without a prompt; it needs "
-                "prompt and response, or messages. For plain text use `type: ptx`"
-            )
-        return examples
+        return _demonstrations(self.config, self.context)
 
     def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
         return _next_token_loss(policy, batch)
@@ -74,6 +82,11 @@ class PTX(AuxiliaryLoss[PTXConfig]):
     @property
     def examples_per_step(self) -> int:
         return self.config.examples_per_step
+
+    @classmethod
+    def check(cls, config: PTXConfig, context: Context) -> None:
+        for row in context.training_rows(config.data):
+            context.tokenize(row)
 
     def examples(self) -> list[TokenExample]:
         rows = self.context.training_rows(self.config.data)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from rlframe.errors import RecipeError
+from rlframe.errors import RecipeError, listed
 from rlframe.hooks import Context, PluginConfig, RewardBatch, RewardProvider
 
 if TYPE_CHECKING:
@@ -37,35 +37,21 @@ class RewardModel(RewardProvider[RewardModelConfig]):
 
         super().__init__(config, context)
         path = context.model_path(config.model)
+        _check_shape(path, config, context)
         model = AutoModelForSequenceClassification.from_pretrained(
             path, num_labels=1, dtype=context.dtype
         )
         self._tokenizer = AutoTokenizer.from_pretrained(path)
-        if config.input == "ids":
-            _check_vocabulary(path, self._tokenizer, model.config, context)
-            if not hasattr(model, "score"):
-                raise RecipeError(
-                    f"reward model {path!r} ({type(model).__name__}) is not a causal model with a "
-                    "score head; use `input: text`"
-                )
         self._model = context.prepare(model)
 
     @classmethod
     def check(cls, config: RewardModelConfig, context: Context) -> None:
-        from transformers import AutoConfig, AutoTokenizer
-
-        if config.model.startswith("stage:"):
-            context.model_path(config.model)
+        if not config.model.startswith("stage:"):
+            _check_shape(config.model, config, context)
             return
-        try:
-            shape = AutoConfig.from_pretrained(config.model)
-            tokenizer = AutoTokenizer.from_pretrained(config.model)
-        except (OSError, ValueError) as error:
-            raise RecipeError(
-                f"reward model {config.model!r} can not be opened: {error}"
-            ) from error
-        if config.input == "ids":
-            _check_vocabulary(config.model, tokenizer, shape, context)
+        context.model_path(config.model)
+        if config.model != "stage:reward_model":
+            raise RecipeError(f"{config.model!r} is no reward model; use 'stage:reward_model'")
 
     def score(self, batch: RewardBatch) -> list[float]:
         if self.config.input == "text":
@@ -94,14 +80,42 @@ class RewardModel(RewardProvider[RewardModelConfig]):
         tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in encoded], device=device)
         mask = torch.arange(width, device=device) < lengths[:, None]
         with torch.no_grad():
-            if self.config.input == "text":
-                scores = self._model(input_ids=tokens, attention_mask=mask.long()).logits
-            else:
+            if hasattr(self._model, "score"):
                 # Right-padded and causal: the last real token sees no padding, and its place comes
                 # from the length, so a padding id that the policy sampled can not move it.
                 hidden = self._model.base_model(input_ids=tokens).last_hidden_state
                 scores = self._model.score(hidden[torch.arange(len(encoded)), lengths - 1])
+            else:
+                scores = self._model(input_ids=tokens, attention_mask=mask.long()).logits
         return scores.squeeze(-1).float().tolist()
+
+
+def _check_shape(path: str, config: RewardModelConfig, context: Context) -> None:
+    """Everything about a reward model that can be told from its config and tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        shape = AutoConfig.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        with torch.device("meta"):  # the architecture without its weights
+            model = AutoModelForSequenceClassification.from_config(shape)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"reward model {path!r} can not be opened: {error}") from error
+    saved = shape.architectures or []
+    if saved and not any("SequenceClassification" in name for name in saved):
+        raise RecipeError(
+            f"reward model {path!r} was saved as {listed(saved)}, which has no trained score head"
+        )
+    if shape.num_labels != 1:
+        raise RecipeError(f"reward model {path!r} has {shape.num_labels} outputs, it must have 1")
+    if config.input == "ids" and not hasattr(model, "score"):
+        raise RecipeError(
+            f"reward model {path!r} ({type(model).__name__}) is not a causal model with a score "
+            "head; use `input: text`"
+        )
+    if config.input == "ids":
+        _check_vocabulary(path, tokenizer, shape, context)
 
 
 def _check_vocabulary(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from rlframe.hooks.registry import KINDS, Offer, Registry
 
@@ -32,8 +32,10 @@ def list_plugins(
     if as_json:
         typer.echo(json.dumps([{name: getattr(o, name) for name in _SHOWN} for o in offers]))
         return
-    table = Table("kind", "type", "distribution", "version", "defined in")
+    table = Table("kind", Column("type", no_wrap=True), "distribution", "version", "defined in")
     for offer in offers:
         noun = KINDS[offer.kind][1]
         table.add_row(noun, offer.name, offer.distribution, offer.version, offer.target)
-    Console().print(table)
+    console = Console()
+    # A pipe has no width; what is there to be copied must not be cut.
+    (console if console.is_terminal else Console(width=160)).print(table)

@@ -41,7 +41,8 @@ class RowEncoder:
         for key in ("chosen", "rejected"):
             if not isinstance(row.get(key), str) or not row[key]:
                 raise RecipeError(f"{key!r} is not a text in this row: {_shown(row)}")
-        prompt = self.prompt(row) if ("prompt" in row or "messages" in row) else None
+        asked = row.get("prompt") is not None or row.get("messages")
+        prompt = self.prompt(row) if asked else None
         return self._joined(prompt, row["chosen"]), self._joined(prompt, row["rejected"])
 
     def prompt(self, row: Row, *, first_words: int | None = None) -> Prompt:
@@ -65,10 +66,11 @@ class RowEncoder:
     def _parts(self, row: Row) -> tuple[Prompt | None, str]:
         messages = row.get("messages")
         if messages:
+            prompt = self._chat(messages, row)
             if messages[-1]["role"] != "assistant":
                 raise RecipeError(f"the last message is not the assistant's: {_shown(row)}")
-            return self._chat(messages, row), messages[-1]["content"]
-        if "prompt" in row and "response" in row:
+            return prompt, messages[-1]["content"]
+        if row.get("prompt") is not None and row.get("response") is not None:
             return self.prompt(row), self._field(row, "response")
         return None, self._field(row, "text")
 
@@ -76,12 +78,17 @@ class RowEncoder:
         tokenizer = self.tokenizer
         eos = tokenizer.eos_token_id
         if prompt is None:
-            return TokenExample((*tokenizer.encode(response), eos), 0)
+            return TokenExample((*self._encode(response), eos), 0)
         ids = tokenizer.encode(response, add_special_tokens=False)
         return TokenExample((*prompt.ids, *ids, eos), len(prompt.ids))
 
     def _chat(self, messages: Sequence[Mapping[str, str]], row: Row) -> Prompt:
         """The chat up to the assistant's turn, through the tokenizer's own template."""
+        if not (isinstance(messages, list | tuple) and all(map(_is_message, messages))):
+            raise RecipeError(
+                "messages must be a list of objects with the texts `role` and `content`; here: "
+                f"{_shown(row)}"
+            )
         if self.tokenizer.chat_template is None:
             raise RecipeError(
                 "the data has chat messages but the tokenizer has no chat template; give the data as "
@@ -94,10 +101,15 @@ class RowEncoder:
         return Prompt(str(text), tuple(ids), row, tuple(asked))
 
     def _prompt(self, text: str, row: Row) -> Prompt:
-        ids = tuple(self.tokenizer.encode(text))
+        ids = self._encode(text)
         if not ids:
             raise RecipeError(f"an empty prompt, and the tokenizer has no BOS token: {_shown(row)}")
         return Prompt(text, ids, row)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """A text as the tokenizer begins it. Some end it as well: that is the policy's business."""
+        ids = tuple(self.tokenizer.encode(text))
+        return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def _field(self, row: Row, key: str) -> str:
         value: Any = row.get(key)
@@ -107,6 +119,12 @@ class RowEncoder:
                 "Name the columns in `data.NAME.columns`"
             )
         return value
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(
+        isinstance(message.get(key), str) for key in ("role", "content")
+    )
 
 
 def _shown(row: Row) -> str:

@@ -85,7 +85,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_text(path: Path) -> list[Row]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [{"text": line} for line in lines if line.strip()]
 
 
@@ -125,7 +125,9 @@ def split_rows(rows: Sequence[Row], *, heldout: float) -> Split:
     train: list[Row] = []
     kept: list[Row] = []
     for row in rows:
-        asked = next((row[key] for key in ("prompt", "messages", "text") if key in row), row)
+        asked = next(
+            (row[key] for key in ("prompt", "messages", "text") if row.get(key) is not None), row
+        )
         text = json.dumps(_without_answer(asked), sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         (kept if int.from_bytes(digest) < heldout * 2**64 else train).append(row)
@@ -145,5 +147,7 @@ def texts_of(rows: Sequence[Row]) -> Iterator[str]:
         for role in ("text", "prompt", "response", "chosen", "rejected"):
             if isinstance(row.get(role), str):
                 yield row[role]
-        for message in row.get("messages") or ():
-            yield message["content"]
+        messages = row.get("messages")
+        for message in messages if isinstance(messages, list) else ():
+            if isinstance(message, dict) and isinstance(message.get("content"), str):
+                yield message["content"]

@@ -40,7 +40,7 @@ def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     The log ratio is clamped to ±20 inside the exponential.
     """
     x = logprobs - reference
-    return (-x).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() - 1 + x
+    return (-x).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).expm1() + x
 
 
 def absolute(logprobs: Tensor, reference: Tensor) -> Tensor:

@@ -27,16 +27,10 @@ class _TokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        # In place where nobody can see it: fresh pages for a tensor of this size cost as much as the
-        # arithmetic on it.
-        peak = logits.amax(-1, keepdim=True)
-        probs = (logits - peak).exp_()
-        total = probs.sum(-1, keepdim=True)
-        probs.div_(total)
-        normaliser = (total.log() + peak).squeeze(-1)
-        # A batched dot product: the product p z is never written down.
-        entropy = normaliser - torch.bmm(probs[:, None], logits[:, :, None]).flatten()
-        chosen = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
+        logp = torch.log_softmax(logits, -1)
+        probs = logp.exp()
+        chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
+        entropy = -logp.mul_(probs).sum(-1)  # in place: p log p takes no memory of its own
         ctx.save_for_backward(probs, targets, entropy)
         ctx.set_materialize_grads(False)
         return chosen, entropy
@@ -100,8 +94,6 @@ def chunked(
         return from_logits(head(h), y, temperature=temperature)
 
     pieces = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
-    if not pieces:  # N = 0: torch splits an empty tensor into one empty piece, but be explicit
-        return piece(hidden, targets)
     recompute = torch.is_grad_enabled()
     done = [
         checkpoint(piece, h, y, use_reentrant=False, preserve_rng_state=False)

@@ -53,6 +53,6 @@ def clipped_value_loss(
     Returns:
       (loss, clipped), both [B, T]; `clipped` is True where the clipped error is the active branch.
     """
-    bounded = old_values + (values - old_values).clamp(-clip, clip)
+    bounded = values.clamp(old_values - clip, old_values + clip)
     error, bounded_error = (values - returns) ** 2, (bounded - returns) ** 2
     return 0.5 * torch.maximum(error, bounded_error), bounded_error > error

@@ -57,7 +57,9 @@ class Moments(NamedTuple):
     @property
     def var(self) -> Tensor:
         """Population variance Σx²/n - (Σx/n)²; 0 for an empty set, never negative."""
-        return (self.square / self.number.clamp(min=1) - self.mean**2).clamp(min=0)
+        square = self.square / self.number.clamp(min=1)
+        var = square - self.mean**2
+        return torch.where(var > 1e-13 * square, var, 0)  # less is the rounding of a constant
 
 
 def moments(x: Tensor, mask: Tensor) -> Moments:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,12 +33,13 @@ def keep(logits: Tensor, *, top_k: int | None, top_p: float | None, min_p: float
         smallest = logits.topk(top_k, -1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     if top_p is not None and top_p < 1:
-        ordered, index = logits.sort(-1, descending=True)
-        probs = ordered.softmax(-1)
+        ordered, index = logits.sort(dim=-1, descending=True, stable=True)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        probs = ordered.softmax(-1, dtype=wide)
         beyond = probs.cumsum(-1) - probs >= top_p  # the mass before this token already suffices
         logits = logits.masked_fill(beyond.gather(-1, index.argsort(-1)), -torch.inf)
     if min_p is not None and min_p > 0:
-        floor = logits.max(-1, keepdim=True).values + torch.tensor(min_p).log().to(logits)
+        floor = logits.max(-1, keepdim=True).values + math.log(min_p)
         logits = logits.masked_fill(logits < floor, -torch.inf)
     return logits
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from rlframe.types import (
     KLMeasurement,
@@ -33,16 +34,33 @@ API_VERSION = (1, 0)
 """Version of this contract: a plugin of the same major and no newer minor version works."""
 
 
-class PluginConfig(BaseModel):
-    """Base of every component's config: frozen, and an unknown key is an error."""
+class Section(BaseModel):
+    """A mapping of a recipe: frozen, unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_boolean_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic reads true as 1 where a number is wanted."""
+        field = cls.model_fields.get(info.field_name or "")
+        if isinstance(value, bool) and field is not None and not _takes_bool(field.annotation):
+            raise PydanticCustomError("bool", "Input should not be true or false")
+        return value
 
 
-class ComponentSpec(BaseModel):
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_bool(part) for part in get_args(annotation))
+
+
+class PluginConfig(Section):
+    """Base of every component's config."""
+
+
+class ComponentSpec(Section):
     """A component as a recipe names it: `type`, and the keys of that component's own config."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
     kind: ClassVar[str]
 
     type: str

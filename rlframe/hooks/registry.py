@@ -6,9 +6,11 @@ while it is unique; `distribution/name` always works; a built-in name can not be
 
 from __future__ import annotations
 
+import re
 import traceback
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from rlframe.errors import PluginError, did_you_mean, listed
@@ -74,7 +76,8 @@ class Registry:
           PluginError: nobody offers the name, or several distributions do.
         """
         offers, noun = self.offers(kind), KINDS[kind][1]
-        matching = [o for o in offers if name in (o.name, o.qualified)]
+        wanted = _normalised(name)
+        matching = [o for o in offers if name == o.name or wanted == _normalised(o.qualified)]
         core = [o for o in matching if o.distribution == CORE]
         if len(matching) == 1 or core:
             return (core or matching)[0]
@@ -83,8 +86,9 @@ class Registry:
                 f"{noun} {name!r} is offered by {listed(str(o) for o in matching)}; "
                 f"write one of: {listed(o.qualified for o in matching)}"
             )
+        known = [o.qualified if "/" in name else o.name for o in offers]
         raise PluginError(
-            f"there is no {noun} called {name!r}.{did_you_mean(name, [o.name for o in offers])} "
+            f"there is no {noun} called {name!r}.{did_you_mean(name, known)} "
             f"Installed: {listed(map(str, offers))}. A plugin that is missing here is not installed "
             "in this environment: see `rlframe plugins list`"
         )
@@ -100,11 +104,10 @@ class Registry:
             return _checked(offer, offer.source)
         try:
             component = offer.source.load()
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{KINDS[kind][1]} {offer} could not be imported from {offer.target}: "
-                f"{type(error).__name__}: {error} [{where.filename}:{where.lineno}]"
+                f"{type(error).__name__}: {error} [{_place(offer, error)}]"
             ) from error
         return _checked(offer, component)
 
@@ -121,11 +124,29 @@ def _installed(kind: str) -> list[Offer]:
     return list(found.values())
 
 
+def _normalised(name: str) -> str:
+    """A qualified name with its distribution spelt as the packaging specification normalises it."""
+    distribution, slash, component = name.rpartition("/")
+    return re.sub(r"[-_.]+", "-", distribution).lower() + slash + component
+
+
+def _place(offer: Offer, error: BaseException) -> str:
+    """Where in the plugin an import failed: its own last line, not one of a library it called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = offer.target.partition(":")[0].partition(".")[0]
+    own = [f for f in frames if package in (Path(f.filename).stem, *Path(f.filename).parts)]
+    last = (own or frames)[-1]
+    return f"{last.filename}:{last.lineno}"
+
+
 def _checked(offer: Offer, component: object) -> type[Component[Any]]:
     base, noun = KINDS[offer.kind]
     if not (isinstance(component, type) and issubclass(component, base)):
         raise PluginError(f"{noun} {offer}: {offer.target} is not a subclass of {base.__name__}")
-    major, minor = component.rlframe_api
+    api = component.rlframe_api
+    if not (isinstance(api, tuple) and len(api) == 2 and all(isinstance(x, int) for x in api)):
+        raise PluginError(f"{noun} {offer}: rlframe_api is {api!r}, but it must be (major, minor)")
+    major, minor = api
     if major != API_VERSION[0] or minor > API_VERSION[1]:
         older = (major, minor) < API_VERSION
         raise PluginError(

@@ -10,13 +10,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedTokenizerBase,
 )
 
-from rlframe.errors import RecipeError
+from rlframe.errors import RecipeError, did_you_mean
 
 Head = Literal["zero", "normal", "keep"]
 
@@ -43,6 +44,11 @@ def new_language_model(
     if "model_type" not in options:
         raise RecipeError("model.policy.architecture: `model_type` is required, as in `llama`")
     kind = options.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise RecipeError(
+            f"model.policy.architecture: transformers has no model type {kind!r}."
+            f"{did_you_mean(str(kind), CONFIG_MAPPING)}"
+        )
     special = {
         f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")
     }

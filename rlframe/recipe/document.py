@@ -43,12 +43,16 @@ class Document:
         if not equals or not key:
             raise RecipeError(f"override {text!r}: write key.path=value, as in ppo.updates=10")
         path = tuple(key.split("."))
+        try:
+            parsed = parse_scalar(value)
+        except RecipeError as error:
+            raise RecipeError(f"override {text!r}: {error}") from error
         node = self.data
         for part in path[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise RecipeError(f"override {text!r}: {part!r} is not a mapping in this recipe")
-        node[path[-1]] = parse_scalar(value)
+        node[path[-1]] = parsed
         place = f"override {text!r}"
         self.places = {p: q for p, q in self.places.items() if p[: len(path)] != path}
         for end in range(1, len(path) + 1):
@@ -56,12 +60,20 @@ class Document:
         self.places[path] = place
 
 
+_PLAIN_TAGS = {"map", "seq", "str", "int", "float", "bool", "null"}
+
+
 def parse_scalar(text: str) -> Any:
-    """The value of an override: YAML 1.2, so 1e-5 is a number and `on` a word."""
+    """The value of an override: YAML 1.2, so 1e-5 is a number and `on` a word.
+
+    Raises:
+      RecipeError: it can not be parsed.
+    """
     try:
         return _plain(YAML(typ="safe", pure=True).load(text))
     except YAMLError as error:
-        raise RecipeError(f"override value {text!r} is not YAML: {error}") from error
+        problem = getattr(error, "problem", None) or "it can not be parsed"
+        raise RecipeError(f"the value is not YAML: {problem}") from error
 
 
 def read_document(path: Path) -> Document:
@@ -92,20 +104,30 @@ def read_document(path: Path) -> Document:
         raise RecipeError(f"{path}: a recipe is a mapping of keys; start with `version: 1`")
     document = Document(_plain(tree))
     _note_places(tree, (), str(path), document)
+    if document.places:
+        document.places[()] = min(document.places.values(), key=document.order.__getitem__)
     return document
 
 
 def _note_places(node: Any, path: Path_, file: str, into: Document) -> None:
+    """Remember where each value stands, and refuse tags: a recipe is data."""
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if tag is not None and str(tag).removeprefix("tag:yaml.org,2002:") not in _PLAIN_TAGS:
+        raise RecipeError(f"{into.place(path)}: a recipe takes no YAML tags, here is {tag}")
     if isinstance(node, CommentedMap):
-        items = [(key, node.lc.key(key), value) for key, value in node.items()]
+        places = {key: node.lc.key(key) for key in node if key in (node.lc.data or {})}
+        items: list[Any] = list(node.items())
     elif isinstance(node, CommentedSeq):
-        items = [(i, node.lc.item(i), value) for i, value in enumerate(node)]
+        places = {index: node.lc.item(index) for index in range(len(node))}
+        items = list(enumerate(node))
     else:
         return
-    for key, (line, column), value in items:
-        place = f"{file}:{line + 1}:{column + 1}"
-        into.places[(*path, key)] = place
-        into.order[place] = (line, column)
+    for key, value in items:
+        if key in places:  # what `<<` merges in stands elsewhere
+            line, column = places[key]
+            place = f"{file}:{line + 1}:{column + 1}"
+            into.places[(*path, key)] = place
+            into.order[place] = (line, column)
         _note_places(value, (*path, key), file, into)
 
 

@@ -58,7 +58,10 @@ class LoadedRecipe:
     @property
     def digest(self) -> str:
         """sha256 of the resolved recipe: equal digests describe the same run."""
-        canonical = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"))
+        plain = self.resolved()
+        # The order of keys means nothing, but that of the rewards does: each joins those before it.
+        plain["rewards"] = list(plain["rewards"].items())
+        canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -96,8 +99,9 @@ def load_recipe(
         problems = [_Problem(p, m) for p, m in broken_references(recipe)]
         specs = list(_specs(recipe, ()))
     chosen: dict[Path_, Chosen] = {}
+    registry = registry or Registry()
     for where, spec in specs:
-        problems += _choose(where, spec, registry or Registry(), chosen)
+        problems += _choose(where, spec, registry, chosen)
     if problems:
         raise _all_at_once(problems, document)
     return LoadedRecipe(recipe, chosen, path.read_text(encoding="utf-8"))
@@ -143,7 +147,9 @@ def _choose(
     try:
         config = component.Config.model_validate(spec.options)
     except ValidationError as error:
-        told = wording.explain(error, component.Config, spec.options, hidden=component.reserved)
+        told = wording.explain(
+            error, component.Config, spec.options, beside=frozenset(type(spec).model_fields)
+        )
         return [_Problem((*path, *inner), message) for inner, message in told]
     chosen[path] = Chosen(registry.find(spec.kind, spec.type), component, config)
     return [

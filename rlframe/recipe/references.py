@@ -48,12 +48,21 @@ def _stages(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     running = [name for name in STAGES if getattr(recipe, name) is not None]
     if not running:
         yield (), f"nothing to run: give at least one of {', '.join(STAGES)}"
-    for path, name in (
-        (("model", "critic", "initial"), recipe.model.critic.initial),
-        (("model", "reference"), recipe.model.reference or ""),
-    ):
-        stage = name.removeprefix("stage:")
-        if stage != name and stage not in running:
+    made = {
+        ("model", "reference"): (recipe.model.reference, ("sft",)),
+        ("model", "critic", "initial"): (recipe.model.critic.initial, ("reward_model",)),
+        ("reward_model", "initial"): (getattr(recipe.reward_model, "initial", None), ()),
+    }
+    for path, (name, fitting) in made.items():
+        stage = (name or "").removeprefix("stage:")
+        if stage == (name or ""):
+            continue
+        if stage in STAGES and stage not in fitting:
+            use = (
+                " or ".join(f"'stage:{s}'" for s in fitting) or "'policy', which is what sft leaves"
+            )
+            yield path, f"{name!r} can not stand here; use {use}, or a path or hub id"
+        elif stage not in running:
             yield path, f"{name!r} is the result of a stage, but `{stage}:` is not in this recipe"
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,15 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from rlframe.hooks.component import ComponentSpec, RewardSpec
+from rlframe.hooks.component import ComponentSpec, RewardSpec, Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class HubData(Section):
@@ -132,6 +124,12 @@ class FineTuning(Section):
 class SFTStage(FineTuning):
     """Supervised fine-tuning of the policy, on text, prompt and response, or messages."""
 
+    pack: bool = Field(
+        False,
+        description="fill rows of max_tokens with several examples, which then see those before them: "
+        "no padding, and batches that do not differ in length; batch_size counts rows",
+    )
+
 
 class RewardModelStage(FineTuning):
     """A reward model from pairs (chosen and rejected), or from labelled text paired at random."""
@@ -194,6 +192,7 @@ class AdvantageSpec(ComponentSpec):
     """The advantage estimator."""
 
     kind: ClassVar[str] = "advantage_estimators"
+    type: str = "gae"
 
 
 class KL(Section):
@@ -268,16 +267,16 @@ class Recipe(Section):
 
     version: Literal[1]
     seed: NonNegativeInt = 0
-    data: dict[str, Dataset] = {}
+    data: dict[str, Dataset] = Field(default_factory=dict)
     model: Models
     sft: SFTStage | None = None
     reward_model: RewardModelStage | None = None
     prompts: Prompts | None = None
     rollout: RolloutSection = RolloutSection()
-    rewards: dict[str, RewardEntry] = {}
+    rewards: dict[str, RewardEntry] = Field(default_factory=dict)
     kl: KL | None = None
-    losses: dict[str, LossSpec] = {}
-    advantages: AdvantageSpec = AdvantageSpec(type="gae")
+    losses: dict[str, LossSpec] = Field(default_factory=dict)
+    advantages: AdvantageSpec = AdvantageSpec()
     ppo: PPO | None = None
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()

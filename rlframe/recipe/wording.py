@@ -37,7 +37,7 @@ def explain(
     model: type[BaseModel],
     data: Any,
     *,
-    hidden: frozenset[str] = frozenset(),
+    beside: frozenset[str] = frozenset(),
 ) -> list[tuple[Path_, str]]:
     """Each mistake once: (path as typed, message).
 
@@ -45,12 +45,13 @@ def explain(
       error: what pydantic raised.
       model: the model that was validated.
       data: what was validated, to tell typed keys from pydantic's union tags.
-      hidden: keys not to suggest.
+      beside: keys of the recipe's own that stand at the top of `data` as well.
     """
     told: dict[Path_, str] = {}
     for detail in error.errors(include_url=False):
         path = _typed(detail["loc"], data, missing=detail["type"] == "missing")
-        message = _message(detail, _keys_at(model, path[:-1]) - hidden)
+        keys = _keys_at(model, path[:-1])
+        message = _message(detail, keys | beside if len(path) == 1 else keys)
         # Of a union every member complains about the same place; the first to do so is kept,
         # unless a later one knows a deeper place.
         told.setdefault(path, message)
@@ -105,7 +106,10 @@ def _message(detail: ErrorDetails, keys: frozenset[str]) -> str:
         return f"unknown key {name!r}.{did_you_mean(name, keys)} Known here: {listed(keys)}"
     if kind == "missing":
         return "this key is required"
-    message = detail["msg"].removeprefix("Value error, ")
-    if kind == "value_error" or isinstance(value, dict | list):
-        return message
-    return f"{message[0].lower()}{message[1:]}, but it is {value!r}"
+    if kind == "value_error":
+        return detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"]
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        message = "input should be a mapping of keys"
+    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    return f"{message[0].lower()}{message[1:]}, but it is {shown}"

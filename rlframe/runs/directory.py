@@ -49,10 +49,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and any(path.iterdir()):
-            raise SetupError(
-                f"{path} is not empty, and runs never share a directory: choose another --output"
-            )
+        refuse_used(path)
         try:
             (path / "samples").mkdir(parents=True)
         except OSError as error:
@@ -115,6 +112,18 @@ class RunDirectory:
         temporary = self.path / "manifest.json.new"
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(self.path / "manifest.json")
+
+
+def refuse_used(path: Path) -> None:
+    """Make sure that a run directory is new.
+
+    Raises:
+      SetupError: there is something already.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        raise SetupError(
+            f"{path} is not empty, and runs never share a directory: choose another --output"
+        )
 
 
 def default_directory(recipe: Path) -> Path:

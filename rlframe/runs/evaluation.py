@@ -112,8 +112,9 @@ def what_changed(before: HeldOut, after: HeldOut, *, kl: float) -> str:
     more, less = _words(before.rollout.texts, after.rollout.texts)
     said = f" It now says {_quoted(more)} more often" if more else ""
     said += f" and {_quoted(less)} less often." if said and less else "." if said else ""
+    prompts = len(set(before.rollout.group_ids))
     return (
-        f"On {len(set(before.rollout.group_ids))} held-out prompts the mean score {verb} from {before.mean:.2f} to "
+        f"On {prompts} held-out prompts the mean score {verb} from {before.mean:.2f} to "
         f"{after.mean:.2f} ({parts}), at {kl:.1f} nats a response from the reference; "
         f"{after.finished:.0%} of the responses end by themselves (before: {before.finished:.0%})."
         f"{said}"

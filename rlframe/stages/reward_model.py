@@ -89,11 +89,7 @@ def train_reward_model(
             loss = -torch.nn.functional.logsigmoid(chosen - rejected)
             return (loss + center * (chosen + rejected) ** 2).mean()
 
-    examples = [
-        # Trainer groups by the length of `input_ids`; the longer of the two decides the padding.
-        {"input_ids": max(both, key=len), "pair": both}
-        for both in ([e.ids[:max_tokens] for e in pair] for pair in pairs)
-    ]
+    examples = [{"pair": [e.ids[:max_tokens] for e in pair]} for pair in pairs]
     fit(PairTrainer, model, examples, _collate, settings=settings, progress=progress)
 
 

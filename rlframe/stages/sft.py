@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ def fine_tune(
     model: Any,
     examples: Sequence[TokenExample],
     *,
+    pack_to: int | None,
     settings: FineTuningSettings,
     progress: Progress,
 ) -> None:
@@ -30,23 +32,53 @@ def fine_tune(
     Args:
       model: `...ForCausalLM`.
       examples: context tokens are read but not learned from; each has tokens beyond its context.
-      settings: knobs.
+      pack_to: tokens of the rows that examples are packed into; None for a row an example.
+      settings: knobs; the batch size counts rows.
       progress: told about each step.
     """
-    plain = [{"input_ids": e.ids, "context": e.context_tokens} for e in examples]
-    fit(Trainer, model, plain, _collate, settings=settings, progress=progress)
+    rows = [_labelled(e) for e in examples]
+    if pack_to is not None:
+        rows = packed(rows, tokens=pack_to, seed=settings.seed)
+    fit(Trainer, model, rows, _collate, settings=settings, progress=progress)
 
 
-def _collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Right-padded and causal: no attention mask is needed, and labels say what counts."""
-    batch = token_batch(
-        [TokenExample(tuple(e["input_ids"]), e["context"]) for e in examples],
-        device=torch.device("cpu"),
-    )
-    counts = torch.nn.functional.pad(batch.mask, (1, 0))  # the first token is predicted by nothing
+def _labelled(example: TokenExample) -> dict[str, list[int]]:
+    """Tokens, and which of them count; the first of a text is predicted by nothing."""
+    context = max(example.context_tokens, 1)
     return {
-        "input_ids": batch.tokens,
-        "labels": batch.tokens.masked_fill(~counts, _IGNORED),
+        "input_ids": list(example.ids),
+        "labels": [_IGNORED] * context + list(example.ids[context:]),
+    }
+
+
+def packed(
+    rows: Sequence[dict[str, list[int]]], *, tokens: int, seed: int
+) -> list[dict[str, list[int]]]:
+    """Rows of exactly `tokens` tokens, the examples end to end in random order; the last is shorter.
+
+    An example that does not fit is continued in the next row. What it learns from stays what it was:
+    the labels travel with the tokens, so a first token still counts for nothing.
+
+    Args:
+      rows: each with `input_ids` and `labels`, equally long.
+      tokens: length of a packed row.
+      seed: of the order.
+    """
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    joined = {key: [x for row in order for x in rows[row][key]] for key in ("input_ids", "labels")}
+    return [
+        {key: values[start : start + tokens] for key, values in joined.items()}
+        for start in range(0, len(joined["labels"]), tokens)
+    ]
+
+
+def _collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Right-padded and causal: no attention mask is needed, and labels say what counts."""
+    width = max(len(row["labels"]) for row in rows)
+    filling = {"input_ids": 0, "labels": _IGNORED}
+    return {
+        key: torch.tensor([row[key] + [fill] * (width - len(row[key])) for row in rows])
+        for key, fill in filling.items()
     }
 
 

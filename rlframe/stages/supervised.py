@@ -68,7 +68,8 @@ def fit(
     Args:
       trainer: Trainer, or a subclass with a loss of its own.
       model: a transformers model.
-      examples: each with `input_ids`, by whose length batches are grouped.
+      examples: drawn at random. Grouping them by length saves padding but costs more than it saves:
+        batches of one length each point elsewhere (pros_cons, one epoch: perplexity 65 against 32).
       collate: examples -> tensors.
       settings: knobs.
       progress: told about each step.
@@ -82,7 +83,6 @@ def fit(
             learning_rate=settings.learning_rate,
             warmup_steps=math.ceil(steps * settings.warmup_share),
             weight_decay=settings.weight_decay,
-            train_sampling_strategy="group_by_length",
             logging_steps=max(1, round(steps / 20)),
             save_strategy="no",
             report_to=[],

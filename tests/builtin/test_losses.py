@@ -118,14 +118,12 @@ def test_sft_refuses_rows_without_a_prompt_and_points_to_ptx(loss):
         loss(SFT, "first", "text").examples()
 
 
-@pytest.mark.xfail(strict=True, reason="SFT has no check(): the mistake is found after the stages")
 def test_sft_refuses_rows_without_a_prompt_before_anything_trains(loss):
     own = loss(SFT, "first", "text")
     with pytest.raises(RecipeError, match="has rows without a prompt"):
         SFT.check(own.config, own.context)
 
 
-@pytest.mark.xfail(strict=True, reason="no check() either: found after the stages have trained")
 @pytest.mark.parametrize("component", [SFT, PTX])
 def test_a_data_set_that_is_not_there_is_refused_before_anything_trains(loss, component):
     own = loss(component, data="other")

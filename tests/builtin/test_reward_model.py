@@ -180,9 +180,6 @@ def test_as_text_the_models_own_tokenizer_reads_prompt_and_response(
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="texts are filled up with id 0, whatever the model's padding"
-)
 @pytest.mark.parametrize("pad", [EOS, None])
 def test_as_text_the_score_is_the_same_whatever_the_models_padding_token(
     reward, batch, other_tokenizer, tmp_path, pad
@@ -296,7 +293,6 @@ def test_a_model_without_a_score_head_can_not_be_given_ids(
         build(RewardModel, inside=inside, model=bert)
 
 
-@pytest.mark.xfail(strict=True, reason="check() looks at the vocabulary alone")
 def test_a_model_without_a_score_head_is_refused_before_anything_trains(
     context, other_tokenizer, bert
 ):
@@ -305,7 +301,6 @@ def test_a_model_without_a_score_head_is_refused_before_anything_trains(
         RewardModel.check(RewardModel.Config(model=bert), inside)
 
 
-@pytest.mark.xfail(strict=True, reason="the head is made up at random, with a line in the log")
 @pytest.mark.parametrize("given", ["ids", "text"])
 def test_a_language_model_is_no_reward_model(check, language_model, tokenizer, tmp_path, given):
     language_model().save_pretrained(tmp_path)
@@ -314,9 +309,6 @@ def test_a_language_model_is_no_reward_model(check, language_model, tokenizer, t
         check(str(tmp_path), input=given)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RuntimeError about shapes, and not before the model is built"
-)
 def test_a_classifier_with_two_labels_is_refused_with_their_number(check, tokenizer, tmp_path):
     path = llama(tokenizer, tmp_path, num_labels=2)
     with pytest.raises(RecipeError, match="2 "):

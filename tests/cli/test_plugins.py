@@ -59,9 +59,6 @@ def test_the_table_has_a_row_a_component(rlframe, broken):
     assert {"length", "safety", "adaptive", "ptx", "gae"} <= set(names)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="80 columns, which is what a pipe has, cut them: 'preference_dif…'"
-)
 def test_every_type_is_shown_in_full_since_it_is_there_to_be_copied(rlframe):
     shown = rlframe("plugins", "list").out
     for entry in json.loads(rlframe("plugins", "list", "--json").out):

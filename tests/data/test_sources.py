@@ -48,9 +48,6 @@ def test_text_has_a_row_a_line_and_blank_lines_are_none(write):
     assert found == [{"text": "one"}, {"text": "  two "}, {"text": "three"}]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="str.splitlines also ends a line at U+2028, \\x0b, \\x85 ..."
-)
 def test_only_a_newline_ends_a_line_of_text(write):
     line = "one\u2028two\x0bthree\x85four"
     assert read_rows(write("rows.txt", f"{line}\nnext\n")) == [{"text": line}, {"text": "next"}]
@@ -248,7 +245,6 @@ def test_rows_without_any_role_are_split_by_all_they_hold():
     assert sides(rows) == sides([{"id": i} for i in range(100)])
 
 
-@pytest.mark.xfail(strict=True, reason="`key in row` takes a null for a prompt that all rows share")
 @pytest.mark.parametrize("empty", ["prompt", "messages"])
 def test_a_column_that_is_null_as_parquet_fills_in_does_not_count(empty):
     rows = [{"text": f"t{i}"} for i in range(100)]

@@ -190,7 +190,6 @@ def test_explained_variance_is_additive_over_ranks():
         2.0,
         pytest.param(
             0.7,
-            marks=pytest.mark.xfail(reason="rounding leaves a variance of 1e-16, not 0"),
         ),
     ],
 )

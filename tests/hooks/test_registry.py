@@ -51,7 +51,6 @@ def test_an_installed_component_is_found_by_its_bare_and_its_qualified_name(inst
         assert registry.load("reward_providers", name).Config.model_fields.keys() == {"limit"}
 
 
-@pytest.mark.xfail(strict=True, reason="the name of METADATA is compared letter by letter")
 @pytest.mark.parametrize("name", ["acme-rewards/polite", "Acme_Rewards/polite"])
 def test_a_distribution_is_found_however_its_name_is_spelt(install, name):
     # https://packaging.python.org/en/latest/specifications/name-normalization/
@@ -105,7 +104,6 @@ def test_a_name_that_resembles_nothing_is_not_guessed_at():
     assert "Did you mean" not in refused("zzzzzz")
 
 
-@pytest.mark.xfail(strict=True, reason="the guess is among bare names alone")
 def test_the_guess_for_a_qualified_name_is_a_qualified_name(install):
     install("acme", offers={"length": "Reward"})
     assert "Did you mean 'acme/length'?" in refused("acme/lenght")
@@ -164,13 +162,11 @@ def test_a_program_can_offer_a_class_of_its_own():
             "import json\n\njson.loads('{')\n",
             3,
             "JSONDecodeError",
-            marks=pytest.mark.xfail(strict=True, reason="it points into the library that raised"),
         ),
         pytest.param(
             "raise SystemExit(0)\n",
             1,
             "SystemExit",
-            marks=pytest.mark.xfail(strict=True, reason="SystemExit ends rlframe, with code 0"),
         ),
     ],
     ids=["dependency", "raises", "raises deeper", "syntax", "raises in a library", "exits"],
@@ -216,7 +212,6 @@ def test_a_component_of_another_api_is_refused_and_told_which_side_to_upgrade(
     assert told.endswith(f"Upgrade {upgrade}.")
 
 
-@pytest.mark.xfail(strict=True, reason="the version is unpacked without a look: ValueError")
 @pytest.mark.parametrize("version", ["'1.0'", "1", "None"])
 def test_a_component_whose_api_version_is_malformed_is_refused(install, version):
     module = f"{REWARD}\n    rlframe_api = {version}\n"

@@ -101,13 +101,11 @@ def test_what_is_not_yaml_is_refused_with_its_line(write, text, line):
     assert str(caught.value).startswith(f"{path}:{line}:")
 
 
-@pytest.mark.xfail(strict=True, reason="_note_places asks ruamel for the place of a merged key")
 def test_a_merged_mapping_reads_as_if_it_were_written_out(write):
     text = "version: 1\nbase: &base {a: 1, b: 2}\nkey: {<<: *base, b: 3}\n"
     assert read_document(write(text)).data["key"] == {"a": 1, "b": 3}
 
 
-@pytest.mark.xfail(strict=True, reason="tags pass: on a mapping unread, on a word as TaggedScalar")
 @pytest.mark.parametrize("value", ["!mine {policy: a}", "!mine [1]", "!!python/name:os.system ''"])
 def test_a_tag_is_refused_with_its_place(write, value):
     path = write(f"version: 1\nmodel: {value}\n")
@@ -218,7 +216,6 @@ def test_an_override_whose_value_is_not_yaml_is_refused(document, value):
         document.override(f"ppo.clip={value}")
 
 
-@pytest.mark.xfail(strict=True, reason="the message has the value and the parser's drawing alone")
 @pytest.mark.parametrize("value", ["[", "{a: 1", "a: b: c"])
 def test_of_an_override_that_is_not_yaml_the_key_is_told_in_one_line(document, value):
     with pytest.raises(RecipeError) as caught:

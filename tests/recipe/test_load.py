@@ -62,7 +62,6 @@ def test_an_unknown_key_that_resembles_nothing_is_told_with_what_there_is(mistak
     assert line.endswith("Known here: data, first_words, too_long")
 
 
-@pytest.mark.xfail(strict=True, reason="beside a component only the component's keys are known")
 def test_a_misspelt_weight_of_a_reward_is_answered_with_weight(mistakes, minimal):
     (line,) = mistakes(minimal.replace("target_tokens: 20", "target_tokens: 20, wieght: 2"))
     assert "Did you mean 'weight'?" in line
@@ -98,9 +97,6 @@ def test_a_wrong_value_is_shown_as_it_was_written(mistakes, minimal):
     assert line.endswith("but it is 'four'")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pydantic's own words: class names, no value if it is nested"
-)
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -116,7 +112,6 @@ def test_a_wrong_type_is_told_without_the_names_of_classes(mistakes, minimal, ol
     assert "but it is" in line
 
 
-@pytest.mark.xfail(strict=True, reason="pydantic reads true as 1 where a number is wanted")
 @pytest.mark.parametrize(
     "override", ["ppo.updates=true", "version=true", "rewards.brevity.weight=true"]
 )
@@ -124,7 +119,6 @@ def test_a_boolean_is_not_a_number(mistakes, minimal, override):
     mistakes(minimal, override)
 
 
-@pytest.mark.xfail(strict=True, reason="fields without a bound take .nan, those with one .inf")
 @pytest.mark.parametrize(
     "override",
     [
@@ -155,7 +149,6 @@ def test_a_missing_key_is_told_at_what_should_hold_it(
     assert mistakes(text) == [told]
 
 
-@pytest.mark.xfail(strict=True, reason="the top of the file has no place: 'recipe: model: ...'")
 def test_a_key_missing_at_the_top_is_told_with_the_file(mistakes, place, minimal):
     text = minimal.replace("model: {policy: some/model}\n", "")
     assert mistakes(text) == [f"{place(text, 'version')}: model: this key is required"]
@@ -290,7 +283,6 @@ def test_a_recipe_of_which_only_plugins_are_missing_is_a_plugin_error_that_tells
     assert [line.split(": ")[1] for line in told] == ["rewards.brevity.type", "kl.controller.type"]
 
 
-@pytest.mark.xfail(strict=True, reason="`registry or Registry()` stands inside the loop")
 def test_the_environment_is_searched_once_however_many_components_there_are(
     write, minimal, monkeypatch
 ):
@@ -401,7 +393,6 @@ def test_the_order_of_keys_remarks_and_quotes_do_not_change_the_digest(load, min
     assert load(turned).digest == load(minimal).digest
 
 
-@pytest.mark.xfail(strict=True, reason="the digest sorts the rewards, which are combined in order")
 def test_the_order_of_rewards_changes_the_digest_since_it_changes_the_run(load, minimal):
     # `eos_penalty` with `replace` takes the place of the rewards before it, not of those after it.
     brevity = "  brevity: {type: length, target_tokens: 20}\n"
@@ -424,7 +415,6 @@ def test_an_override_can_add_a_named_reward(load, minimal):
     assert recipe.rewards["polite"].weight == 0.5
 
 
-@pytest.mark.xfail(strict=True, reason="the default component is not there to be overridden")
 def test_an_override_can_change_one_key_of_a_component_that_is_a_default(load, minimal):
     resolved = load(minimal, "advantages.lam=0.9").resolved()
     assert resolved["advantages"] == {"type": "gae", "gamma": 1.0, "lam": 0.9}

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from rlframe.models.policy import Policy
-from rlframe.stages.sft import fine_tune, perplexity
+from rlframe.stages.sft import fine_tune, packed, perplexity
 from rlframe.stages.supervised import FineTuningSettings
 from rlframe.types import TokenExample
 
@@ -52,7 +53,11 @@ def test_fine_tuning_learns_and_tells_of_each_step(language_model: Callable[...,
     before = perplexity(policy_of(model), TEXTS, budget=1000)
     steps: list[tuple[int, int]] = []
     fine_tune(
-        model, TEXTS, settings=SETTINGS, progress=lambda done, total, _: steps.append((done, total))
+        model,
+        TEXTS,
+        pack_to=None,
+        settings=SETTINGS,
+        progress=lambda done, total, _: steps.append((done, total)),
     )
     assert perplexity(policy_of(model), TEXTS, budget=1000) < before / 10
     assert steps[-1] == (18, 18)  # 24 examples / 4, 3 epochs
@@ -63,8 +68,36 @@ def test_context_is_not_learned(language_model: Callable[..., Any]) -> None:
     """Two data sets that differ in nothing but the tokens of their prompts' predictions."""
     model = language_model(initializer_range=0.02)
     examples = [TokenExample((1, 40, 41, 50, 2), 3)] * 24
-    fine_tune(model, examples, settings=SETTINGS, progress=lambda *_: None)
+    fine_tune(model, examples, pack_to=None, settings=SETTINGS, progress=lambda *_: None)
     answer = perplexity(policy_of(model), [TokenExample((1, 40, 41, 50, 2), 3)], budget=100)
     prompt = perplexity(policy_of(model), [TokenExample((1, 40, 41), 0)], budget=100)
     assert answer < 2
     assert prompt > 50
+
+
+def test_packing_puts_examples_end_to_end_with_what_counts_as_it_was() -> None:
+    rows = [
+        {"input_ids": [1, 10 + i, 20 + i, 2], "labels": [-100, 10 + i, 20 + i, 2]} for i in range(5)
+    ]
+    found = packed(rows, tokens=6, seed=0)
+    assert [len(row["input_ids"]) for row in found] == [6, 6, 6, 2]
+    tokens = [x for row in found for x in row["input_ids"]]
+    labels = [x for row in found for x in row["labels"]]
+    assert sorted(tokens[0::4]) == [1] * 5
+    assert sorted(tokens[1::4]) == [10, 11, 12, 13, 14]
+    assert [-100 if t == 1 else t for t in tokens] == labels
+    assert found == packed(rows, tokens=6, seed=0) != packed(rows, tokens=6, seed=1)
+
+
+def test_packed_fine_tuning_learns_and_counts_rows(language_model: Callable[..., Any]) -> None:
+    model = language_model(initializer_range=0.02)
+    steps: list[tuple[int, int]] = []
+    fine_tune(
+        model,
+        TEXTS,  # 24 of 5 tokens
+        pack_to=20,
+        settings=replace(SETTINGS, batch_size=2, epochs=6),
+        progress=lambda done, total, _: steps.append((done, total)),
+    )
+    assert steps[-1] == (18, 18)  # 6 rows of 20 tokens, 2 a step, 6 epochs
+    assert perplexity(policy_of(model), TEXTS, budget=1000) < 10
