@@ -58,7 +58,7 @@ def language_model(tokenizer: Any) -> Callable[..., Any]:
 TINY: dict[str, Any] = {
     "version": 1,
     "data": {
-        "reviews": {"generator": {"name": "product_reviews", "rows": 120}, "heldout": 0.2},
+        "reviews": {"generator": {"name": "product_reviews", "rows": 200}, "heldout": 0.3},
     },
     "model": {
         "policy": {
@@ -74,7 +74,7 @@ TINY: dict[str, Any] = {
             "tokenizer": {"data": "reviews", "vocab_size": 300},
         }
     },
-    "prompts": {"data": "reviews", "first_words": 3},
+    "prompts": {"data": "reviews", "first_words": 4},
     "rollout": {"prompts_per_update": 8, "max_new_tokens": 8},
     "rewards": {"short": {"type": "length", "target_tokens": 4}},
     "kl": {"controller": {"type": "adaptive", "target": 1.0, "horizon": 100, "initial": 0.1}},

@@ -73,11 +73,12 @@ class Project:
         policy, pad = self.recipe.model.policy, self.recipe.model.pad_token
         wanted = policy.tokenizer if isinstance(policy, NewModel) else policy
         if isinstance(wanted, NewTokenizer):
-            tokenizer: Any = train_tokenizer(
-                sources.texts_of(self.split(wanted.data).train),
-                vocab_size=wanted.vocab_size,
-                lowercase=wanted.lowercase,
-            )
+            with _at(f"data.{wanted.data}"):
+                tokenizer: Any = train_tokenizer(
+                    sources.texts_of(self.split(wanted.data).train),
+                    vocab_size=wanted.vocab_size,
+                    lowercase=wanted.lowercase,
+                )
         else:
             with _opening("model.policy", "tokenizer", wanted):
                 tokenizer = AutoTokenizer.from_pretrained(wanted)
@@ -143,6 +144,9 @@ class Project:
                 )
                 for rows in (split.train, split.heldout)
             )
+        if section.first_words is not None:
+            share = self.recipe.data[section.data].heldout
+            train, heldout = _openings_apart(train, heldout, share=share)
         for part, prompts in (("training", train), ("held-out", heldout)):
             if not prompts:
                 raise RecipeError(
@@ -276,6 +280,20 @@ class Project:
                     f"{stage}.data: data set {data!r} has no rows {name} "
                     f"(data.{data}.heldout is {self.recipe.data[data].heldout})"
                 )
+
+
+def _openings_apart(
+    train: list[Prompt], heldout: list[Prompt], *, share: float
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Hold out openings as well as rows: two texts may begin alike and fall on different sides."""
+    held = {
+        row["prompt"]
+        for row in sources.split_rows(
+            [{"prompt": text} for text in {p.text: None for p in (*train, *heldout)}],
+            heldout=share,
+        ).heldout
+    }
+    return [p for p in train if p.text not in held], [p for p in heldout if p.text in held]
 
 
 def _read(spec: Dataset) -> sources.Split:

@@ -71,7 +71,9 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
     def _from_column(self, batch: RewardBatch) -> RewardBatch:
         """The column's texts as finished responses: EOS at the end, as a policy would have ended."""
         assert self.config.column is not None
-        texts = [str(text) for text in batch.column(self.config.column)]
+        texts = batch.column(self.config.column)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"column {self.config.column!r} holds a value that is no text")
         encode, eos = self.context.tokenizer.encode, self.context.tokenizer.eos_token_id
         ids = [[*encode(text, add_special_tokens=False), eos] for text in texts]
         return batch.with_responses(texts, ids, [StopReason.EOS] * len(batch))
@@ -85,9 +87,10 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
 
 def _numbers(scores: Any) -> list[float]:
     """Rows of token rewards count as their sum; None and NaN pass through as NaN, which is refused."""
+    values = [s.tolist() if hasattr(s, "tolist") else s for s in scores]
     return [
         float("nan") if s is None else float(sum(s)) if isinstance(s, list | tuple) else float(s)
-        for s in scores
+        for s in values
     ]
 
 

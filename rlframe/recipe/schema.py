@@ -135,7 +135,7 @@ class RewardModelStage(FineTuning):
     """A reward model from pairs (chosen and rejected), or from labelled text paired at random."""
 
     initial: str = Field("policy", description="policy (after SFT), a path or a hub id")
-    preferred_label: int | str = Field(1, description="with labels: the one that wins")
+    preferred_label: bool | int | str = Field(1, description="with labels: the one that wins")
     pairs: PositiveInt | None = Field(
         None, description="with labels: pairs to draw; all if left out"
     )

@@ -20,7 +20,7 @@ Pair = tuple[TokenExample, TokenExample]
 
 
 def pairs_from_labels(
-    rows: Sequence[Row], *, preferred: int | str, count: int | None, seed: int
+    rows: Sequence[Row], *, preferred: bool | int | str, count: int | None, seed: int
 ) -> list[Row]:
     """Pair texts of the preferred label with texts of the others, at random.
 

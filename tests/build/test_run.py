@@ -243,6 +243,9 @@ def test_held_out_rows_train_nothing(
     trained += [decode(e.ids, skip_special_tokens=True) for pair in project.pairs[0] for e in pair]
     trained += [prompt.columns["text"] for prompt in project.prompts[0]]
     assert not held & set(trained)
+    asked = {prompt.text for prompt in project.prompts[1]}
+    assert len(asked) > 3
+    assert not asked & {prompt.text for prompt in project.prompts[0]}  # openings are held out too
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model"])

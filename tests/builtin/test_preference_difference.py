@@ -88,6 +88,13 @@ def test_against_a_column_the_inner_reward_sees_its_texts_as_finished_responses(
     assert other.prompts == samples.prompts
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_against_a_column_an_empty_field_is_not_a_text(difference, batch, missing):
+    samples = batch(["x", "x"], columns={"human": ["a good one", missing]})
+    with pytest.raises(ValueError, match="human"):
+        difference("column", column="human").score(samples)
+
+
 def test_against_the_reference_it_is_the_difference_to_its_response(difference, batch):
     drawn = []
 

@@ -119,6 +119,11 @@ def test_a_boolean_is_not_a_number(mistakes, minimal, override):
     mistakes(minimal, override)
 
 
+def test_a_label_may_be_true_or_false_as_json_has_it(load, minimal):
+    loaded = load(minimal, "reward_model={data: reviews, preferred_label: false}")
+    assert loaded.recipe.reward_model.preferred_label is False
+
+
 @pytest.mark.parametrize(
     "override",
     [
