@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -36,6 +37,7 @@ class _TokenStatistics(torch.autograd.Function):
         return chosen, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
         probs, targets, entropy = ctx.saved_tensors
         d_chosen, d_entropy = grads
@@ -55,7 +57,7 @@ def from_logits(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple
         log p_y = z_y/τ - log Σ_v exp(z_v/τ)        H = -Σ_v p_v log p_v
 
     Args:
-      logits: [N, V] in any floating dtype.
+      logits: [N, V] in any floating dtype, finite.
       targets: [N] int64, each in [0, V).
       temperature: τ > 0. The temperature of the sampler belongs into every log-probability, or the
         ratio compares two different distributions (OpenRLHF #857, TRL #4159).

@@ -78,7 +78,8 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
     Computed in two passes, so it is accurate in the dtype of `x`. 0 for an empty mask.
     """
-    return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+    kept = x.masked_fill(~mask, 0)  # an infinity in the padding would reach the gradient
+    return masked_mean((kept - masked_mean(kept, mask)) ** 2, mask)
 
 
 def whiten(
@@ -105,9 +106,9 @@ def whiten(
       [B, T], exactly 0 where `mask` is False.
     """
     over = moments(x, mask) if over is None else over
-    mean = over.mean.to(x.dtype)
-    scaled = (x - mean) * torch.rsqrt(over.var + eps).to(x.dtype)
-    return (scaled if center else scaled + mean).masked_fill(~mask, 0)
+    # In float64: a mean of 1e5 taken off in float32 leaves a thousandth of a standard deviation.
+    scaled = (x.masked_fill(~mask, 0).double() - over.mean) * torch.rsqrt(over.var + eps)
+    return (scaled if center else scaled + over.mean).to(x.dtype).masked_fill(~mask, 0)
 
 
 def explained_variance(target: Moments, residual: Moments) -> Tensor:

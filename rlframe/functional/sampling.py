@@ -14,11 +14,12 @@ _BLOCK = 256
 def keep(logits: Tensor, *, top_k: int | None, top_p: float | None, min_p: float | None) -> Tensor:
     """Which tokens the filters leave; those with -inf logits are sampled with probability 0.
 
-    top-k keeps the k likeliest tokens; top-p (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751)
-    the smallest set of likeliest tokens with probability >= p; min-p (Nguyen et al. 2024,
-    https://arxiv.org/abs/2407.01082) those at least min_p times as likely as the likeliest. They are
-    applied in this order, each to what the one before left. Log-probabilities in rlframe are those
-    of the *unfiltered* policy: filters change what is sampled, not what is learned from.
+    top-k keeps the k likeliest tokens and whatever ties with the last of them; top-p (Holtzman et
+    al. 2020, https://arxiv.org/abs/1904.09751) the smallest set of likeliest tokens with probability
+    >= p; min-p (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082) those at least min_p times as
+    likely as the likeliest. They are applied in this order, each to what the one before left.
+    Log-probabilities in rlframe are those of the *unfiltered* policy: filters change what is sampled,
+    not what is learned from.
 
     Args:
       logits: [B, V], the temperature already applied.
@@ -51,7 +52,7 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
     about 1e-7 of a step: in practice the same u gives the same token in any batch.
 
     Args:
-      logits: [B, V]; -inf means never.
+      logits: [B, V]; -inf means never. Each row has a finite one, and none is NaN or +inf.
       uniforms: [B] float64 in [0, 1).
 
     Returns:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlframe.errors import RunError
 from rlframe.functional.sampling import inverse_cdf, keep
 from rlframe.rollout.cache import GrowingCache
 from rlframe.rollout.seeds import uniforms
@@ -118,6 +119,11 @@ class Sampler:
                 writing.tokens, writing.positions, writing.mask, writing.cache
             )
             kept = keep(logits, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
+            if not bool(kept.amax(-1).isfinite().all()):
+                raise RunError(
+                    "the policy's logits are not finite, so no token can be sampled: its weights are "
+                    "broken. Look at train/grad_norm and loss/* of the updates before"
+                )
             chosen = inverse_cdf(kept, writing.draws[writing.rows, step])
             ended = torch.isin(chosen, eos).tolist()
             writing.append(chosen.tolist())

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlframe.errors import RunError
 from rlframe.models.policy import Policy
 from rlframe.rollout.sampler import Request, Sampler, SamplingParams, pack
 from rlframe.rollout.seeds import uniforms
@@ -118,3 +119,17 @@ def test_packing_puts_prompt_and_response_side_by_side() -> None:
 def test_a_longer_request_for_uniforms_begins_with_the_shorter() -> None:
     assert torch.equal(uniforms(1, "x", 2, 3, tokens=9)[:4], uniforms(1, "x", 2, 3, tokens=4))
     assert not torch.equal(uniforms(1, "x", 2, 3, tokens=4), uniforms(1, "y", 2, 3, tokens=4))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_policy_with_broken_weights_samples_nothing(
+    language_model: Any, tokenizer: Any, bad: float
+) -> None:
+    model = language_model()
+    with torch.no_grad():
+        model.lm_head.weight[7] = bad
+    policy = Policy(model, temperature=1.0, chunk=64)
+    params = SamplingParams(max_new_tokens=4)
+    sampler = Sampler(policy.next_logits, tokenizer, eos_ids=frozenset({2}), params=params, seed=0)
+    with pytest.raises(RunError, match="logits are not finite"):
+        sampler.sample(REQUESTS, update=0, purpose="rollout", device=CPU)
