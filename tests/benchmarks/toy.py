@@ -5,7 +5,19 @@
 
 A Llama with 2 layers, 64 wide, random weights and a vocabulary of 64 reads 8 random tokens and answers
 with up to 16. The reward is the share of token 7 among those 16. 3,840 episodes in 60 updates of 64, 4
-epochs of one optimiser step, learning rate 1e-3, KL at a fixed 0.01, temperature 1.
+epochs of one optimiser step, learning rate 1e-3, KL at a fixed 0.01, temperature 1. Bound: a mean score
+of at least 0.88 over the last 10 updates on every seed.
+
+TRL ignores EOS here and always samples 16 tokens. In rlframe EOS ends a response, and since the reward
+counts out of 16, one that ends early loses what is missing: the policy has to learn that as well.
+
+Measured with the command above, one thread, while other jobs shared the two cores, so that wall time
+says nothing:
+
+    seed  score  episodes a CPU second      TRL 1.12.0
+    0     0.892  102                        0.862
+    1     0.922   92                        0.882
+    2     0.911   87                        0.900
 """
 
 from __future__ import annotations
