@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,9 +17,9 @@ HEADLINES = (
     ("kl/coefficient", "β"),
     ("response/length_mean", "tokens"),
     ("response/truncated_share", "cut"),
-    ("policy/approxkl_avg", "approx KL"),
-    ("policy/clipfrac_avg", "clipped"),
-    ("critic/explained_variance", "expl. var."),
+    ("policy/approxkl_avg", "approx"),
+    ("policy/clipfrac_avg", "clip"),
+    ("critic/explained_variance", "expl."),
     ("eps", "resp./s"),
 )
 """The metrics of the live table, and their short names."""
@@ -110,9 +111,11 @@ class LiveDisplay:
         self._live.update(Group(self._table(), self._bar) if self._rows else self._bar)
 
     def _table(self) -> Table:
-        table = Table("update", *(label for _, label in HEADLINES))
+        # Narrow enough for 80 columns: a cut number is no number.
+        labels = ("update", *(label for _, label in HEADLINES))
+        table = Table(*labels, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for number, figures in self._rows:
-            cells = (f"{figures[key]:.4g}" if key in figures else "" for key, _ in HEADLINES)
+            cells = (f"{figures[key]:.3g}" if key in figures else "" for key, _ in HEADLINES)
             table.add_row(str(number), *cells)
         return table
 

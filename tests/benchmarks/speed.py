@@ -51,7 +51,13 @@ rewards:
   finished: {{type: eos_penalty, penalty: 1.0}}
 kl:
   controller: {{type: fixed, coefficient: 0.05}}
-ppo: {{updates: {updates}, epochs: {epochs}, minibatches: 1, learning_rate: 1.0e-5, decay: linear}}
+ppo:
+  updates: {updates}
+  epochs: {epochs}
+  minibatches: 1
+  microbatch_tokens: 1024
+  learning_rate: 1.0e-5
+  decay: linear
 evaluation: {{prompts: 1}}
 runtime: {{device: cpu, threads: {threads}}}
 """

@@ -43,7 +43,31 @@ def test_the_live_table_shows_the_last_updates_and_leaves_the_final_one_standing
     display.say("done [bold]")
     display.close()
     text = file.getvalue()
-    assert "2.857" in text  # 20 / 7
+    assert "2.86" in text  # 20 / 7
     assert "score" in text
     assert "done [bold]" in text
     assert "prompt" in text
+
+
+def test_no_number_of_the_live_table_is_cut_in_a_terminal_of_80_columns() -> None:
+    from rlframe.runs.display import HEADLINES
+
+    values = [-0.2269, 3.1377, 0.07651, 123.44, 0.1251, 6.107e-05, 0.08694, -0.1281, 23.64]
+    file = io.StringIO()
+    display = LiveDisplay(Console(file=file, force_terminal=True, width=80))
+    display.step(1000, 1000, dict(zip((key for key, _ in HEADLINES), values, strict=True)))
+    display.close()
+    text = file.getvalue()
+    assert "…" not in text
+    for shown in (
+        "1000",
+        "-0.227",
+        "3.14",
+        "0.0765",
+        "123",
+        "6.11e-05",
+        "0.0869",
+        "-0.128",
+        "23.6",
+    ):
+        assert shown in text
