@@ -56,6 +56,7 @@ ppo:
   epochs: {epochs}
   minibatches: 1
   microbatch_tokens: 1024
+  logits_chunk: 1024
   learning_rate: 1.0e-5
   decay: linear
 evaluation: {{prompts: 1}}
