@@ -14,9 +14,9 @@ seconds are those of the stage in this process.
                   KL in nats a response, mean of the last 10 updates      6 +- 1.5
                   distinct responses among 64, last rollout               >= 90 %
 
-Measured so far, seed 0 alone, on a core shared with other jobs, which inflates CPU seconds about twice:
-perplexity 21.85 (233 CPU s), pairs 0.954 (24 CPU s), VADER 0.180 -> 0.711 (104 CPU s), KL 6.25, distinct
-100 %. The times of sft and ppo and the last VADER score miss their bounds; seeds 1 and 2 were not run.
+Measured so far: seed 0 alone, on a core shared with other jobs, which about doubles CPU seconds.
+Perplexity 21.85 (233 CPU s), pairs 0.954 (24 CPU s), VADER 0.180 -> 0.711 (104 CPU s), KL 6.25,
+distinct 100 %. The times of sft and ppo and the last VADER score miss their bounds.
 """
 
 from __future__ import annotations
