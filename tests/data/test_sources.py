@@ -263,3 +263,13 @@ def test_a_tokenizer_is_trained_on_the_text_of_every_role_and_on_nothing_else():
         {"text": None, "messages": None},
     ]
     assert list(texts_of(rows)) == ["a", "b", "c", "d", "e", "f", "g"]
+
+
+def test_texts_that_differ_in_case_alone_fall_on_the_same_side():
+    rows = [{"text": f"Easy To Use {i}"} for i in range(100)]
+    lower = [{"text": row["text"].lower()} for row in rows]
+    kept = split_rows(rows, heldout=0.5).heldout
+    assert 20 < len(kept) < 80
+    assert [row["text"].lower() for row in kept] == [
+        row["text"] for row in split_rows(lower, heldout=0.5).heldout
+    ]
