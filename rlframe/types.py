@@ -214,6 +214,9 @@ class LossTerm:
 class PolicyView(Protocol):
     """What an auxiliary loss may ask of the policy in training."""
 
-    def logprobs(self, tokens: Tensor) -> Tensor:
-        """Log π(tokens[:, t+1] | tokens[:, :t+1]): [B, L] -> [B, L-1] nats, at temperature 1."""
+    def logprobs(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log π(tokens[:, t+1] | tokens[:, :t+1]): [B, L] -> [B, L-1] nats, at temperature 1.
+
+        Where `mask`, [B, L-1], is False the result is 0 and no logits are computed.
+        """
         ...

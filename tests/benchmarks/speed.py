@@ -85,7 +85,8 @@ class Marks:
 
 
 def rlframe_side(args):
-    """Run the recipe through the same functions as `rlframe train`."""
+    """Run the recipe through the same functions, and with the same setting, as `rlframe train`."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # rlframe/cli/train.py says why
     from transformers.utils.logging import disable_progress_bar
 
     import rlframe.build.alignment as alignment

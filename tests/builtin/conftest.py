@@ -80,4 +80,4 @@ def build(context):
 @pytest.fixture
 def policy():
     """A policy that finds every token `id` with log-probability -id, so that sums are read at sight."""
-    return SimpleNamespace(logprobs=lambda tokens: -tokens[:, 1:].double())
+    return SimpleNamespace(logprobs=lambda tokens, mask: -tokens[:, 1:].double())

@@ -59,7 +59,7 @@ def test_what_is_masked_is_not_read(loss, component):
     # Padding may have any log-probability, that of a token which can not be sampled too.
     logprobs = torch.tensor([[-1.0, -torch.inf, -2.0], [torch.nan, -4.0, torch.nan]])
     mask = torch.tensor([[True, False, True], [False, True, False]])
-    policy = SimpleNamespace(logprobs=lambda tokens: logprobs)
+    policy = SimpleNamespace(logprobs=lambda tokens, mask: logprobs)
     term = loss(component).loss(policy, TokenBatch(torch.zeros(2, 4, dtype=torch.long), mask))
     assert (term.total.item(), term.count.item()) == (7.0, 3)
 
@@ -67,7 +67,7 @@ def test_what_is_masked_is_not_read(loss, component):
 @pytest.mark.parametrize("component", [SFT, PTX])
 def test_the_gradient_reaches_the_tokens_that_count_and_no_others(loss, component):
     logprobs = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
-    policy = SimpleNamespace(logprobs=lambda tokens: logprobs)
+    policy = SimpleNamespace(logprobs=lambda tokens, mask: logprobs)
     mask = torch.tensor([[False, True, True]])
     term = loss(component).loss(policy, TokenBatch(torch.zeros(1, 4, dtype=torch.long), mask))
     term.total.backward()
