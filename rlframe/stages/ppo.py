@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +15,8 @@ from rlframe.engine.checkpoint import save_models, save_state
 from rlframe.engine.metrics import Clock
 from rlframe.engine.ppo import Run, Update, train
 from rlframe.hooks.component import Component
+from rlframe.hooks.events import CheckpointSaved, Metrics, RunFinished, RunStarted
+from rlframe.hooks.relay import Relay
 from rlframe.models.actor_critic import ActorCritic
 from rlframe.runs.directory import RunDirectory
 from rlframe.runs.display import Display
@@ -38,6 +41,7 @@ class Recorder:
     tokenizer: PreTrainedTokenizerBase
     components: Mapping[str, Component[Any]]
     watch: Watch
+    relay: Relay
     penalty: bool
     updates: int
     evaluate_every: int | None
@@ -55,7 +59,9 @@ class Recorder:
         figures["memory/peak_mib"] = self.runtime.peak_memory_mib()
         if self.evaluate_every and done % self.evaluate_every == 0 and done < self.updates:
             figures |= self.look(f"update_{done:06d}").metrics()
+        figures["hooks/observer_errors"] = self.relay.errors
         self.directory.metrics({"stage": "ppo", "update": done, **figures})
+        self.relay.tell("metrics", Metrics(update.number, MappingProxyType(figures)))
         self.display.step(done, self.updates, figures)
         if self.checkpoint_every and done % self.checkpoint_every == 0:
             self.checkpoint(self.directory.path / "ppo" / "checkpoints" / f"{done:06d}", update)
@@ -70,6 +76,7 @@ class Recorder:
         """Write the models and the engine's state after an update."""
         save_models(self.models, self.tokenizer, path)
         save_state(path, update=update.number, kl=update.next_kl, components=self.components)
+        self.relay.tell("checkpoint_saved", CheckpointSaved(update.number, path))
 
 
 @dataclass(frozen=True)
@@ -81,19 +88,42 @@ class Aligned:
     sentence: str
 
 
-def align(build: Callable[[Recorder], Run], recorder: Recorder, *, table_rows: int) -> Aligned:
+def align(
+    build: Callable[[Recorder], Run],
+    recorder: Recorder,
+    *,
+    table_rows: int,
+    resolved: Mapping[str, Any],
+) -> Aligned:
     """Run PPO between two looks at the held-out prompts, and say what changed.
 
     Args:
       build: makes the run around its recorder.
       recorder: keeps what happens.
       table_rows: prompts to show.
+      resolved: the recipe with every default, for observers.
     """
+    relay, directory = recorder.relay, recorder.directory.path
+    relay.tell("run_started", RunStarted(directory, recorder.updates, resolved))
+    try:
+        done = _between_two_looks(build, recorder, table_rows)
+    except BaseException as error:
+        relay.tell("run_finished", RunFinished(directory, error))
+        raise
+    relay.tell("run_finished", RunFinished(directory, None))
+    return done
+
+
+def _between_two_looks(
+    build: Callable[[Recorder], Run], recorder: Recorder, table_rows: int
+) -> Aligned:
     before = recorder.look("before")
     run = build(recorder)
     train(run, run.control.initial())
     after = recorder.look("after")
-    save_models(recorder.models, recorder.tokenizer, recorder.directory.path / "ppo")
+    path = recorder.directory.path / "ppo"
+    save_models(recorder.models, recorder.tokenizer, path)
+    recorder.relay.tell("checkpoint_saved", CheckpointSaved(recorder.updates - 1, path))
     sentence = what_changed(before, after, kl=recorder.last_kl)
     recorder.directory.metrics({"stage": "ppo", "update": recorder.updates, **after.metrics()})
     recorder.display.show(before_and_after(before, after, rows=table_rows))

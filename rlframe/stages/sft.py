@@ -17,6 +17,7 @@ from rlframe.stages.supervised import FineTuningSettings, Progress, fit
 from rlframe.types import TokenExample
 
 _IGNORED = -100  # the label that transformers' losses skip
+_OPEN = 16  # packed rows that wait for an example that fits: few enough to leave the order random
 
 
 def fine_tune(
@@ -54,31 +55,39 @@ def _labelled(example: TokenExample) -> dict[str, list[int]]:
 def packed(
     rows: Sequence[dict[str, list[int]]], *, tokens: int, seed: int
 ) -> list[dict[str, list[int]]]:
-    """Rows of exactly `tokens` tokens, the examples end to end in random order; the last is shorter.
+    """Rows of at most `tokens` tokens, each of whole examples in random order, little of it empty.
 
-    An example that does not fit is continued in the next row. What it learns from stays what it was:
-    the labels travel with the tokens, so a first token still counts for nothing.
+    Positions start again at 0 with each example, which transformers takes as the border that
+    attention does not cross: an example is learned from as if it stood alone.
 
     Args:
-      rows: each with `input_ids` and `labels`, equally long.
+      rows: each with `input_ids` and `labels`, equally long, at most `tokens`.
       tokens: length of a packed row.
       seed: of the order.
     """
-    order = random.Random(seed).sample(range(len(rows)), len(rows))
-    joined = {key: [x for row in order for x in rows[row][key]] for key in ("input_ids", "labels")}
-    return [
-        {key: values[start : start + tokens] for key, values in joined.items()}
-        for start in range(0, len(joined["labels"]), tokens)
-    ]
+    done: list[dict[str, list[int]]] = []
+    open_: list[dict[str, list[int]]] = []
+    for number in random.Random(seed).sample(range(len(rows)), len(rows)):
+        size = len(rows[number]["labels"])
+        into = next((o for o in open_ if len(o["labels"]) + size <= tokens), None)
+        if into is None:
+            into = {"input_ids": [], "labels": [], "position_ids": []}
+            open_.append(into)
+        for key in ("input_ids", "labels"):
+            into[key] += rows[number][key]
+        into["position_ids"] += range(size)
+        if len(open_) > _OPEN:
+            done.append(open_.pop(0))
+    return done + open_
 
 
 def _collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """Right-padded and causal: no attention mask is needed, and labels say what counts."""
     width = max(len(row["labels"]) for row in rows)
-    filling = {"input_ids": 0, "labels": _IGNORED}
+    filling = {"input_ids": 0, "labels": _IGNORED, "position_ids": 0}
     return {
-        key: torch.tensor([row[key] + [fill] * (width - len(row[key])) for row in rows])
-        for key, fill in filling.items()
+        key: torch.tensor([row[key] + [filling[key]] * (width - len(row[key])) for row in rows])
+        for key in rows[0]
     }
 
 
