@@ -23,11 +23,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+# As `rlframe train` does, before torch is imported: rlframe/cli/train.py says why.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 from rich.console import Console
@@ -36,7 +40,7 @@ from transformers.utils.logging import disable_progress_bar
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rlframe.build import run_recipe
-from rlframe.hooks import Context, PluginConfig, RewardBatch, RewardProvider
+from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
 from rlframe.runs.display import PlainDisplay
@@ -45,9 +49,11 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "reviews.yaml"
 CHANGES = (
     "rewards={vader: {type: vader}, finished: {type: eos_penalty, penalty: 0.5}}",
-    "kl.controller={type: adaptive, target: 6.0, horizon: 200, initial: 0.05}",
+    "prompts.first_words=1",  # of two, every third prompt is a whole phrase and leaves nothing to say
+    "rollout.prompts_per_update=96",
+    "kl.controller={type: adaptive, target: 6.0, horizon: 200, initial: 0.07}",
     "losses={}",
-    "ppo={updates: 50, learning_rate: 1.0e-3}",
+    "ppo={updates: 30, epochs: 2, minibatches: 4, microbatch_tokens: 512, learning_rate: 4.0e-4}",
     "evaluation={prompts: 16}",
 )
 """What PPO against VADER changes in the recipe that ships."""
@@ -68,20 +74,19 @@ BOUNDS = {
 }
 
 
-class Vader(RewardProvider[PluginConfig]):
-    """VADER's compound sentiment of prompt and response together, in [-1, 1]."""
+def vader(distinct: list[float]) -> type[RewardProvider[PluginConfig]]:
+    """A reward provider that notes the share of distinct responses of everything it judges."""
+    analyser = SentimentIntensityAnalyzer()
 
-    def __init__(self, config: PluginConfig, context: Context) -> None:
-        super().__init__(config, context)
-        self._analyser = SentimentIntensityAnalyzer()
+    class Vader(RewardProvider[PluginConfig]):
+        """VADER's compound sentiment of prompt and response together, in [-1, 1]."""
 
-    def score(self, batch: RewardBatch) -> list[float]:
-        texts = (p + r for p, r in zip(batch.prompt_texts, batch.response_texts, strict=True))
-        self.distinct = len(set(batch.response_texts)) / len(batch)
-        Vader.seen.append(self.distinct)
-        return [float(self._analyser.polarity_scores(text)["compound"]) for text in texts]
+        def score(self, batch: RewardBatch) -> list[float]:
+            distinct.append(len(set(batch.response_texts)) / len(batch))
+            texts = (p + r for p, r in zip(batch.prompt_texts, batch.response_texts, strict=True))
+            return [float(analyser.polarity_scores(text)["compound"]) for text in texts]
 
-    seen: list[float] = []  # noqa: RUF012  shares of distinct responses, one a rollout
+    return Vader
 
 
 class Watch(PlainDisplay):
@@ -118,10 +123,9 @@ def run(seed: int, data: Path, *, short: bool = False) -> dict[str, float]:
       data: JSONL with text and label.
       short: a smaller run for the test suite, with bounds of its own there.
     """
-    registry = Registry()
-    registry.add("reward_providers", "vader", Vader)
-    Vader.seen.clear()
-    watch = Watch()
+    distinct: list[float] = []
+    registry, watch = Registry(), Watch()
+    registry.add("reward_providers", "vader", vader(distinct))
     overrides = [f"seed={seed}", f"data.reviews.path={data}", *CHANGES, *(SHORT if short else ())]
     with tempfile.TemporaryDirectory() as scratch:
         loaded = load_recipe(RECIPE, overrides, registry=registry)
@@ -133,7 +137,7 @@ def run(seed: int, data: Path, *, short: bool = False) -> dict[str, float]:
         "ppo/vader_first": watch.updates[0]["reward/vader/raw"],
         "ppo/vader_last": sum(u["reward/vader/raw"] for u in last) / len(last),
         "ppo/kl_last": sum(u["objective/kl"] for u in last) / len(last),
-        "ppo/distinct_last": Vader.seen[-2],  # the last one is the watch on held-out prompts
+        "ppo/distinct_last": distinct[-2],  # the last one is the watch on held-out prompts
         **{f"{stage}/cpu_seconds": seconds for stage, seconds in watch.seconds.items()},
     }
 
@@ -148,11 +152,12 @@ def main() -> int:
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("--data", type=Path, default=ROOT / ".." / "shared/data/pros_cons.jsonl")
     parse.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parse.add_argument("--short", action="store_true", help="the run of the test suite")
     parse.add_argument("--json", type=Path, help="write the figures here")
     args = parse.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()
-    found = {seed: run(seed, args.data) for seed in args.seeds}
+    found = {seed: run(seed, args.data, short=args.short) for seed in args.seeds}
     table = Table("figure", "bound", *(f"seed {seed}" for seed in found), title="pros_cons")
     for name, (low, high) in BOUNDS.items():
         bound = f"{'' if low is None else low} .. {'' if high is None else high}"
