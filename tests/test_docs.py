@@ -98,3 +98,19 @@ def test_the_entry_points_of_the_guide_are_in_known_groups() -> None:
     (source,) = snippets("docs/plugins.md", "toml")
     groups = tomllib.loads(source)["project"]["entry-points"]
     assert {group.removeprefix("rlframe.") for group in groups} == set(KINDS)
+
+
+def test_every_hook_is_documented_with_its_arguments() -> None:
+    from rlframe.hooks.relay import HOOKS
+    from rlframe.hooks.spec import Specification
+
+    rows = {
+        row.split("|")[1].strip(" `"): row
+        for row in (ROOT / "docs" / "plugins.md").read_text().splitlines()
+        if row.startswith("| `rlframe_")
+    }
+    assert set(rows) == set(HOOKS)
+    for name in HOOKS:
+        code = getattr(Specification, name).__code__
+        for argument in code.co_varnames[1 : code.co_argcount]:
+            assert f"`{argument}`" in rows[name], (name, argument)

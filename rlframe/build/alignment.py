@@ -20,7 +20,7 @@ from rlframe.engine.objective import Objective
 from rlframe.engine.ppo import Run
 from rlframe.engine.streams import Shuffled
 from rlframe.errors import RecipeError
-from rlframe.hooks.spec import plugin_manager
+from rlframe.hooks.relay import Relay
 from rlframe.models import loading
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.policy import Policy, check_head
@@ -44,13 +44,19 @@ def alignment(project: Project, model: Any, files: RunDirectory, display: Displa
         models=parts.models,
         tokenizer=project.tokenizer,
         components=parts.components,
+        relay=parts.relay,
         watch=Watch(parts.answer_heldout, parts.judge),
         penalty=parts.penalty,
         updates=ppo.updates,
         evaluate_every=recipe.evaluation.every,
         checkpoint_every=ppo.checkpoint_every,
     )
-    return align(parts.run, recorder, table_rows=recipe.evaluation.table_rows)
+    return align(
+        parts.run,
+        recorder,
+        table_rows=recipe.evaluation.table_rows,
+        resolved=project.loaded.resolved(),
+    )
 
 
 class PPOParts:
@@ -62,7 +68,9 @@ class PPOParts:
         assert recipe.kl is not None
         self.project, self.ppo, self.kl = project, recipe.ppo, recipe.kl
         self.penalty = self.kl.placement == "reward"
-        self.hooks = plugin_manager().hook
+        self.plugins = [project.instance("hooks", name) for name in recipe.hooks]
+        self.relay = Relay(self.plugins)
+        self.hooks = self.relay.hook
         self.policy = self._policy(model)
         check_head(self.policy, name=str(recipe.model.policy)[:80])
         self.reference = self._reference(model)
@@ -78,7 +86,7 @@ class PPOParts:
         self._reference_sampler = self._sampler_of(self.reference)
         self.judge = Judge(
             self.rewards,
-            self.hooks,
+            self.relay,
             sample_reference=self._answer_as_reference,
             seed=recipe.seed,
             rank=project.runtime.rank,
@@ -95,6 +103,7 @@ class PPOParts:
             **{f"losses.{loss.name}": loss.component for loss in self.losses},
             "kl.controller": self.controller.component,
             "advantages": self.estimator.component,
+            **{f"hooks.{plugin.name}": plugin.component for plugin in self.plugins},
         }
 
     # Models
@@ -216,8 +225,9 @@ class PPOParts:
                 microbatch_tokens=ppo.microbatch_tokens,
             ),
             learn=self._learner(),
-            control=KLControl(self.controller, self.hooks, self.kl.minimum, self.kl.maximum),
+            control=KLControl(self.controller, self.relay, self.kl.minimum, self.kl.maximum),
             record=recorder,
+            tell=self.relay.tell,
             clock=Clock(),
         )
 

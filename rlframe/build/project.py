@@ -233,6 +233,7 @@ class Project:
         chosen = self.loaded.chosen[path]
         with _at(".".join(map(str, path))):
             component = chosen.component(chosen.config, self.context)
+        component.name = str(path[-1])
         return Instance(str(path[-1]), str(chosen.offer), component)
 
     def _nested(self, spec: RewardSpec) -> Any:

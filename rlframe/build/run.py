@@ -9,7 +9,7 @@ from typing import Any
 from rlframe.build.alignment import alignment
 from rlframe.build.project import Project
 from rlframe.errors import RlframeError
-from rlframe.hooks.registry import Registry
+from rlframe.hooks.registry import Registry, fingerprint
 from rlframe.models import loading
 from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe
@@ -57,7 +57,13 @@ def run_recipe(
     project = Project(loaded, directory, registry or Registry())
     project.check()  # before anything is written: a recipe that is refused can be mended and run
     files = RunDirectory(directory)
-    plugins = {".".join(map(str, path)): str(c.offer) for path, c in loaded.chosen.items()}
+    plugins = {
+        ".".join(map(str, path)): fingerprint(c.offer, c.component, c.config)
+        for path, c in loaded.chosen.items()
+    }
+    project.runtime.agree("the recipe", loaded.digest)
+    for path, used in plugins.items():
+        project.runtime.agree(f"the plugin at {path}", used)
     files.begin(
         source=loaded.source,
         resolved=loaded.resolved(),

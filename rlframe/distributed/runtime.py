@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from rlframe.errors import SetupError
@@ -51,6 +52,14 @@ class Runtime:
         """Σ over ranks, the same on each."""
         return self._accelerator.reduce(values, reduction="sum")
 
+    def agree(self, what: str, mine: object) -> None:
+        """Make sure that all ranks hold the same value before anything is computed with it.
+
+        Raises:
+          SetupError: some rank differs from rank 0.
+        """
+        refuse_difference(what, gather_object([mine]))
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model as its strategy wraps it for training."""
         return self._accelerator.prepare_model(model.to(self.device))
@@ -70,6 +79,22 @@ class Runtime:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def refuse_difference(what: str, values: Sequence[object]) -> None:
+    """Raise if the ranks' values are not all equal.
+
+    Args:
+      what: the thing, as an error calls it.
+      values: one a rank.
+    """
+    other = [rank for rank, value in enumerate(values) if value != values[0]]
+    if other:
+        raise SetupError(
+            f"{what} is not the same on all ranks: rank {other[0]} has {values[other[0]]}, rank 0 has "
+            f"{values[0]}. Install the same versions on every machine, and start all ranks with the "
+            "same recipe"
+        )
 
 
 Reduce = Callable[[Tensor], Tensor]

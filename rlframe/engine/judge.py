@@ -20,6 +20,7 @@ from torch import Tensor
 from rlframe.errors import RunError
 from rlframe.functional.rewards import response_mask
 from rlframe.hooks.component import Instance, RewardProvider
+from rlframe.hooks.relay import Relay
 from rlframe.rollout.seeds import stream
 from rlframe.types import RewardBatch, Rollout
 
@@ -54,7 +55,7 @@ class Judge:
 
     Args:
       rewards: in the recipe's order.
-      hooks: pluggy's relay; components are called through it.
+      relay: components are called through it.
       sample_reference: draws a response of the reference model for each prompt of a rollout.
       seed: of the run.
       rank: of this process.
@@ -63,14 +64,14 @@ class Judge:
     def __init__(
         self,
         rewards: Sequence[WeightedReward],
-        hooks: Any,
+        relay: Relay,
         *,
         sample_reference: Callable[[Rollout], Rollout] | None,
         seed: int,
         rank: int,
     ) -> None:
         self._rewards = rewards
-        self._hooks = hooks
+        self._relay = relay
         self._sample_reference = sample_reference
         self._seed = seed
         self._rank = rank
@@ -115,10 +116,12 @@ class Judge:
     ) -> Tensor:
         """[B, T] what one provider gives each token, checked."""
         try:
-            scores = self._hooks.rlframe_score(provider=instance.component, batch=batch)
+            scores = self._relay.hook.rlframe_score(provider=instance.component, batch=batch)
         except Exception as error:
+            culprit = self._relay.blame(error)
+            whose = f"{culprit}, around reward" if culprit else "reward"
             raise RunError(
-                f"reward {instance} raised {type(error).__name__}: {error}\n"
+                f"{whose} {instance} raised {type(error).__name__}: {error}\n"
                 f"{self._culprit(instance, batch)}"
             ) from error
         if not hasattr(scores, "__len__") or len(scores) != len(batch):
@@ -145,7 +148,7 @@ class Judge:
         """The first response on which the provider fails alone: the run is over, so look for it."""
         for row in range(len(batch)):
             try:
-                self._hooks.rlframe_score(provider=instance.component, batch=batch.rows([row]))
+                self._relay.hook.rlframe_score(provider=instance.component, batch=batch.rows([row]))
             except Exception:
                 return _described(batch, row)
         return f"No response fails alone; the first of {len(batch)}:\n{_described(batch, 0)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlframe.errors import RunError
 from rlframe.hooks.component import Instance, KLController
+from rlframe.hooks.relay import Relay
 from rlframe.types import KLMeasurement, KLState
 
 
@@ -17,13 +18,13 @@ class KLControl:
 
     Args:
       controller: pure; its state is handed in and comes out.
-      hooks: pluggy's relay; the controller is called through it.
+      relay: the controller is called through it.
       minimum: lower bound of beta, score units per nat.
       maximum: upper bound.
     """
 
     controller: Instance[KLController[Any]]
-    hooks: Any
+    relay: Relay
     minimum: float
     maximum: float
 
@@ -45,12 +46,14 @@ class KLControl:
         if not math.isfinite(measured.kl):
             return state
         try:
-            new = self.hooks.rlframe_update_kl(
+            new = self.relay.hook.rlframe_update_kl(
                 controller=self.controller.component, state=state, measured=measured
             )
         except Exception as error:
+            culprit = self.relay.blame(error)
+            whose = f"{culprit}, around KL controller" if culprit else "KL controller"
             raise RunError(
-                f"KL controller {self.controller} raised {type(error).__name__}: {error} for "
+                f"{whose} {self.controller} raised {type(error).__name__}: {error} for "
                 f"{measured} in {state}"
             ) from error
         if not isinstance(new, KLState):

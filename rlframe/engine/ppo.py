@@ -25,6 +25,7 @@ from rlframe.engine.judge import Judge, Judgement
 from rlframe.engine.kl_control import KLControl
 from rlframe.engine.learner import Learner
 from rlframe.engine.metrics import Clock, Meter
+from rlframe.hooks.events import ExperienceReady, RolloutFinished, UpdateFinished
 from rlframe.types import KLMeasurement, KLState, Rollout
 
 
@@ -62,6 +63,8 @@ class Run:
     learn: Learner
     control: KLControl
     record: Record
+    tell: Callable[[str, object], None]
+    """Tells observers of a moment: (hook without "rlframe_", its event)."""
     clock: Clock
 
 
@@ -70,11 +73,13 @@ def train(run: Run, kl: KLState) -> KLState:
     for number in run.updates:
         with run.clock.phase("rollout"):
             rollout = run.act(number)
+        run.tell("rollout_finished", RolloutFinished(rollout))
         with run.clock.phase("reward"):
             judgement = run.judge(rollout)
         with run.clock.phase("experience"):
             schedule = run.plan(rollout)
             experience = run.credit(rollout, judgement.rewards, schedule, beta=kl.coefficient)
+        run.tell("experience_ready", _ready(rollout, judgement, experience))
         with run.clock.phase("learn"):
             meter, figures = run.learn(experience, beta=kl.coefficient)
 
@@ -84,5 +89,12 @@ def train(run: Run, kl: KLState) -> KLState:
             number, rollout, judgement, experience, meter, figures, measured, kl, next_kl
         )
         run.record(update, run.clock)
+        run.tell("update_finished", UpdateFinished(number, measured, kl, next_kl))
         kl = next_kl
     return kl
+
+
+def _ready(rollout: Rollout, judgement: Judgement, seen: Experience) -> ExperienceReady:
+    return ExperienceReady(
+        rollout, judgement.raw, seen.mask, seen.rewards, seen.advantages, seen.returns
+    )

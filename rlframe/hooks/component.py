@@ -118,6 +118,8 @@ class Component(Generic[C]):
 
     config: C
     context: Context
+    name: str = ""
+    """What the recipe calls this instance, set by the engine once it is built."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -245,6 +247,14 @@ class AdvantageEstimator(Component[C]):
           mask: [B, T] bool.
         """
         raise NotImplementedError
+
+
+class HookPlugin(Component[C]):
+    """Takes part in moments of the run: its methods decorated with `@hookimpl` are registered.
+
+    A recipe names it under `hooks:`. The specification of each hook is its manual page, see
+    `rlframe.hooks.spec`.
+    """
 
 
 K = TypeVar("K", bound=Component[Any])

@@ -6,32 +6,44 @@ while it is unique; `distribution/name` always works; a built-in name can not be
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import os
 import re
 import traceback
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
-from rlframe.errors import PluginError, did_you_mean, listed
+from packaging.requirements import InvalidRequirement, Requirement
+
+from rlframe.errors import PluginError, RecipeError, did_you_mean, listed
 from rlframe.hooks.component import (
     API_VERSION,
     AdvantageEstimator,
     AuxiliaryLoss,
     Component,
+    HookPlugin,
     KLController,
     RewardProvider,
 )
+from rlframe.hooks.local import is_local, local_component
 
 KINDS: dict[str, tuple[type[Component[Any]], str]] = {
     "reward_providers": (RewardProvider, "reward"),
     "kl_controllers": (KLController, "KL controller"),
     "auxiliary_losses": (AuxiliaryLoss, "auxiliary loss"),
     "advantage_estimators": (AdvantageEstimator, "advantage estimator"),
+    "hooks": (HookPlugin, "hook plugin"),
 }
 """Kind, the last part of its entry-point group -> (base class, what people call it)."""
 
 CORE = "rlframe"
+BLOCK = "RLFRAME_BLOCK_PLUGINS"
+ALLOW = "RLFRAME_ALLOW_PLUGINS"
+"""Environment variables: distributions or distribution/name, separated by commas."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Offer:
     version: str
     target: str
     source: EntryPoint | type[Component[Any]]
+    blocked: str | None = None
+    """What keeps it from being imported, in words; None if nothing does."""
 
     @property
     def qualified(self) -> str:
@@ -54,10 +68,21 @@ class Offer:
 
 
 class Registry:
-    """The installed components, and those that a program added by hand."""
+    """The installed components, and those that a program added by hand.
 
-    def __init__(self) -> None:
-        self._offers = [offer for kind in KINDS for offer in _installed(kind)]
+    Args:
+      block: distributions or distribution/name never to import, besides those that the environment
+        variable RLFRAME_BLOCK_PLUGINS lists. What ships with rlframe can be blocked by name alone.
+      local_code: whether a recipe may name a component in a Python file, `./file.py:Class`.
+
+    If RLFRAME_ALLOW_PLUGINS is set, nothing but rlframe's own and what it lists is imported.
+    """
+
+    def __init__(self, *, block: Iterable[str] = (), local_code: bool = False) -> None:
+        rules = _Rules.of_environment(block)
+        self._offers = [rules.applied(offer) for kind in KINDS for offer in _installed(kind)]
+        self._local_code = local_code
+        self._local: dict[tuple[str, str], Offer] = {}
 
     def add(self, kind: str, name: str, component: type[Component[Any]]) -> None:
         """Offer a class of the running program, as distribution "local"."""
@@ -75,9 +100,12 @@ class Registry:
         Raises:
           PluginError: nobody offers the name, or several distributions do.
         """
+        if is_local(name):
+            return self._in_file(kind, name)
         offers, noun = self.offers(kind), KINDS[kind][1]
         wanted = _normalised(name)
         matching = [o for o in offers if name == o.name or wanted == _normalised(o.qualified)]
+        matching = [o for o in matching if not o.blocked] or matching
         core = [o for o in matching if o.distribution == CORE]
         if len(matching) == 1 or core:
             return (core or matching)[0]
@@ -100,6 +128,8 @@ class Registry:
           PluginError: it is not installed, can not be imported, or is not a component of this kind.
         """
         offer = self.find(kind, name)
+        if offer.blocked:
+            raise PluginError(f"{KINDS[kind][1]} {offer} is {offer.blocked}")
         if isinstance(offer.source, type):
             return _checked(offer, offer.source)
         try:
@@ -110,6 +140,103 @@ class Registry:
                 f"{type(error).__name__}: {error} [{_place(offer, error)}]"
             ) from error
         return _checked(offer, component)
+
+    def _in_file(self, kind: str, name: str) -> Offer:
+        """A component of a Python file of the user's own, imported at once: it has no metadata."""
+        if not self._local_code:
+            raise PluginError(
+                f"{name!r} is code in a file, which runs only if you allow it: add --allow-local-code"
+            )
+        key = (kind, name)
+        if key not in self._local:
+            component, digest = local_component(name)
+            self._local[key] = Offer(kind, name, "local file", digest[:12], name, component)
+        return self._local[key]
+
+
+def fingerprint(offer: Offer, component: type[Component[Any]], config: Any) -> dict[str, Any]:
+    """What exactly a run uses: equal fingerprints mean equal code and equal settings.
+
+    Args:
+      offer: who offers the component.
+      component: its class.
+      config: its validated config.
+    """
+    file = inspect.getsourcefile(component)
+    source = Path(file).read_bytes() if file is not None and Path(file).is_file() else b""
+    return {
+        "name": offer.name,
+        "distribution": offer.distribution,
+        "version": offer.version,
+        "target": offer.target,
+        "sha256": hashlib.sha256(source).hexdigest(),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def unmet(requires: Iterable[str]) -> list[tuple[int, str, type[RecipeError | PluginError]]]:
+    """Which requirements of a recipe the environment does not meet.
+
+    Args:
+      requires: as pip takes them, e.g. "rlframe-pid>=0.2".
+
+    Returns:
+      (position, what is wrong and the command that mends it, the error it is) of each.
+    """
+    found: list[tuple[int, str, type[RecipeError | PluginError]]] = []
+    for number, text in enumerate(requires):
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement as error:
+            reason = str(error).splitlines()[0]
+            found.append(
+                (number, f"{text!r} is not a requirement as pip takes it: {reason}", RecipeError)
+            )
+            continue
+        if wanted.marker is not None and not wanted.marker.evaluate():
+            continue
+        try:
+            have = version(wanted.name)
+        except PackageNotFoundError:
+            found.append(
+                (number, f"{wanted.name} is not installed: pip install {text!r}", PluginError)
+            )
+            continue
+        if not wanted.specifier.contains(have, prereleases=True):
+            problem = f"{wanted.name} {have} is installed, but this recipe needs {text!r}"
+            found.append((number, f"{problem}: pip install --upgrade {text!r}", PluginError))
+    return found
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What may be imported."""
+
+    blocked: dict[str, str]
+    """Normalised name -> who blocks it."""
+    allowed: frozenset[str] | None
+
+    @classmethod
+    def of_environment(cls, block: Iterable[str]) -> _Rules:
+        rules = {_normalised_any(name): f"blocked by ${BLOCK}" for name in _listed_in(BLOCK)}
+        rules |= {_normalised_any(name): f"blocked by --no-plugin {name}" for name in block}
+        allowed = (
+            frozenset(map(_normalised_any, _listed_in(ALLOW))) if os.environ.get(ALLOW) else None
+        )
+        return cls(rules, allowed)
+
+    def applied(self, offer: Offer) -> Offer:
+        names = {_normalised_any(offer.distribution), _normalised(offer.qualified)}
+        if offer.distribution == CORE:
+            names.discard(CORE)
+        why = next((self.blocked[name] for name in sorted(names & set(self.blocked))), None)
+        if why is None and self.allowed is not None and offer.distribution != CORE:
+            why = None if names & self.allowed else f"not among those that ${ALLOW} lists"
+        return offer if why is None else replace(offer, blocked=why)
+
+
+def _listed_in(variable: str) -> list[str]:
+    return [name for part in os.environ.get(variable, "").split(",") if (name := part.strip())]
 
 
 def _installed(kind: str) -> list[Offer]:
@@ -122,6 +249,11 @@ def _installed(kind: str) -> list[Offer]:
             (name, point.name), Offer(kind, point.name, name, version, point.value, point)
         )
     return list(found.values())
+
+
+def _normalised_any(name: str) -> str:
+    """A distribution's name, or distribution/name, as the packaging specification normalises it."""
+    return _normalised(name) if "/" in name else _normalised(f"{name}/").removesuffix("/")
 
 
 def _normalised(name: str) -> str:

@@ -4,7 +4,12 @@ As pytest calls a test function through `pytest_pyfunc_call`, the engine calls c
 these hooks; the implementation that does the work ships here and runs last. A wrapper (`@hookimpl(
 wrapper=True)`) can cache, time, retry or veto without the component knowing.
 
-Every hook is `firstresult`: the first implementation that returns something other than None decides.
+The hooks that call a component are `firstresult`: the first implementation that returns something other
+than None decides. The rest are observers: they are told a frozen event, and what they return is thrown
+away. An observer that raises is warned about and counted; a wrapper that raises ends the run by name.
+
+Who may take part is said by the recipe's `hooks:`, in its order: the first one named is the outermost
+wrapper and the first observer to be told. Nothing is active because it is installed.
 """
 
 from __future__ import annotations
@@ -18,6 +23,15 @@ from rlframe.hooks.component import (
     AuxiliaryLoss,
     KLController,
     RewardProvider,
+)
+from rlframe.hooks.events import (
+    CheckpointSaved,
+    ExperienceReady,
+    Metrics,
+    RolloutFinished,
+    RunFinished,
+    RunStarted,
+    UpdateFinished,
 )
 from rlframe.types import KLMeasurement, KLState, LossTerm, PolicyView, RewardBatch, TokenBatch
 
@@ -82,6 +96,44 @@ class Specification:
         Whitening over all ranks follows; it is not this hook's business.
         """
 
+    # Observers
+
+    @hookspec
+    def rlframe_run_started(self, event: RunStarted) -> None:
+        """PPO begins. Called once on every rank, before the first look at the held-out prompts."""
+
+    @hookspec
+    def rlframe_rollout_finished(self, event: RolloutFinished) -> None:
+        """Responses were sampled. Called once an update on every rank, with that rank's share."""
+
+    @hookspec
+    def rlframe_experience_ready(self, event: ExperienceReady) -> None:
+        """Rewards and advantages are known. Called once an update on every rank, with its share."""
+
+    @hookspec
+    def rlframe_update_finished(self, event: UpdateFinished) -> None:
+        """The policy was updated and beta chosen. Called once an update on every rank."""
+
+    @hookspec
+    def rlframe_metrics(self, event: Metrics) -> None:
+        """The figures of an update. Called once an update on every rank, with the same figures.
+
+        Example: an observer that keeps the scores.
+
+            class Scores(HookPlugin[PluginConfig]):
+                @hookimpl
+                def rlframe_metrics(self, event):
+                    print(event.update, event.figures["objective/scores"])
+        """
+
+    @hookspec
+    def rlframe_checkpoint_saved(self, event: CheckpointSaved) -> None:
+        """A checkpoint is complete on disk. Called on every rank, the result of the run included."""
+
+    @hookspec
+    def rlframe_run_finished(self, event: RunFinished) -> None:
+        """PPO is over. Called once on every rank, also when an error ends the run."""
+
 
 class Defaults:
     """What happens when nobody wraps anything: the component is called."""
@@ -110,7 +162,7 @@ class Defaults:
 
 
 def plugin_manager() -> pluggy.PluginManager:
-    """A fresh manager with the specification and the defaults. One a run; there is no global one."""
+    """A fresh manager with the specification and the defaults."""
     manager = pluggy.PluginManager("rlframe")
     manager.add_hookspecs(Specification)
     manager.register(Defaults(), name="rlframe")

@@ -59,8 +59,9 @@ class LoadedRecipe:
     def digest(self) -> str:
         """sha256 of the resolved recipe: equal digests describe the same run."""
         plain = self.resolved()
-        # The order of keys means nothing, but that of the rewards does: each joins those before it.
-        plain["rewards"] = list(plain["rewards"].items())
+        # The order of keys means nothing but where each joins or wraps those beside it.
+        for ordered in ("rewards", "hooks"):
+            plain[ordered] = list(plain[ordered].items())
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -10,7 +10,7 @@ from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import NewModel, NewTokenizer, Recipe
 
 STAGES = ("sft", "reward_model", "ppo")
-_PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "advantages", "evaluation"}
+_PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "advantages", "hooks", "evaluation"}
 
 
 def broken_references(recipe: Recipe) -> list[tuple[Path_, str]]:

@@ -262,6 +262,12 @@ class Runtime(Section):
     )
 
 
+class HookSpec(ComponentSpec):
+    """A plugin that takes part in moments of the run; the first one named is the outermost."""
+
+    kind: ClassVar[str] = "hooks"
+
+
 class Recipe(Section):
     """A whole run: the stages are sft, reward_model and ppo, each present or not, in this order."""
 
@@ -277,6 +283,7 @@ class Recipe(Section):
     kl: KL | None = None
     losses: dict[str, LossSpec] = Field(default_factory=dict)
     advantages: AdvantageSpec = AdvantageSpec()
+    hooks: dict[str, HookSpec] = Field(default_factory=dict)
     ppo: PPO | None = None
     evaluation: Evaluation = Evaluation()
     runtime: Runtime = Runtime()

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from rlframe.errors import did_you_mean, listed
 from rlframe.hooks.component import ComponentSpec
 from rlframe.recipe.document import Path_
-from rlframe.recipe.schema import AdvantageSpec, KLControllerSpec, LossSpec, RewardEntry
+from rlframe.recipe.schema import AdvantageSpec, HookSpec, KLControllerSpec, LossSpec, RewardEntry
 
 
 def dotted(path: Path_) -> str:
@@ -21,7 +21,11 @@ def dotted(path: Path_) -> str:
 
 def component_slots(data: dict[str, Any]) -> Iterator[tuple[Path_, type[ComponentSpec]]]:
     """Where components stand in an unvalidated recipe."""
-    for section, kind in (("rewards", RewardEntry), ("losses", LossSpec)):
+    for section, kind in (
+        ("rewards", RewardEntry),
+        ("losses", LossSpec),
+        ("hooks", HookSpec),
+    ):
         entries = data.get(section)
         if isinstance(entries, dict):
             yield from (((section, name), kind) for name in entries)

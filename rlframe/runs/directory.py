@@ -58,7 +58,7 @@ class RunDirectory:
         self._manifest: dict[str, Any] = {}
 
     def begin(
-        self, *, source: str, resolved: Mapping[str, Any], digest: str, plugins: Mapping[str, str]
+        self, *, source: str, resolved: Mapping[str, Any], digest: str, plugins: Mapping[str, Any]
     ) -> None:
         """Write the recipe and a manifest that says "running".
 
@@ -66,7 +66,8 @@ class RunDirectory:
           source: the recipe as it was written.
           resolved: the recipe with every default.
           digest: of the resolved recipe.
-          plugins: recipe path of each component -> what it is, with distribution and version.
+          plugins: recipe path of each component -> its fingerprint: distribution, version, target,
+            sha256 of its source file, config.
         """
         (self.path / "recipe.source.yaml").write_text(source, encoding="utf-8")
         yaml = YAML()

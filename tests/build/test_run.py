@@ -129,7 +129,10 @@ def test_one_recipe_goes_through_all_stages_and_leaves_everything_behind(
 
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["status"] == "finished"
-    assert manifest["plugins"]["rewards.liked"].startswith("reward_model (rlframe ")
+    liked = manifest["plugins"]["rewards.liked"]
+    assert (liked["distribution"], liked["name"]) == ("rlframe", "reward_model")
+    assert len(liked["sha256"]) == 64
+    assert liked["config"]["model"] == "stage:reward_model"
     assert (path / "recipe.source.yaml").read_text() == whole.read_text()
     assert load_recipe(path / "recipe.resolved.yaml").digest == manifest["digest"]
 

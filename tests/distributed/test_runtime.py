@@ -37,3 +37,11 @@ def test_several_processes_are_refused_instead_of_trained_apart(
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
     with pytest.raises(SetupError, match="2 processes"):
         Runtime(device="cpu")
+
+
+def test_ranks_that_differ_are_named_before_anything_is_computed():
+    from rlframe.distributed.runtime import refuse_difference
+
+    refuse_difference("the recipe", ["a", "a", "a"])
+    with pytest.raises(SetupError, match="the recipe is not the same on all ranks: rank 2 has b"):
+        refuse_difference("the recipe", ["a", "a", "b"])

@@ -8,9 +8,17 @@ import torch
 
 from rlframe.engine.judge import Judge, WeightedReward
 from rlframe.errors import RunError
-from rlframe.hooks import PluginConfig, Prompt, RewardBatch, RewardProvider, StopReason
+from rlframe.hooks import (
+    HookPlugin,
+    PluginConfig,
+    Prompt,
+    RewardBatch,
+    RewardProvider,
+    StopReason,
+    hookimpl,
+)
 from rlframe.hooks.component import Instance
-from rlframe.hooks.spec import plugin_manager
+from rlframe.hooks.relay import Relay
 from rlframe.rollout.sampler import pack
 from rlframe.types import Rollout
 
@@ -47,7 +55,7 @@ def judge(*rewards: tuple[Any, float], **kwargs: Any) -> Judge:
         for i, (answer, weight) in enumerate(rewards)
     ]
     options = {"sample_reference": None, "seed": 0, "rank": 0, **kwargs}
-    return Judge(mix, plugin_manager().hook, **options)
+    return Judge(mix, Relay(), **options)
 
 
 def test_a_score_lands_on_the_last_generated_token_eos_included() -> None:
@@ -147,16 +155,43 @@ def test_the_reference_is_sampled_once_for_all_providers() -> None:
 
 
 def test_a_wrapper_around_the_hook_changes_what_is_scored() -> None:
-    from rlframe.hooks import hookimpl
-
-    class Doubling:
+    class Doubling(HookPlugin[PluginConfig]):
         @hookimpl(wrapper=True)
         def rlframe_score(self, provider: Any, batch: Any) -> Any:
             scores = yield
             return [2 * score for score in scores]
 
-    manager = plugin_manager()
-    manager.register(Doubling())
     reward = WeightedReward(Instance("r", "scripted", Scripted(lambda b: [1.0, 2.0, 3.0])), 1.0)
-    found = Judge([reward], manager.hook, sample_reference=None, seed=0, rank=0)(rollout())
+    relay = Relay([Instance("twice", "doubling", Doubling(PluginConfig(), None))])
+    found = Judge([reward], relay, sample_reference=None, seed=0, rank=0)(rollout())
     assert found.scores.tolist() == [2, 4, 6]
+
+
+def test_a_wrapper_that_raises_is_blamed_and_not_the_reward_inside_it() -> None:
+    class Broken(HookPlugin[PluginConfig]):
+        @hookimpl(wrapper=True)
+        def rlframe_score(self, provider: Any, batch: Any) -> Any:
+            scores = yield
+            raise KeyError("no such entry")
+            return scores
+
+    class Passing(HookPlugin[PluginConfig]):
+        @hookimpl(wrapper=True)
+        def rlframe_score(self, provider: Any, batch: Any) -> Any:
+            return (yield)
+
+    def run(plugin: Any, score: Any) -> str:
+        reward = WeightedReward(Instance("r", "scripted (s 1)", Scripted(score)), 1.0)
+        relay = Relay([Instance("w", "wrapper (w 2)", plugin(PluginConfig(), None))])
+        with pytest.raises(RunError) as caught:
+            Judge([reward], relay, sample_reference=None, seed=0, rank=0)(rollout())
+        return str(caught.value).splitlines()[0]
+
+    def fails(batch: Any) -> Any:
+        raise ValueError("bad text")
+
+    assert run(Broken, lambda b: [1.0, 2.0, 3.0]) == (
+        "hook plugin 'w' of type wrapper (w 2), around reward 'r' of type scripted (s 1) raised "
+        "KeyError: 'no such entry'"
+    )
+    assert run(Passing, fails) == "reward 'r' of type scripted (s 1) raised ValueError: bad text"

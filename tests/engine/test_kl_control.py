@@ -10,7 +10,7 @@ from rlframe.engine.kl_control import KLControl
 from rlframe.errors import RunError
 from rlframe.hooks import KLController, KLMeasurement, KLState, PluginConfig
 from rlframe.hooks.component import Instance
-from rlframe.hooks.spec import plugin_manager
+from rlframe.hooks.relay import Relay
 
 
 class Scripted(KLController[PluginConfig]):
@@ -30,7 +30,7 @@ class Scripted(KLController[PluginConfig]):
 
 def control(answer: Any, **bounds: float) -> KLControl:
     instance = Instance("controller", "scripted (test 1)", Scripted(answer))
-    return KLControl(instance, plugin_manager().hook, **{"minimum": 0.1, "maximum": 10.0, **bounds})
+    return KLControl(instance, Relay(), **{"minimum": 0.1, "maximum": 10.0, **bounds})
 
 
 MEASURED = KLMeasurement(kl=6.0, nats_per_response=6.0, nats_per_token=0.5, responses=64)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import rlframe
-from rlframe.errors import PluginError
+from rlframe.errors import PluginError, RecipeError
 from rlframe.hooks import PluginConfig, RewardProvider
 from rlframe.hooks.component import API_VERSION
-from rlframe.hooks.registry import KINDS, Registry
+from rlframe.hooks.registry import KINDS, Registry, fingerprint, unmet
 from tests.cli.broken import REWARD
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -29,8 +29,8 @@ def refused(name, kind="reward_providers"):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_built_in_components_are_found_through_rlframes_own_entry_points(kind):
     offers = [o for o in Registry().offers(kind) if o.distribution == "rlframe"]
-    assert [o.name for o in offers] == BUILT_IN[kind]
-    assert {o.version for o in offers} == {rlframe.__version__}
+    assert [o.name for o in offers] == BUILT_IN.get(kind, [])
+    assert all(o.version == rlframe.__version__ for o in offers)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in BUILT_IN.items() for n in names])
@@ -262,3 +262,73 @@ def test_a_plugin_that_is_broken_does_not_keep_others_from_loading(install):
     with pytest.raises(PluginError):
         registry.load("reward_providers", "broken")
     assert registry.load("reward_providers", "length").__name__ == "Length"
+
+
+# What may be imported
+
+
+@pytest.mark.parametrize("rule", ["acme", "Acme", "acme/polite"])
+def test_a_blocked_plugin_is_listed_with_the_reason_and_not_imported(install, monkeypatch, rule):
+    install("acme", offers={"polite": "Reward"}, module="raise RuntimeError('imported')\n")
+    monkeypatch.setenv("RLFRAME_BLOCK_PLUGINS", f"other, {rule}")
+    (offer,) = [o for o in Registry().offers("reward_providers") if o.name == "polite"]
+    assert offer.blocked == "blocked by $RLFRAME_BLOCK_PLUGINS"
+    assert "polite (acme 1.0) is blocked by $RLFRAME_BLOCK_PLUGINS" in refused("polite")
+
+
+def test_a_command_can_block_too_and_the_other_of_two_takes_the_name(install):
+    install("acme", offers={"polite": "Reward"})
+    install("zeta", offers={"polite": "Reward"})
+    registry = Registry(block=["acme"])
+    assert registry.load("reward_providers", "polite").__module__ == "zeta"
+    with pytest.raises(PluginError, match="blocked by --no-plugin acme"):
+        registry.load("reward_providers", "acme/polite")
+
+
+def test_an_allow_list_keeps_out_all_others_but_rlframe(install, monkeypatch):
+    install("acme", offers={"polite": "Reward"})
+    install("zeta", offers={"rude": "Reward"})
+    monkeypatch.setenv("RLFRAME_ALLOW_PLUGINS", "zeta")
+    registry = Registry()
+    assert registry.load("reward_providers", "rude").__module__ == "zeta"
+    assert registry.load("reward_providers", "length").__module__ == "rlframe.builtin.length"
+    assert "not among those that $RLFRAME_ALLOW_PLUGINS lists" in refused("polite")
+
+
+def test_blocking_rlframe_as_a_whole_means_nothing_but_one_of_its_components_can_be(monkeypatch):
+    monkeypatch.setenv("RLFRAME_BLOCK_PLUGINS", "rlframe,rlframe/length")
+    assert "length" in refused("length")
+    Registry().load("reward_providers", "keyword")
+
+
+def test_requirements_that_are_not_met_are_told_with_the_command_that_mends_them(install):
+    install("acme", offers={"polite": "Reward"}, version="1.0")
+    found = unmet(["acme>=0.9", "acme>=2", "not-there==3", "=bad=", 'x; python_version < "3"'])
+    assert [(number, error) for number, _, error in found] == [
+        (1, PluginError),
+        (2, PluginError),
+        (3, RecipeError),
+    ]
+    assert "acme 1.0 is installed, but this recipe needs 'acme>=2'" in found[0][1]
+    assert "pip install --upgrade 'acme>=2'" in found[0][1]
+    assert "not-there is not installed: pip install 'not-there==3'" in found[1][1]
+    assert "'=bad=' is not a requirement" in found[2][1]
+
+
+def test_a_fingerprint_changes_with_the_code_and_with_the_config(install):
+    install("acme", offers={"polite": "Reward"})
+
+    def taken(limit):
+        registry = Registry()
+        component = registry.load("reward_providers", "polite")
+        offer = registry.find("reward_providers", "polite")
+        return fingerprint(offer, component, component.Config(limit=limit))
+
+    first = taken(1)
+    assert first == taken(1)
+    assert first != taken(2)
+    assert (first["distribution"], first["version"], first["name"]) == ("acme", "1.0", "polite")
+    assert first["config"] == {"limit": 1}
+    file = Path(sys.modules["acme"].__file__)
+    file.write_text(file.read_text() + "\n# changed\n")
+    assert {key for key, value in taken(1).items() if value != first[key]} == {"sha256"}

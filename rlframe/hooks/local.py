@@ -1,0 +1,78 @@
+"""A component in a Python file of the user's own: `type: ./my_reward.py:MyReward`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rlframe.errors import PluginError, did_you_mean, listed
+from rlframe.hooks.component import Component
+
+_LOCAL = re.compile(r"(?P<file>\.{0,2}/.*\.py):(?P<name>\w+)")
+
+
+def is_local(name: str) -> bool:
+    """Whether a recipe's `type:` names a file: it begins with ./, ../ or /."""
+    return name.startswith(("./", "../", "/"))
+
+
+def local_component(name: str) -> tuple[type[Component[Any]], str]:
+    """Import the class that `./file.py:Class` names; relative files lie where the run starts.
+
+    Returns:
+      (the class, sha256 of the file).
+
+    Raises:
+      PluginError: the name is malformed, the file is missing or can not be imported, or it has no such
+        component.
+    """
+    matched = _LOCAL.fullmatch(name)
+    if matched is None:
+        raise PluginError(f"{name!r}: write ./file.py:Class, the file and the component in it")
+    file, wanted = Path(matched["file"]), matched["name"]
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        where = f"{file} can not be read (from {Path.cwd()})"
+        raise PluginError(f"{name!r}: {where}: {error}") from error
+    digest = hashlib.sha256(source).hexdigest()
+    module = _imported(file, digest, name)
+    offered = {key: value for key, value in vars(module).items() if _is_component(value, module)}
+    if wanted not in offered:
+        raise PluginError(
+            f"{file} has no component {wanted!r}.{did_you_mean(wanted, offered)} "
+            f"It defines: {listed(offered)}"
+        )
+    return offered[wanted], digest
+
+
+def _imported(file: Path, digest: str, name: str) -> Any:
+    """The file as a module under a name of its own; equal content is imported once."""
+    known = f"rlframe_local_{file.stem}_{digest[:12]}"
+    if known in sys.modules:
+        return sys.modules[known]
+    spec = importlib.util.spec_from_file_location(known, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[known] = module  # dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[known]
+        raise PluginError(
+            f"{name!r} could not be imported: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _is_component(value: object, module: Any) -> bool:
+    return (
+        isinstance(value, type)
+        and issubclass(value, Component)
+        and value.__module__ == module.__name__
+    )
