@@ -19,11 +19,13 @@ from rlframe.hooks.component import (
     AdvantageEstimator,
     AuxiliaryLoss,
     Component,
+    DataGenerator,
     KLController,
     RewardProvider,
 )
 
 KINDS: dict[str, tuple[type[Component[Any]], str]] = {
+    "data_generators": (DataGenerator, "data generator"),
     "reward_providers": (RewardProvider, "reward"),
     "kl_controllers": (KLController, "KL controller"),
     "auxiliary_losses": (AuxiliaryLoss, "auxiliary loss"),
