@@ -118,6 +118,8 @@ class Component(Generic[C]):
 
     config: C
     context: Context
+    name: str
+    """What the recipe calls this instance; the engine sets it after it has built the component."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -271,6 +273,14 @@ class AdvantageEstimator(Component[C]):
           mask: [B, T] bool.
         """
         raise NotImplementedError
+
+
+class HookPlugin(Component[C]):
+    """Implements hooks of the run: wraps, answers or watches what `Specification` describes.
+
+    The methods marked `@hookimpl` are registered with the run's plugin manager, if the recipe names the
+    plugin; that it is installed changes nothing.
+    """
 
 
 K = TypeVar("K", bound=Component[Any])

@@ -20,6 +20,7 @@ from rlframe.hooks.component import (
     AuxiliaryLoss,
     Component,
     DataGenerator,
+    HookPlugin,
     KLController,
     RewardProvider,
 )
@@ -30,6 +31,7 @@ KINDS: dict[str, tuple[type[Component[Any]], str]] = {
     "kl_controllers": (KLController, "KL controller"),
     "auxiliary_losses": (AuxiliaryLoss, "auxiliary loss"),
     "advantage_estimators": (AdvantageEstimator, "advantage estimator"),
+    "hooks": (HookPlugin, "hook plugin"),
 }
 """Kind, the last part of its entry-point group -> (base class, what people call it)."""
 

@@ -9,6 +9,7 @@ from rlframe.hooks import (
     AdvantageEstimator,
     AuxiliaryLoss,
     DataGenerator,
+    HookPlugin,
     KLController,
     KLState,
     PluginConfig,
@@ -77,7 +78,7 @@ def test_a_components_config_is_its_type_argument_or_its_parents(component, conf
 
 @pytest.mark.parametrize(
     "base",
-    [DataGenerator, RewardProvider, KLController, AuxiliaryLoss, AdvantageEstimator],
+    [DataGenerator, RewardProvider, KLController, AuxiliaryLoss, AdvantageEstimator, HookPlugin],
 )
 def test_every_kind_takes_its_config_from_the_type_argument(base):
     class Component(base[Config]):

@@ -29,8 +29,8 @@ def refused(name, kind="reward_providers"):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_built_in_components_are_found_through_rlframes_own_entry_points(kind):
     offers = [o for o in Registry().offers(kind) if o.distribution == "rlframe"]
-    assert [o.name for o in offers] == BUILT_IN[kind]
-    assert {o.version for o in offers} == {rlframe.__version__}
+    assert [o.name for o in offers] == BUILT_IN.get(kind, [])
+    assert {o.version for o in offers} <= {rlframe.__version__}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in BUILT_IN.items() for n in names])
