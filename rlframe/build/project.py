@@ -298,27 +298,28 @@ def _openings_apart(
 
 def _read(spec: Dataset, generator: Chosen | None) -> sources.Split:
     """A data set, split: by a hash, or as its generator says."""
-    heldout: Sequence[Row] = ()
-    if spec.path is not None:
-        rows = sources.read_rows(Path(spec.path))
-    elif spec.hub is not None:
-        hub = spec.hub
-        rows = sources.hub_rows(hub.id, config=hub.config, split=hub.split, revision=hub.revision)
-    else:
-        assert generator is not None
-        rows, heldout = _generated(generator)
-    if not rows:
+    made, kept = (_stored(spec), []) if generator is None else _generated(generator)
+    if not made:
         raise RecipeError(f"the data set is empty ({spec.path or 'no rows came'})")
     roles = spec.columns.model_dump()
-    rows = sources.with_roles(rows[: spec.limit], roles)
+    rows, heldout = (sources.with_roles(part, roles) for part in (made[: spec.limit], kept))
     if not heldout:
         return sources.split_rows(rows, heldout=spec.heldout)
-    if spec.heldout != Dataset.model_fields["heldout"].default:
+    if spec.heldout != Dataset.model_fields["heldout"].default:  # a resolved recipe has it too
         raise RecipeError(
-            f"heldout: the generator {generator and generator.offer} brings held-out rows of its own, "
-            "so that nothing would read this share; leave it out"
+            "heldout: the generator brings held-out rows of its own, so that nothing would read this "
+            "share; leave it out"
         )
-    return sources.split_apart(rows, sources.with_roles(heldout, roles))
+    return sources.split_apart(rows, heldout)
+
+
+def _stored(spec: Dataset) -> list[Row]:
+    """The rows of a file or of the hub."""
+    if spec.path is not None:
+        return sources.read_rows(Path(spec.path))
+    assert spec.hub is not None
+    hub = spec.hub
+    return sources.hub_rows(hub.id, config=hub.config, split=hub.split, revision=hub.revision)
 
 
 def _generated(chosen: Chosen) -> tuple[list[Row], list[Row]]:

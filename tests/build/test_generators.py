@@ -84,9 +84,7 @@ def test_a_limit_cuts_the_rows_to_train_on(project: Callable[..., Project]) -> N
 
 
 def test_a_share_that_nothing_would_read_is_refused(project: Callable[..., Project]) -> None:
-    with pytest.raises(
-        RecipeError, match=r"data\.reviews: heldout: the generator counting"
-    ) as told:
+    with pytest.raises(RecipeError, match=r"data\.reviews: heldout: the generator brings") as told:
         project({"kept": [3]}, heldout=0.3).split("reviews")
     assert "leave it out" in str(told.value)
 

@@ -44,7 +44,7 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
     def __init__(self, config: RewardCacheConfig, context: Context) -> None:
         super().__init__(config, context)
         self.hits = self.misses = 0
-        """Responses answered from memory, and responses that a reward was asked about."""
+        """Responses that no reward was asked about, and those that one was."""
         self._scores: OrderedDict[str, Score] = OrderedDict()
         self._asked: set[str] = set()
 
@@ -57,31 +57,19 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
             self._asked.add(provider.name)
             return None  # the component is called as if this plugin were not there
         keys = _keys(provider, batch)
-        known = {key: self._scores[key] for key in keys if key in self._scores}
-        found: dict[str, Score | None] = {**known, **self._judge(provider, batch, keys, known)}
-        self.hits += sum(key in known for key in keys)
-        self.misses += len(found) - len(known)
-        for key in keys:
-            self._remember(key, found[key])
+        missing: dict[str, int] = {}
+        for row, key in enumerate(keys):
+            if key not in self._scores:
+                missing.setdefault(key, row)  # equal responses are asked about once
+        asked = batch.rows(list(missing.values()))
+        fresh = dict(zip(missing, _ask(provider, asked), strict=True))
+        found = [fresh[key] if key in fresh else self._scores[key] for key in keys]
         self._asked.add(provider.name)
-        return [found[key] for key in keys]
-
-    def _judge(
-        self,
-        provider: RewardProvider[Any],
-        batch: RewardBatch,
-        keys: list[str],
-        known: Mapping[str, Score],
-    ) -> dict[str, Score | None]:
-        """Key -> score of each response that is not known, equal ones asked about once."""
-        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
-        missing = dict(sorted(first.items(), key=lambda item: item[1]))
-        if not missing:
-            return {}
-        scores = provider.score(batch.rows(list(missing.values())))
-        if len(scores) != len(missing):
-            raise ValueError(f"{len(scores)} values for the {len(missing)} responses asked about")
-        return dict(zip(missing, map(_plain, scores), strict=True))
+        self.misses += len(missing)
+        self.hits += len(keys) - len(missing)
+        for key, score in zip(keys, found, strict=True):
+            self._remember(key, score)
+        return found
 
     def _remember(self, key: str, score: Score | None) -> None:
         if score is not None:  # a reward that can't judge may be able to later
@@ -109,6 +97,16 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
         self._scores = OrderedDict((key, score) for key, score in state["scores"])
 
 
+def _ask(provider: RewardProvider[Any], batch: RewardBatch) -> list[Score | None]:
+    """The provider's own scores of the responses, as plain numbers: a state must be JSON."""
+    if not len(batch):
+        return []
+    scores: Sequence[Any] = provider.score(batch)
+    if len(scores) != len(batch):
+        raise ValueError(f"{len(scores)} values for the {len(batch)} responses asked about")
+    return [score.tolist() if hasattr(score, "tolist") else score for score in scores]
+
+
 def _keys(provider: RewardProvider[Any], batch: RewardBatch) -> list[str]:
     judge = [
         type(provider).__module__,
@@ -126,9 +124,3 @@ def _keys(provider: RewardProvider[Any], batch: RewardBatch) -> list[str]:
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=repr)
     return blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _plain(score: Any) -> Score | None:
-    """A number of torch or numpy as Python's: a state must be JSON."""
-    plain: Score | None = score.tolist() if hasattr(score, "tolist") else score
-    return plain
