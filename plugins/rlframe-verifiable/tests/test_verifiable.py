@@ -70,7 +70,9 @@ def test_no_question_is_both_trained_on_and_held_out(config: dict[str, int]) -> 
     assert not {r["prompt"] for r in split.train} & {r["prompt"] for r in split.heldout}
 
 
-@pytest.mark.parametrize("task", ["chain_sum", "prime_factorization", "spell_backward", "gcd"])
+@pytest.mark.parametrize(
+    "task", ["chain_sum", "prime_factorization", "spell_backward", "power_function"]
+)
 def test_the_right_answer_scores_1_and_garbage_far_less(task: str) -> None:
     rows = Tasks.rows(tasks(task, rows=5))
     assert scores(rows, [f" {row['response']}\n" for row in rows]) == [1.0] * 5
