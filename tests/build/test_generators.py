@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,18 @@ def test_a_share_that_nothing_would_read_is_refused(project: Callable[..., Proje
     with pytest.raises(RecipeError, match=r"data\.reviews: heldout: the generator brings") as told:
         project({"kept": [3]}, heldout=0.3).split("reviews")
     assert "leave it out" in str(told.value)
+
+
+def test_a_resolved_recipe_makes_the_same_split(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    first = project({"kept": [3, 50]})
+    path = tmp_path / "resolved.yaml"
+    path.write_text(json.dumps(first.loaded.resolved()))  # JSON is YAML
+    again = load_recipe(path, registry=first._registry)
+    assert again.digest == first.loaded.digest
+    second = Project(again, tmp_path / "again", first._registry)
+    assert second.split("reviews") == first.split("reviews")
 
 
 def test_a_generator_that_raises_is_named_with_its_distribution(
