@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from rlframe.data.grammar import product_reviews
+from rlframe.builtin.product_reviews import product_reviews
 from rlframe.data.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
@@ -58,7 +58,7 @@ def language_model(tokenizer: Any) -> Callable[..., Any]:
 TINY: dict[str, Any] = {
     "version": 1,
     "data": {
-        "reviews": {"generator": {"name": "product_reviews", "rows": 200}, "heldout": 0.3},
+        "reviews": {"generator": {"type": "product_reviews", "rows": 200}, "heldout": 0.3},
     },
     "model": {
         "policy": {

@@ -62,7 +62,7 @@ def test_the_recipe_of_the_readme_has_valid_keys() -> None:
     Recipe.model_validate(YAML(typ="safe").load(source))
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(6))
 def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
     from rlframe.hooks import Component
 

@@ -5,7 +5,7 @@ All mistakes that can be found without training are found here, before hours are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rlframe.data import sources
 from rlframe.data.encode import RowEncoder
-from rlframe.data.grammar import product_reviews
 from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
 from rlframe.distributed.runtime import DTYPES, Runtime
 from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
-from rlframe.hooks.component import Component, Context, Instance, RewardSpec
+from rlframe.hooks.component import Component, Context, DataGenerator, Instance, RewardSpec
 from rlframe.hooks.registry import Registry
 from rlframe.models.loading import check_vocabulary
 from rlframe.recipe import Chosen, LoadedRecipe
@@ -64,7 +63,8 @@ class Project:
             )
         if name not in self._splits:
             with _at(f"data.{name}"):
-                self._splits[name] = _read(self.recipe.data[name])
+                generator = self.loaded.chosen.get(("data", name, "generator"))
+                self._splits[name] = _read(self.recipe.data[name], generator)
         return self._splits[name]
 
     @cached_property
@@ -297,21 +297,44 @@ def _openings_apart(
     return [p for p in train if p.text not in held], [p for p in heldout if p.text in held]
 
 
-def _read(spec: Dataset) -> sources.Split:
-    if spec.path is not None:
-        rows = sources.read_rows(Path(spec.path))
-    elif spec.hub is not None:
-        hub = spec.hub
-        rows = sources.hub_rows(hub.id, config=hub.config, split=hub.split, revision=hub.revision)
-    else:
-        assert spec.generator is not None
-        makers: dict[str, Callable[..., Any]] = {"product_reviews": product_reviews}
-        made = spec.generator
-        rows = makers[made.name](made.rows, seed=made.seed)
-    if not rows:
+def _read(spec: Dataset, generator: Chosen | None) -> sources.Split:
+    """A data set, split: by a hash, or as its generator says."""
+    made, kept = (_stored(spec), []) if generator is None else _generated(generator)
+    if not made:
         raise RecipeError(f"the data set is empty ({spec.path or 'no rows came'})")
-    rows = sources.with_roles(rows[: spec.limit], spec.columns.model_dump())
-    return sources.split_rows(rows, heldout=spec.heldout)
+    roles = spec.columns.model_dump()
+    rows, heldout = (sources.with_roles(part, roles) for part in (made[: spec.limit], kept))
+    if not heldout:
+        return sources.split_rows(rows, heldout=spec.heldout)
+    if spec.heldout != Dataset.model_fields["heldout"].default:  # a resolved recipe has it too
+        raise RecipeError(
+            "heldout: the generator brings held-out rows of its own, so that nothing would read this "
+            "share; leave it out"
+        )
+    return sources.split_apart(rows, heldout)
+
+
+def _stored(spec: Dataset) -> list[Row]:
+    """The rows of a file or of the hub."""
+    if spec.path is not None:
+        return sources.read_rows(Path(spec.path))
+    assert spec.hub is not None
+    hub = spec.hub
+    return sources.hub_rows(hub.id, config=hub.config, split=hub.split, revision=hub.revision)
+
+
+def _generated(chosen: Chosen) -> tuple[list[Row], list[Row]]:
+    """The rows of a data generator: (to train on, held out)."""
+    generator, config = chosen.component, chosen.config
+    assert issubclass(generator, DataGenerator)
+    try:
+        return list(generator.rows(config)), list(generator.heldout_rows(config))
+    except RlframeError:
+        raise
+    except Exception as error:
+        raise RecipeError(
+            f"data generator {chosen.offer} raised {type(error).__name__}: {error}"
+        ) from error
 
 
 @contextmanager

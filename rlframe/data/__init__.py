@@ -1,1 +1,1 @@
-"""Rows from files, the hub or a grammar; tokenizers; rows as tokens."""
+"""Rows from files or the hub, and their split; tokenizers; rows as tokens."""

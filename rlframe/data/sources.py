@@ -125,13 +125,30 @@ def split_rows(rows: Sequence[Row], *, heldout: float) -> Split:
     train: list[Row] = []
     kept: list[Row] = []
     for row in rows:
-        asked = next(
-            (row[key] for key in ("prompt", "messages", "text") if row.get(key) is not None), row
-        )
-        text = json.dumps(_without_answer(asked), sort_keys=True, default=str).casefold()
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(_asked(row).encode(), digest_size=8).digest()
         (kept if int.from_bytes(digest) < heldout * 2**64 else train).append(row)
     return Split(tuple(train), tuple(kept))
+
+
+def split_apart(rows: Sequence[Row], heldout: Sequence[Row]) -> Split:
+    """A given split, without the training rows that ask what a held-out row asks.
+
+    Raises:
+      RecipeError: nothing is left to train on.
+    """
+    kept = {_asked(row) for row in heldout}
+    train = tuple(row for row in rows if _asked(row) not in kept)
+    if not train:
+        raise RecipeError(f"all {len(rows)} rows to train on are held out as well")
+    return Split(train, tuple(heldout))
+
+
+def _asked(row: Row) -> str:
+    """What a row asks of a model, whatever its case: rows of one question share a side of the split."""
+    asked = next(
+        (row[key] for key in ("prompt", "messages", "text") if row.get(key) is not None), row
+    )
+    return json.dumps(_without_answer(asked), sort_keys=True, default=str).casefold()
 
 
 def _without_answer(asked: Any) -> Any:

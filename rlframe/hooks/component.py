@@ -152,6 +152,32 @@ class Component(Generic[C]):
             raise ValueError(f"{type(self).__name__} keeps no state but was given {sorted(state)}")
 
 
+class DataGenerator(Component[C]):
+    """Makes a data set.
+
+    What it makes depends on its config alone, so that every rank reads the same rows: it is asked
+    through the class and never built, since the tokenizer, and with it the context, may come from
+    the rows. Randomness is seeded by a key of the config; equal configs give equal rows everywhere.
+    """
+
+    @classmethod
+    def rows(cls, config: C) -> Sequence[Row]:
+        """The rows to train on; the data set's `columns` say which column holds what.
+
+        Raises:
+          Whatever it likes: the run stops before anything trains and names this generator.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def heldout_rows(cls, config: C) -> Sequence[Row]:
+        """Rows that no stage trains on; none, and the data set's `heldout` share of `rows` is kept.
+
+        A row of `rows` that asks what one of these asks is left out of training.
+        """
+        return ()
+
+
 class RewardProvider(Component[C]):
     """Judges finished responses."""
 

@@ -25,6 +25,7 @@ from rlframe.hooks.component import (
     AdvantageEstimator,
     AuxiliaryLoss,
     Component,
+    DataGenerator,
     HookPlugin,
     KLController,
     RewardProvider,
@@ -32,6 +33,7 @@ from rlframe.hooks.component import (
 from rlframe.hooks.local import is_local, local_component
 
 KINDS: dict[str, tuple[type[Component[Any]], str]] = {
+    "data_generators": (DataGenerator, "data generator"),
     "reward_providers": (RewardProvider, "reward"),
     "kl_controllers": (KLController, "KL controller"),
     "auxiliary_losses": (AuxiliaryLoss, "auxiliary loss"),

@@ -1,7 +1,7 @@
 """The recipe's keys: types, units, ranges, defaults. Frozen; an unknown key is an error.
 
-Components (rewards, KL controller, losses, advantages) are named by `type`; the keys beside it belong
-to the component and are validated by its own config, see `load.py`.
+Components (data generators, rewards, KL controller, losses, advantages) are named by `type`; the keys
+beside it belong to the component and are validated by its own config, see `load.py`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,10 @@ class HubData(Section):
     revision: str | None = None
 
 
-class GeneratedData(Section):
-    """Text that rlframe makes itself."""
+class GeneratorSpec(ComponentSpec):
+    """A data generator."""
 
-    name: Literal["product_reviews"]
-    rows: PositiveInt
-    seed: int = 0
+    kind: ClassVar[str] = "data_generators"
 
 
 class Columns(Section):
@@ -56,7 +54,7 @@ class Dataset(Section):
 
     path: str | None = Field(None, description="JSONL, Parquet, or plain text with one row a line")
     hub: HubData | None = None
-    generator: GeneratedData | None = None
+    generator: GeneratorSpec | None = None
     columns: Columns = Columns()
     heldout: Share = Field(0.05, description="share of the rows, chosen by a hash of their content")
     limit: PositiveInt | None = Field(None, description="use the first rows only")

@@ -11,7 +11,14 @@ from pydantic_core import ErrorDetails
 from rlframe.errors import did_you_mean, listed
 from rlframe.hooks.component import ComponentSpec
 from rlframe.recipe.document import Path_
-from rlframe.recipe.schema import AdvantageSpec, HookSpec, KLControllerSpec, LossSpec, RewardEntry
+from rlframe.recipe.schema import (
+    AdvantageSpec,
+    GeneratorSpec,
+    HookSpec,
+    KLControllerSpec,
+    LossSpec,
+    RewardEntry,
+)
 
 
 def dotted(path: Path_) -> str:
@@ -21,6 +28,10 @@ def dotted(path: Path_) -> str:
 
 def component_slots(data: dict[str, Any]) -> Iterator[tuple[Path_, type[ComponentSpec]]]:
     """Where components stand in an unvalidated recipe."""
+    datasets = data.get("data")
+    for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
+        if isinstance(dataset, dict) and "generator" in dataset:
+            yield ("data", name, "generator"), GeneratorSpec
     for section, kind in (
         ("rewards", RewardEntry),
         ("losses", LossSpec),

@@ -74,6 +74,7 @@ def fit(
       settings: knobs.
       progress: told about each step.
     """
+    cached = model.config.use_cache
     steps = math.ceil(len(examples) / settings.batch_size) * settings.epochs
     with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a place for output
         arguments = TrainingArguments(
@@ -101,4 +102,5 @@ def fit(
         )
         runner.remove_callback(PrinterCallback)  # it prints on stdout; progress is ours to show
         runner.train()
+    model.config.use_cache = cached  # Trainer switches it off, and it would be saved so
     model.eval()

@@ -8,7 +8,7 @@ from rlframe.cli.main import main
 TINY = """\
 version: 1
 data:
-  reviews: {generator: {name: product_reviews, rows: 200}, heldout: 0.1}
+  reviews: {generator: {type: product_reviews, rows: 200}, heldout: 0.1}
 model:
   policy:
     architecture:

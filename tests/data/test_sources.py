@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlframe.data.sources import read_rows, split_rows, texts_of, with_roles
+from rlframe.data.sources import read_rows, split_apart, split_rows, texts_of, with_roles
 from rlframe.errors import RecipeError
 
 ROWS = [{"text": "grün, and ☃", "label": 1}, {"text": 'a "b"\nc', "label": 0}]
@@ -273,3 +273,19 @@ def test_texts_that_differ_in_case_alone_fall_on_the_same_side():
     assert [row["text"].lower() for row in kept] == [
         row["text"] for row in split_rows(lower, heldout=0.5).heldout
     ]
+
+
+# A split that a generator brings
+
+
+def test_a_training_row_that_asks_what_is_held_out_is_left_out():
+    rows = [{"prompt": p, "n": n} for n, p in enumerate(["1 + 2", "3 + 4", "What is it?"])]
+    heldout = [{"prompt": "3 + 4", "n": 9}, {"prompt": "WHAT is it?", "n": 8}]
+    split = split_apart(rows, heldout)
+    assert [row["n"] for row in split.train] == [0]
+    assert [row["n"] for row in split.heldout] == [9, 8]
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused():
+    with pytest.raises(RecipeError, match="all 2 rows to train on are held out as well"):
+        split_apart([{"text": "a"}, {"text": "A"}], [{"text": "a"}])

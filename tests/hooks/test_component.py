@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from rlframe.hooks import (
     AdvantageEstimator,
     AuxiliaryLoss,
+    DataGenerator,
+    HookPlugin,
     KLController,
     KLState,
     PluginConfig,
@@ -74,7 +76,10 @@ def test_a_components_config_is_its_type_argument_or_its_parents(component, conf
     assert component.Config is config
 
 
-@pytest.mark.parametrize("base", [RewardProvider, KLController, AuxiliaryLoss, AdvantageEstimator])
+@pytest.mark.parametrize(
+    "base",
+    [DataGenerator, RewardProvider, KLController, AuxiliaryLoss, AdvantageEstimator, HookPlugin],
+)
 def test_every_kind_takes_its_config_from_the_type_argument(base):
     class Component(base[Config]):
         pass

@@ -7,7 +7,7 @@ from rlframe.recipe import load_recipe
 MINIMAL = """\
 version: 1
 data:
-  reviews: {generator: {name: product_reviews, rows: 200}}
+  reviews: {generator: {type: product_reviews, rows: 200}}
 model: {policy: some/model}
 prompts: {data: reviews, first_words: 3}
 rewards:

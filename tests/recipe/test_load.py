@@ -43,7 +43,7 @@ def test_every_recipe_that_ships_is_valid(path, monkeypatch, tmp_path):
         ("prompts", "promts", "promts", "prompts"),
         ("first_words", "first_word", "prompts.first_word", "first_words"),
         ("generator", "genrator", "data.reviews.genrator", "generator"),
-        ("name:", "nam:", "data.reviews.generator.nam", "name"),
+        ("rows:", "row:", "data.reviews.generator.row", "rows"),
         ("target_tokens", "target_token", "rewards.brevity.target_token", "target_tokens"),
         ("target: 6.0", "target: 6.0, horizn: 3", "kl.controller.horizn", "horizon"),
     ],
@@ -214,6 +214,7 @@ def test_a_key_that_is_no_word_is_refused(mistakes, minimal, key):
 def test_a_recipe_knows_its_components_by_their_paths(load, minimal):
     chosen = load(nested(minimal)).chosen
     assert {".".join(path): choice.offer.qualified for path, choice in chosen.items()} == {
+        "data.reviews.generator": "rlframe/product_reviews",
         "rewards.brevity": "rlframe/length",
         "rewards.better": "rlframe/preference_difference",
         "rewards.better.reward": "rlframe/keyword",

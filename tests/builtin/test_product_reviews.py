@@ -6,8 +6,16 @@ from collections import defaultdict
 
 import pytest
 
-from rlframe.data import grammar
-from rlframe.data.grammar import COMPLAINTS, FAMILIES, OVERALL, PRAISE, VERDICTS, product_reviews
+from rlframe.builtin import product_reviews as grammar
+from rlframe.builtin.product_reviews import (
+    COMPLAINTS,
+    FAMILIES,
+    OVERALL,
+    PRAISE,
+    VERDICTS,
+    ProductReviews,
+    product_reviews,
+)
 
 ROWS = 20_000
 OPINIONS_BY_LABEL = tuple(
@@ -33,6 +41,12 @@ def mixed(reviews: list[tuple[str, int]]) -> list[tuple[str, int]]:
         for text, label in reviews
         if last_opinion(text, 0) >= 0 and last_opinion(text, 1) >= 0
     ]
+
+
+def test_the_component_gives_the_rows_of_its_config_and_holds_none_out() -> None:
+    config = ProductReviews.Config.model_validate({"rows": 20, "seed": 3})
+    assert ProductReviews.rows(config) == product_reviews(20, seed=3)
+    assert ProductReviews.heldout_rows(config) == ()
 
 
 def test_the_seed_decides_the_rows() -> None:

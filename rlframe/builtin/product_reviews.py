@@ -18,6 +18,10 @@ from itertools import islice
 from random import Random
 from typing import NamedTuple
 
+from pydantic import Field, PositiveInt
+
+from rlframe.hooks import DataGenerator, PluginConfig, Row
+
 
 class Family(NamedTuple):
     """Products that share aspects: each aspect makes sense for each of the products."""
@@ -191,6 +195,19 @@ MIXED = (
 )
 MIXED_SHARE = 0.2
 MAX_DRAWS = 200
+
+
+class ProductReviewsConfig(PluginConfig):
+    rows: PositiveInt = Field(description="reviews, all different")
+    seed: int = 0
+
+
+class ProductReviews(DataGenerator[ProductReviewsConfig]):
+    """Short reviews, columns `text` and `label`: 1, as for half of them, is a satisfied reviewer."""
+
+    @classmethod
+    def rows(cls, config: ProductReviewsConfig) -> list[Row]:
+        return list(product_reviews(config.rows, seed=config.seed))
 
 
 def product_reviews(rows: int, *, seed: int) -> list[dict[str, str | int]]:

@@ -1,0 +1,126 @@
+"""A hook plugin that remembers rewards: a response that was judged before is not judged again."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt
+
+from rlframe.errors import did_you_mean, listed
+from rlframe.hooks import (
+    Context,
+    HookPlugin,
+    PluginConfig,
+    RewardBatch,
+    RewardProvider,
+    hookimpl,
+)
+
+Score = float | Sequence[float]
+
+
+class RewardCacheConfig(PluginConfig):
+    rewards: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="names of rewards in the recipe, each of which judges a response by itself"
+    )
+    size: PositiveInt = Field(10_000, description="scores kept; the one longest unused goes first")
+
+
+class RewardCache(HookPlugin[RewardCacheConfig]):
+    """Asks the listed rewards only about responses that they have not judged.
+
+    A judgement is known by the reward's class and config, the prompt with its columns, the response's
+    tokens and why it ended. List no reward that looks at anything else: the other samples of the group,
+    the update's number, random numbers, a state of its own.
+
+    A pluggy wrapper yields once and can not hand on a smaller batch, so this is an implementation of
+    the hook that answers in the component's place. Wrappers of other plugins stay around it.
+    """
+
+    def __init__(self, config: RewardCacheConfig, context: Context) -> None:
+        super().__init__(config, context)
+        self.hits = self.misses = 0
+        """Responses that no reward was asked about, and those that one was."""
+        self._scores: OrderedDict[str, Score] = OrderedDict()
+        self._asked: set[str] = set()
+
+    @hookimpl
+    def rlframe_score(
+        self, provider: RewardProvider[Any], batch: RewardBatch
+    ) -> list[Score | None] | None:
+        self._check_names(provider.name)
+        if provider.name not in self.config.rewards:
+            self._asked.add(provider.name)
+            return None  # the component is called as if this plugin were not there
+        keys = _keys(provider, batch)
+        missing: dict[str, int] = {}
+        for row, key in enumerate(keys):
+            if key not in self._scores:
+                missing.setdefault(key, row)  # equal responses are asked about once
+        asked = batch.rows(list(missing.values()))
+        fresh = dict(zip(missing, _ask(provider, asked), strict=True))
+        found = [fresh[key] if key in fresh else self._scores[key] for key in keys]
+        self._asked.add(provider.name)
+        self.misses += len(missing)
+        self.hits += len(keys) - len(missing)
+        for key, score in zip(keys, found, strict=True):
+            self._remember(key, score)
+        return found
+
+    def _remember(self, key: str, score: Score | None) -> None:
+        if score is not None:  # a reward that can't judge may be able to later
+            self._scores[key] = score
+            self._scores.move_to_end(key)
+        while len(self._scores) > self.config.size:
+            self._scores.popitem(last=False)
+
+    def _check_names(self, name: str) -> None:
+        """Once a reward comes round again all have been seen, and a name nobody has is a mistake."""
+        unknown = sorted(set(self.config.rewards) - self._asked) if name in self._asked else []
+        if unknown:
+            guess = did_you_mean(unknown[0], self._asked)
+            raise ValueError(
+                f"reward_cache: there is no reward {unknown[0]!r}.{guess} The recipe's rewards are "
+                f"{listed(self._asked)}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts and scores, the one longest unused first: a resumed run pays for nothing twice."""
+        return {"hits": self.hits, "misses": self.misses, "scores": list(self._scores.items())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.hits, self.misses = state["hits"], state["misses"]
+        self._scores = OrderedDict((key, score) for key, score in state["scores"])
+
+
+def _ask(provider: RewardProvider[Any], batch: RewardBatch) -> list[Score | None]:
+    """The provider's own scores of the responses, as plain numbers: a state must be JSON."""
+    if not len(batch):
+        return []
+    scores: Sequence[Any] = provider.score(batch)
+    if len(scores) != len(batch):
+        raise ValueError(f"{len(scores)} values for the {len(batch)} responses asked about")
+    return [score.tolist() if hasattr(score, "tolist") else score for score in scores]
+
+
+def _keys(provider: RewardProvider[Any], batch: RewardBatch) -> list[str]:
+    judge = [
+        type(provider).__module__,
+        type(provider).__qualname__,
+        provider.config.model_dump(mode="json"),
+    ]
+    return [
+        _digest([judge, prompt.text, prompt.columns, list(ids), reason.value])
+        for prompt, ids, reason in zip(
+            batch.prompts, batch.response_ids, batch.stop_reasons, strict=True
+        )
+    ]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=repr)
+    return blake2b(text.encode(), digest_size=16).hexdigest()

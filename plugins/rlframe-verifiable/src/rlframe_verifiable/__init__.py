@@ -1,0 +1,130 @@
+"""Tasks whose answers can be verified: reasoning_gym's data sets, and its scorers as a reward."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import reasoning_gym  # type: ignore[import-untyped]
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from reasoning_gym.factory import DATASETS  # type: ignore[import-untyped]
+from reasoning_gym.utils import extract_answer  # type: ignore[import-untyped]
+
+from rlframe.errors import RecipeError, did_you_mean
+from rlframe.hooks import Context, DataGenerator, PluginConfig, RewardBatch, RewardProvider, Row
+
+COLUMN = "reasoning_gym"
+"""The column that holds what a scorer needs: the task, its config, the entry with its metadata."""
+
+HELDOUT_SEED = 10**9
+"""Item i of a data set with seed s is item 0 of seed s + i, so two seeds must lie farther apart than
+sizes. Training uses seeds below this number and held-out rows those from it on, whatever the recipe."""
+
+
+class TasksConfig(PluginConfig):
+    task: str = Field(description="name of a reasoning_gym data set, such as chain_sum")
+    rows: PositiveInt = Field(
+        description="questions to train on, before those held out are left out"
+    )
+    heldout_rows: PositiveInt = Field(100, description="questions that are never trained on")
+    seed: NonNegativeInt = 0
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="keys of that task's own config"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> TasksConfig:
+        if self.task not in DATASETS:
+            raise ValueError(
+                f"reasoning_gym has no task {self.task!r}.{did_you_mean(self.task, DATASETS)} See "
+                "`python -c 'import reasoning_gym.factory as f; print(*f.DATASETS)'`"
+            )
+        if self.seed + max(self.rows, self.heldout_rows) > HELDOUT_SEED:
+            raise ValueError(f"seed + rows must not exceed {HELDOUT_SEED}")
+        if {"seed", "size"} & set(self.config):
+            raise ValueError(
+                "seed and size are set by `seed`, `rows` and `heldout_rows`, not in `config`"
+            )
+        known = DATASETS[self.task][1].__dataclass_fields__
+        for key in self.config:
+            if key not in known:
+                raise ValueError(f"{self.task} has no key {key!r}.{did_you_mean(key, known)}")
+        try:
+            _scorer(self.task, json.dumps(self.config, sort_keys=True))
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.task} refuses this config: {error}") from error
+        return self
+
+
+class Tasks(DataGenerator[TasksConfig]):
+    """Questions of a reasoning_gym task: `prompt`, and `response` where the task has one right answer.
+
+    The seeds of held-out questions never occur in training. Small tasks repeat a question under
+    another seed all the same (chain_sum knows 16,200 pairs of numbers of two digits): rlframe then
+    leaves it out of training.
+    """
+
+    @classmethod
+    def rows(cls, config: TasksConfig) -> list[Row]:
+        return _questions(config, size=config.rows, seed=config.seed)
+
+    @classmethod
+    def heldout_rows(cls, config: TasksConfig) -> list[Row]:
+        return _questions(config, size=config.heldout_rows, seed=HELDOUT_SEED + config.seed)
+
+
+def _questions(config: TasksConfig, *, size: int, seed: int) -> list[Row]:
+    data = reasoning_gym.create_dataset(config.task, size=size, seed=seed, **config.config)
+    rows: list[Row] = []
+    for index in range(size):
+        entry = data[index]
+        judged = {"task": config.task, "config": config.config, "entry": entry}
+        row = {"prompt": entry["question"], COLUMN: judged}
+        rows.append(row if entry["answer"] is None else {**row, "response": entry["answer"]})
+    return rows
+
+
+class ScorerConfig(PluginConfig):
+    answer_tag: str | None = Field(
+        None,
+        description="judge what stands between <tag> and </tag>; the whole response if left out",
+    )
+
+
+class Scorer(RewardProvider[ScorerConfig]):
+    """The task's own score of a response, mostly 1 for right and 0 for wrong.
+
+    An answer that the scorer can not even read ("zzz" as a list of prime factors raises ValueError) is
+    a wrong answer and scores 0. It is told from a broken scorer or row by letting the same scorer judge
+    the right answer: if that raises as well, the run stops. A response without the tag scores what the
+    scorer gives no answer, which is 0.
+    """
+
+    @classmethod
+    def check(cls, config: ScorerConfig, context: Context) -> None:
+        if COLUMN not in context.columns:
+            raise RecipeError(
+                f"the prompts have no column {COLUMN!r}, which says how to score them. Make them with "
+                "`generator: {type: reasoning_gym, task: chain_sum, rows: 1000}`"
+            )
+
+    def score(self, batch: RewardBatch) -> list[float]:
+        judged = zip(batch.column(COLUMN), batch.response_texts, strict=True)
+        return [self._score(row, response) for row, response in judged]
+
+    def _score(self, row: dict[str, Any], response: str) -> float:
+        scorer = _scorer(row["task"], json.dumps(row["config"], sort_keys=True))
+        tag, entry = self.config.answer_tag, row["entry"]
+        answer = response.strip() if tag is None else extract_answer(response, tag_name=tag)
+        try:
+            return float(scorer.score_answer(answer, entry))
+        except Exception:
+            scorer.score_answer(entry["answer"], entry)  # raises if it is not the response's fault
+            return 0.0
+
+
+@lru_cache(maxsize=64)
+def _scorer(task: str, config: str) -> Any:
+    """The data set whose method scores: some scorers read the config that made the question."""
+    return reasoning_gym.create_dataset(task, size=1, seed=0, **json.loads(config))
