@@ -14,7 +14,8 @@ from rlframe.recipe import load_recipe
 def validate(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it, as in ppo.updates=10.")
+        list[str] | None,
+        typer.Argument(help="Changes to it, as in ppo.updates=10 or ~rewards.polite."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON alone: digest, stages and plugins.")

@@ -6,12 +6,12 @@ A recipe is made of documents: files that extend each other, and overrides on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
+from rlframe.errors import PluginError, RecipeError, RlframeError, did_you_mean, listed
 
 Path_ = tuple[str | int, ...]
 
@@ -67,6 +67,26 @@ class Document:
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, "recipe")
+
+    def check(self, found: Iterable[Problem] = ()) -> None:
+        """Raise one error with a line for each problem, sorted by file, line and column.
+
+        Args:
+          found: problems beside those of the document itself; they are left out where the value is
+            not known.
+
+        Raises:
+          RecipeError: there are any.
+          PluginError: all of them are of components that are missing or broken.
+        """
+        told = self.problems + [
+            p for p in found if not any(p.path[: len(path)] == path for path in self.unknown)
+        ]
+        if told:
+            last = (10**9, 0, 0)
+            told.sort(key=lambda p: (self.order.get(p.place, last), p.path == (), dotted(p.path)))
+            plugins_only = all(p.error is PluginError for p in told)
+            raise (PluginError if plugins_only else RecipeError)("\n".join(map(str, told)))
 
     def at(self, path: Path_) -> Any:
         """The value at a path that is there."""

@@ -100,22 +100,8 @@ def load_recipe(
     chosen: dict[Path_, Chosen] = {}
     for where, spec in specs:
         problems += _choose(where, spec, registry, chosen)
-    all_problems = document.problems + [
-        Problem(document.place(at), at, message, kind)
-        for at, message, kind in problems
-        if not any(at[: len(unknown)] == unknown for unknown in document.unknown)
-    ]
-    if all_problems:
-        raise all_at_once(all_problems, document)
+    document.check(Problem(document.place(at), at, message, kind) for at, message, kind in problems)
     return LoadedRecipe(recipe, chosen, read_text(path), document)
-
-
-def all_at_once(problems: list[Problem], document: Document) -> RlframeError:
-    """One error with a line for each problem, sorted by file, line and column."""
-    far = (10**9, 0, 0)
-    lines = sorted(problems, key=lambda p: (document.order.get(p.place, far), p.path == (), str(p)))
-    plugins_only = all(p.error is PluginError for p in problems)
-    return (PluginError if plugins_only else RecipeError)("\n".join(map(str, lines)))
 
 
 def _specs(node: Any, path: Path_) -> Iterator[tuple[Path_, ComponentSpec]]:

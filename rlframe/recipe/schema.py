@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,7 +23,13 @@ from rlframe.hooks.component import ComponentSpec, RewardSpec, Section
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class HubData(Section):
+class RecipeSection(Section):
+    """Built as a part of `Recipe`, when the first one is validated; `--help` never needs it."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class HubData(RecipeSection):
     """A data set of the Hugging Face hub."""
 
     id: str
@@ -31,7 +38,7 @@ class HubData(Section):
     revision: str | None = None
 
 
-class GeneratedData(Section):
+class GeneratedData(RecipeSection):
     """Text that rlframe makes itself."""
 
     name: Literal["product_reviews"]
@@ -39,7 +46,7 @@ class GeneratedData(Section):
     seed: int = 0
 
 
-class Columns(Section):
+class Columns(RecipeSection):
     """Which column of the data holds what. A column that the data lacks is simply not there."""
 
     text: str = "text"
@@ -51,7 +58,7 @@ class Columns(Section):
     label: str = "label"
 
 
-class Dataset(Section):
+class Dataset(RecipeSection):
     """A named data set. Its held-out split is fixed here, so that no stage ever trains on it."""
 
     path: str | None = Field(None, description="JSONL, Parquet, or plain text with one row a line")
@@ -71,7 +78,7 @@ class Dataset(Section):
         return self
 
 
-class NewTokenizer(Section):
+class NewTokenizer(RecipeSection):
     """A byte-level BPE tokenizer, trained on a data set of the recipe."""
 
     data: str = Field(description="name of a data set")
@@ -79,7 +86,7 @@ class NewTokenizer(Section):
     lowercase: bool = False
 
 
-class NewModel(Section):
+class NewModel(RecipeSection):
     """A language model with random weights, from a transformers config."""
 
     architecture: dict[str, Any] = Field(
@@ -89,7 +96,7 @@ class NewModel(Section):
     tokenizer: NewTokenizer | str = Field(description="a new tokenizer, or a path or hub id of one")
 
 
-class Critic(Section):
+class Critic(RecipeSection):
     """The value model."""
 
     initial: str = Field("policy", description="policy, stage:reward_model, a path or a hub id")
@@ -100,7 +107,7 @@ class Critic(Section):
     learning_rate: PositiveFloat | None = Field(None, description="that of the policy if left out")
 
 
-class Models(Section):
+class Models(RecipeSection):
     """Which models take part."""
 
     policy: str | NewModel = Field(description="a path, a hub id, or a new model")
@@ -109,7 +116,7 @@ class Models(Section):
     pad_token: str | None = Field(None, description="use or add this token for padding")
 
 
-class FineTuning(Section):
+class FineTuning(RecipeSection):
     """What the supervised stages have in common; they run on transformers.Trainer."""
 
     data: str = Field(description="name of a data set")
@@ -144,7 +151,7 @@ class RewardModelStage(FineTuning):
     )
 
 
-class Prompts(Section):
+class Prompts(RecipeSection):
     """Where prompts come from: a prompt or messages column, or the first words of a text."""
 
     data: str = Field(description="name of a data set")
@@ -154,7 +161,7 @@ class Prompts(Section):
     )
 
 
-class RolloutSection(Section):
+class RolloutSection(RecipeSection):
     """How responses are sampled."""
 
     prompts_per_update: PositiveInt = 64
@@ -195,7 +202,7 @@ class AdvantageSpec(ComponentSpec):
     type: str = "gae"
 
 
-class KL(Section):
+class KL(RecipeSection):
     """The price of leaving the reference model."""
 
     controller: KLControllerSpec
@@ -217,7 +224,7 @@ class KL(Section):
         return self
 
 
-class PPO(Section):
+class PPO(RecipeSection):
     """The optimisation of PPO."""
 
     updates: PositiveInt = Field(description="rollouts to learn from")
@@ -244,7 +251,7 @@ class PPO(Section):
     )
 
 
-class Evaluation(Section):
+class Evaluation(RecipeSection):
     """The watch on held-out prompts."""
 
     prompts: PositiveInt = 16
@@ -252,7 +259,7 @@ class Evaluation(Section):
     table_rows: PositiveInt = 8
 
 
-class Runtime(Section):
+class Runtime(RecipeSection):
     """The machine."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -262,7 +269,7 @@ class Runtime(Section):
     )
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """A whole run: the stages are sft, reward_model and ppo, each present or not, in this order."""
 
     version: Literal[1]
