@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rlframe.errors import RecipeError, did_you_mean
+from rlframe.errors import RecipeError
 from rlframe.recipe.document import REMOVE, Document, Path_, Problem
 from rlframe.recipe.interpolation import interpolate
 from rlframe.recipe.yaml12 import parse_value, read_file
@@ -64,11 +65,11 @@ def override(document: Document, text: str, place: str) -> None:
         return
     parsed = parse_value(value)
     if path[-1] == "type":
-        _drop_the_old_component(document, path[:-1], parsed)
+        _drop_the_old_component(document, path[:-1], parsed, place)
     document.set(path, parsed, place)
 
 
-def _drop_the_old_component(document: Document, path: Path_, new: Any) -> None:
+def _drop_the_old_component(document: Document, path: Path_, new: Any, place: str) -> None:
     """A changed `type` drops the keys that files gave the old one, whatever the order of overrides."""
     try:
         old = document.at(path)
@@ -77,6 +78,7 @@ def _drop_the_old_component(document: Document, path: Path_, new: Any) -> None:
     if isinstance(old, dict) and old.get("type", new) != new:
         overrides = frozenset(p for p, (file, *_) in document.order.items() if file == _LAST)
         document.clear(path, keep=overrides)
+        document.places[path] = place  # what the new one lacks is told there
 
 
 class _Files:
@@ -99,6 +101,7 @@ class _Files:
                 document.merge(self.read(self._base(path, name)))
             except _NoBaseError as error:
                 document.problems.append(Problem(own.place(where), where, str(error)))
+                document.incomplete = True
         own.places = {p: q for p, q in own.places.items() if p[:1] != ("extends",)}
         self.open.pop()
         document.merge(own)
@@ -115,12 +118,13 @@ class _Files:
             raise _NoBaseError(
                 f"recipes extend each other in a circle: {' -> '.join(map(str, chain))}"
             )
+        if base.is_dir():
+            raise _NoBaseError(f"{str(base)!r} is a folder; give the path of a recipe file")
         if not base.is_file():
-            folder = base.parent
-            near = [p.name for p in sorted(folder.glob("*.y*ml"))] if folder.is_dir() else []
-            raise _NoBaseError(
-                f"there is no recipe file {str(base)!r}.{did_you_mean(base.name, near)}"
-            )
+            near = {p.stem: p.name for p in sorted(base.parent.glob("*.y*ml"))}
+            guess = difflib.get_close_matches(base.stem, near, n=1)
+            told = f". Did you mean {near[guess[0]]!r}?" if guess else ""
+            raise _NoBaseError(f"there is no recipe file {str(base)!r}{told}")
         return base
 
 

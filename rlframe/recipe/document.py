@@ -59,6 +59,8 @@ class Document:
     written: dict[Path_, str] = field(default_factory=dict)
     """The text that `${...}` stood in, for each value that came out of one."""
     problems: list[Problem] = field(default_factory=list)
+    incomplete: bool = False
+    """A file that this one extends is missing, so that nobody knows which keys are."""
     unknown: set[Path_] = field(default_factory=set)
     """Paths whose value could not be found out; what is said of such a value means nothing."""
 
@@ -108,7 +110,10 @@ class Document:
                 self.places[path[:end]] = place
             node = node[key]
             if not isinstance(node, dict):
-                raise RecipeError(f"{dotted(path[:end])!r} is not a mapping in this recipe")
+                what = (
+                    "a list, which is replaced as a whole" if isinstance(node, list) else repr(node)
+                )
+                raise RecipeError(f"{dotted(path[:end])!r} is not a mapping of keys but {what}")
         self._forget(path)
         node[path[-1]] = value
         self.places[path] = place
@@ -152,6 +157,7 @@ class Document:
         self.order |= over.order
         self.problems += over.problems
         self.unknown |= over.unknown
+        self.incomplete |= over.incomplete
         self._merge(over.data, (), over)
         for path, history in over.replaced.items():
             self.replaced.setdefault(path, []).extend(history)
@@ -180,13 +186,18 @@ class Document:
     def _merge_removals(self, data: dict[str, Any], path: Path_, over: Document) -> None:
         """First of all, so that `~key:` with `key: ...` beside it replaces a mapping as a whole."""
         for key in (k for k in data if k.startswith(REMOVE)):
-            written = (*path, key)
-            try:
-                if data[key] is not None:
-                    raise RecipeError(f"{key!r} removes what was inherited and takes no value")
-                self.remove((*path, key.removeprefix(REMOVE)))
-            except RecipeError as error:
-                self.problems.append(Problem(over.place(written), written, str(error)))
+            written, name, inherited = (*path, key), key.removeprefix(REMOVE), self.at(path)
+            if data[key] is not None:
+                told = f"{key!r} removes what was inherited and takes no value"
+            elif name in inherited:
+                self.remove((*path, name))
+                continue
+            elif self.incomplete:
+                continue
+            else:
+                guess = did_you_mean(name, inherited)
+                told = f"no {name!r} was inherited here.{guess} Inherited: {listed(inherited)}"
+            self.problems.append(Problem(over.place(written), written, told))
 
     def _forget(self, path: Path_) -> None:
         """Move what is written at a path and below it to the history."""

@@ -2,7 +2,7 @@
 
 pydantic writes the parts. Three things are ours: keys beside `type` are chosen by if/then, which
 gives exact messages where `oneOf` says "is not valid under any of the given schemas"; `${...}` may
-stand wherever a value may; and a recipe that extends another needs no key of its own and may remove some.
+stand wherever a value may; and a recipe that extends another needs no key and may remove some.
 """
 
 from __future__ import annotations

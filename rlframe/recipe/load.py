@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from rlframe.errors import PluginError, RecipeError, RlframeError, listed
 from rlframe.hooks.component import Component, ComponentSpec, PluginConfig
@@ -21,7 +22,7 @@ from rlframe.hooks.registry import KINDS, Offer, Registry
 from rlframe.recipe import wording
 from rlframe.recipe.compose import compose
 from rlframe.recipe.document import Document, Path_, Problem
-from rlframe.recipe.references import broken_references
+from rlframe.recipe.references import broken_lookups, broken_references
 from rlframe.recipe.schema import Recipe
 from rlframe.recipe.yaml12 import read_text
 
@@ -92,7 +93,10 @@ def load_recipe(
         # Components are looked at all the same, so that one round shows every mistake.
         told = wording.explain(error, Recipe, document.data, beside=frozenset({"extends"}))
         hints = _hints(document.data, registry)
+        told += broken_lookups(_valid_sections(document.data))
         problems = [(at, message + hints.get(at, ""), RecipeError) for at, message in told]
+        if document.incomplete:
+            problems = [found for found in problems if not found[1].startswith(wording.REQUIRED)]
         specs = list(_specs_in_data(document.data))
     else:
         problems = [(at, message, RecipeError) for at, message in broken_references(recipe)]
@@ -102,6 +106,18 @@ def load_recipe(
         problems += _choose(where, spec, registry, chosen)
     document.check(Problem(document.place(at), at, message, kind) for at, message, kind in problems)
     return LoadedRecipe(recipe, chosen, read_text(path), document)
+
+
+def _valid_sections(data: dict[str, Any]) -> Recipe:
+    """What is valid of a recipe that is not, so that names in it can be looked up all the same."""
+    sections: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        annotation: Any = field.annotation
+        sections[name] = None if name in data else field.get_default(call_default_factory=True)
+        if name in data:
+            with suppress(ValidationError):  # reported with the rest of the recipe
+                sections[name] = TypeAdapter(annotation).validate_python(data[name])
+    return Recipe.model_construct(**sections)
 
 
 def _specs(node: Any, path: Path_) -> Iterator[tuple[Path_, ComponentSpec]]:
@@ -187,4 +203,4 @@ def _other_kind(spec: ComponentSpec, registry: Registry) -> str:
         for kind, (_, noun) in KINDS.items()
         if kind != spec.kind and any(o.name == spec.type for o in registry.offers(kind))
     ]
-    return f". {spec.type!r} is the name of a {kinds[0]}" if kinds else ""
+    return f". That is the name of another kind of component: {kinds[0]}" if kinds else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from rlframe.errors import did_you_mean, listed
 from rlframe.hooks.component import ComponentSpec
 from rlframe.recipe.document import Path_, dotted
 from rlframe.recipe.schema import RENAMED, AdvantageSpec, KLControllerSpec, LossSpec, RewardEntry
+
+REQUIRED = "this key is required"
 
 
 def component_slots(data: dict[str, Any]) -> Iterator[tuple[Path_, type[ComponentSpec]]]:
@@ -124,11 +127,11 @@ def _message(detail: ErrorDetails, keys: frozenset[str], path: Path_) -> _Messag
     if kind == "extra_forbidden":
         return _Message(_unknown_key(path, keys))
     if kind == "missing":
-        return _Message("this key is required")
+        return _Message(REQUIRED)
     if kind == "value_error":
         return _Message(detail["msg"].removeprefix("Value error, "))
     if kind == "bool":  # of Section: pydantic itself reads true as 1
-        return _Message("input should not be true or false")
+        return _Message(f"input should not be true or false, but it is {_shown(value)}")
     family, _, rest = kind.partition("_")
     if rest in ("type", "parsing", "from_float", "number", "attributes_type", "parsing_size"):
         return _Message(_WANTED.get(family, detail["msg"]), _shown(value))
@@ -155,6 +158,12 @@ def _unknown_key(path: Path_, keys: frozenset[str]) -> str:
     renamed = RENAMED.get(dotted(path)) or RENAMED.get(dotted(any_name))
     if renamed:
         return f"unknown key {name!r}. Here it is called {renamed}"
+    if not name.isascii():  # a letter of another alphabet, or one without width, is not seen
+        foreign = ", ".join(f"U+{ord(letter):04X}" for letter in name if not letter.isascii())
+        return (
+            f"unknown key {name!r} (with {foreign}).{did_you_mean(name, keys)} "
+            f"Known here: {listed(keys)}"
+        )
     return f"unknown key {name!r}.{did_you_mean(name, keys)} Known here: {listed(keys)}"
 
 
@@ -168,5 +177,7 @@ def _shown(value: Any) -> str:
         return "null (nothing)"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}".replace("inf", ".inf").replace("nan", ".nan")
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

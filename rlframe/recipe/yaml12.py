@@ -32,10 +32,12 @@ _IN_OTHER_WORDS = (
     ("sequence entries are not allowed", "a list of `- ` lines begins on a line of its own"),
     ("expected <block end>", "the indentation does not fit the lines above"),
     ("could not find expected ':'", "the lines above are no `key: value`"),
-    ("expected ',' or '}'", "a `{{` that is not closed, or a comma is missing"),
-    ("expected ',' or ']'", "a `[` that is not closed, or a comma is missing"),
+    ("expected ',' or '}'", "the `{{` of line {opened} is not closed, or a comma is missing; between "
+     "braces `${{...}}` needs quotes"),
+    ("expected ',' or ']'", "the `[` of line {opened} is not closed, or a comma is missing"),
+    ("expected the node content", "a value is missing, or a bracket is not closed"),
     ("expected '<document start>'", "there is something left over after the end of the recipe"),
-    ("found unexpected end of stream", "a quote that is not closed"),
+    ("found unexpected end of stream", "the quote of line {opened} is not closed"),
     ("found unknown escape", "in double quotes a backslash begins an escape; use single quotes"),
     ("found undefined alias", "`*name` stands for an anchor `&name`, but there is none before it"),
     ("another document", "a recipe is one document; a second one begins here with `---`"),
@@ -85,7 +87,12 @@ def read_file(path: Path, rank: int = 0) -> Document:
         where = f":{error.line + 1}:{error.column + 1}" if error.line is not None else ""
         raise RecipeError(f"{path}{where}: not valid YAML: {error.problem}") from error
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys; start with `version: 1`")
+        found = (
+            "nothing" if data is None else "a list" if isinstance(data, list) else repr(data)[:60]
+        )
+        told = f"a recipe is a mapping of keys, here is {found}; start with `version: 1`"
+        colon = "; a colon needs a space behind it" if isinstance(data, str) and ":" in data else ""
+        raise RecipeError(f"{path}:1:1: {told}{colon}")
     document.data = data
     return document
 
@@ -148,10 +155,11 @@ class _Reader:
             line = text[: error.position].count("\n")
             character = error.character
             code = character if isinstance(character, int) else ord(character)
+            column = error.position - text.rfind("\n", 0, error.position) - 1
             problem = f"the character U+{code:04X} can not stand in a text file"
-            raise _NotYAMLError(problem, line) from error
+            raise _NotYAMLError(problem, line, column) from error
         except YAMLError as error:
-            raise _NotYAMLError(str(error).splitlines()[0]) from error
+            raise _NotYAMLError(str(error).partition("\n")[0]) from error
         except RecursionError as error:
             raise _NotYAMLError("lists or mappings are nested too deeply") from error
 
@@ -196,7 +204,7 @@ class _Reader:
             if key.tag == _TAG + "merge":
                 continue
             if not isinstance(key, ScalarNode) or key.tag not in _TEXTS:
-                shown = _short(key.value) if isinstance(key, ScalarNode) else "a list or mapping"
+                shown = str(key.value)[:40] if isinstance(key, ScalarNode) else "a list or mapping"
                 advice = "; for a name put it in quotes" if isinstance(key, ScalarNode) else ""
                 self.problem(key, path, f"keys should be strings, but here is {shown}{advice}")
                 continue
@@ -249,10 +257,11 @@ def _scalar(node: ScalarNode, yaml: YAML) -> Any:
 
 def _reworded(error: MarkedYAMLError) -> str:
     problem = str(error.problem)
+    opened = error.context_mark.line + 1 if error.context_mark else 0
     character = problem.partition("found character ")[2].partition(" that")[0]
     for theirs, ours in _IN_OTHER_WORDS:
         if theirs in problem:
-            return ours.format(character=character)
+            return ours.format(character=character, opened=opened)
     return problem
 
 
