@@ -5,6 +5,7 @@ A command's module is imported when the command runs, so that `rlframe --help` r
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from typing import Any
@@ -34,7 +35,11 @@ class _Deferred(TyperCommand):
     """Stands in the list of commands for one whose module is not imported yet."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        module = import_module(f"rlframe.cli.{self.name}")
+        gc.disable()  # what is imported stays: looking for garbage among it is a tenth of `validate`
+        try:
+            module = import_module(f"rlframe.cli.{self.name}")
+        finally:
+            gc.enable()
         if hasattr(module, "app"):
             command = module.app
         else:
