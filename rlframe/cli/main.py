@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import typer
@@ -35,17 +36,23 @@ class _Deferred(TyperCommand):
     """Stands in the list of commands for one whose module is not imported yet."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
-        gc.disable()  # what is imported stays: looking for garbage among it is a tenth of `validate`
-        try:
-            module = import_module(f"rlframe.cli.{self.name}")
-        finally:
-            gc.enable()
+        module = _imported(f"rlframe.cli.{self.name}")
         if hasattr(module, "app"):
             command = module.app
         else:
             command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
             command.command(self.name)(getattr(module, str(self.name)))
         return typer.main.get_command(command).make_context(info_name, args, *rest, **extra)
+
+
+def _imported(name: str) -> ModuleType:
+    """What is imported stays: looking for garbage among it took a seventh of `validate`."""
+    if name not in sys.modules:
+        gc.disable()
+        import_module(name)
+        gc.freeze()
+        gc.enable()
+    return sys.modules[name]
 
 
 class _Commands(TyperGroup):

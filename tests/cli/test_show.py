@@ -42,16 +42,16 @@ def test_resolved_has_every_default_and_loads_to_the_same_digest(rlframe, child,
 
 
 def test_provenance_has_a_line_a_value_with_the_writer_and_what_it_replaced(rlframe, child, recipe):
-    out = rlframe("show", child, "ppo.updates=4", "--provenance").out.splitlines()
+    ended = rlframe("show", child, "ppo.updates=4", "--provenance")
+    told = ended.out.replace(str(child), "C").replace(str(recipe), "R").splitlines()
+    assert "ppo.epochs: 4  # C:3:19, from ${ref:ppo.updates}, replaced 1 of R:22:19" in told
     assert (
-        f"ppo.epochs: 4  # {child}:3:19, from ${{ref:ppo.updates}}, replaced 1 of {recipe}:22:18"
-        in out
+        "ppo.updates: 4  # override 'ppo.updates=4', replaced 3 of C:3:7, replaced 1 of R:22:7"
+        in told
     )
-    assert (
-        f"ppo.updates: 4  # override 'ppo.updates=4', replaced 3 of {child}:3:7, "
-        f"replaced 1 of {recipe}:22:7" in out
-    )
-    assert f'rewards.brevity.type: "length"  # {recipe}:19:13' in out
+    assert [line for line in told if line.startswith("rewards.brevity.type")] == [
+        'rewards.brevity.type: "length"  # R:19:13'
+    ]
 
 
 def test_provenance_of_the_resolved_recipe_says_what_is_a_default(rlframe, child):

@@ -1,5 +1,8 @@
 """Recipes that extend others: what merges, what replaces, what is removed, and who wrote each value."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from rlframe.errors import RecipeError
@@ -151,3 +154,20 @@ def test_a_composed_recipe_resolves_to_one_that_stands_alone(write, minimal, reg
     alone = loaded.resolved()
     assert "extends" not in alone
     assert (alone["ppo"]["updates"], alone["ppo"]["epochs"]) == (7, 1)
+    again = load_recipe(write(json.dumps(alone), "alone.yaml"), registry=registry)
+    assert again.digest == loaded.digest
+
+
+def test_the_example_of_the_guide_composes_as_it_says(write, registry, monkeypatch):
+    root = Path(__file__).parents[2]
+    guide = (root / "docs" / "recipe.md").read_text()
+    text = guide.partition("```yaml\n")[2].partition("```")[0]
+    command = guide.partition("rlframe train fast.yaml ")[2].partition("\n")[0]
+    monkeypatch.setenv("THREADS", "2")
+    write((root / "recipes" / "quickstart.yaml").read_text(), "quickstart.yaml")
+    recipe = load_recipe(write(text, "fast.yaml"), command.split(), registry=registry).recipe
+    assert recipe.ppo.updates == recipe.ppo.checkpoint_every == 20
+    assert list(recipe.rewards) == ["satisfied", "finished", "brief"]
+    assert recipe.losses == {}
+    assert recipe.kl.controller.options == {"coefficient": 0.1}
+    assert recipe.runtime.threads == 2
