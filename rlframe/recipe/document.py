@@ -205,7 +205,7 @@ class Document:
             value = self.at(path)
         except (KeyError, TypeError):
             return
-        for leaf, old in leaves(value, path):
+        for leaf, old in dict([(path, value), *leaves(value, path)]).items():
             if leaf in self.places:
                 self.replaced.setdefault(leaf, []).append(Replaced(old, self.places[leaf]))
         self.places = {p: q for p, q in self.places.items() if p[: len(path)] != path}
