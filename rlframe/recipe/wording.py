@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 from rlframe.errors import did_you_mean, listed
 from rlframe.hooks.component import ComponentSpec
 from rlframe.recipe.document import Path_, dotted
-from rlframe.recipe.schema import RENAMED, AdvantageSpec, KLControllerSpec, LossSpec, RewardEntry
+from rlframe.recipe.renamed import RENAMED
+from rlframe.recipe.schema import AdvantageSpec, KLControllerSpec, LossSpec, RewardEntry
 
 REQUIRED = "this key is required"
 

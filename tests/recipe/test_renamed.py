@@ -5,7 +5,8 @@ import re
 import pytest
 
 from rlframe.hooks.registry import KINDS, Registry
-from rlframe.recipe.schema import RENAMED, Recipe
+from rlframe.recipe.renamed import RENAMED
+from rlframe.recipe.schema import Recipe
 from rlframe.recipe.wording import _models_in
 
 
