@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rlframe.cli.options import AllowLocalCode, NoPlugin
+from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
 
 
@@ -20,9 +22,12 @@ def train(
     output: Annotated[
         Path | None, typer.Option(help="Run directory; runs/<recipe>-<time> if left out.")
     ] = None,
+    no_plugin: NoPlugin = None,
+    allow_local_code: AllowLocalCode = False,
 ) -> None:
     """Run every stage of a recipe: supervised fine-tuning, reward model, PPO."""
-    loaded = load_recipe(recipe, overrides or [])
+    registry = Registry(block=no_plugin or (), local_code=allow_local_code)
+    loaded = load_recipe(recipe, overrides or [], registry=registry)
     # On a CPU, torch takes large tensors from huge pages: a tenth less time. Read when it is imported.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # The recipe is checked first: a typo answers at once, and torch is imported only now.
@@ -36,7 +41,7 @@ def train(
     directory = output or default_directory(recipe)
     display = make_display(Console())
     try:
-        outcome = run_recipe(loaded, directory, display)
+        outcome = run_recipe(loaded, directory, display, registry=registry)
     finally:
         display.close()
     Console().print(f"Everything is in {outcome.directory}", markup=False, soft_wrap=True)

@@ -12,7 +12,8 @@ from typing import Any
 from rlframe.errors import PluginError, did_you_mean, listed
 from rlframe.hooks.component import Component
 
-_LOCAL = re.compile(r"(?P<file>\.{0,2}/.*\.py):(?P<name>\w+)")
+LOCAL = re.compile(r"^(\.{0,2}/.*\.py):(\w+)$")
+"""A file and a class in it."""
 
 
 def is_local(name: str) -> bool:
@@ -30,10 +31,10 @@ def local_component(name: str) -> tuple[type[Component[Any]], str]:
       PluginError: the name is malformed, the file is missing or can not be imported, or it has no such
         component.
     """
-    matched = _LOCAL.fullmatch(name)
+    matched = LOCAL.fullmatch(name)
     if matched is None:
         raise PluginError(f"{name!r}: write ./file.py:Class, the file and the component in it")
-    file, wanted = Path(matched["file"]), matched["name"]
+    file, wanted = Path(matched[1]), matched[2]
     try:
         source = file.read_bytes()
     except OSError as error:

@@ -1,31 +1,68 @@
-"""A YAML 1.2 document as plain data, with the place of every value: what errors point at."""
+"""Plain data with the history of every value: where it was written and what it replaced.
+
+A recipe is made of documents: files that extend each other, and overrides on the command line.
+`Document.merge`, `set` and `remove` are the only ways in which one changes.
+"""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-from rlframe.errors import RecipeError
+from rlframe.errors import PluginError, RecipeError, RlframeError, did_you_mean, listed
 
 Path_ = tuple[str | int, ...]
+
+REMOVE = "~"
+"""`~key` removes an inherited key."""
+
+
+def dotted(path: Path_) -> str:
+    """("rewards", "brevity", "weight") -> "rewards.brevity.weight"."""
+    return ".".join(map(str, path)) or "recipe"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: the place it is told at, the path in the recipe, and what is wrong."""
+
+    place: str
+    path: Path_
+    message: str
+    error: type[RlframeError] = RecipeError
+
+    def __str__(self) -> str:
+        return f"{self.place}: {dotted(self.path)}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A value that something else took the place of."""
+
+    value: Any
+    place: str
 
 
 @dataclass
 class Document:
     """Plain data and, for each path in it, where it was written."""
 
-    data: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
     places: dict[Path_, str] = field(default_factory=dict)
     """"file:line:column" or "override 'kl.target=3'"."""
-    order: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """The same places as numbers, so that messages come sorted by line."""
+    order: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """The same places as numbers, so that messages come sorted: file, line, column."""
+    replaced: dict[Path_, list[Replaced]] = field(default_factory=dict)
+    """What stood at a path before, the oldest first."""
+    written: dict[Path_, str] = field(default_factory=dict)
+    """The text that `${...}` stood in, for each value that came out of one."""
+    problems: list[Problem] = field(default_factory=list)
+    incomplete: bool = False
+    """A file that this one extends is missing, so that nobody knows which keys are."""
+    unknown: set[Path_] = field(default_factory=set)
+    """Paths whose value could not be found out; what is said of such a value means nothing."""
 
     def place(self, path: Path_) -> str:
         """Where `path`, or the nearest thing around it, was written."""
@@ -33,111 +70,151 @@ class Document:
             path = path[:-1]
         return self.places.get(path, "recipe")
 
-    def override(self, text: str) -> None:
-        """Apply one `key.path=value`; the value is YAML.
+    def check(self, found: Iterable[Problem] = ()) -> None:
+        """Raise one error with a line for each problem, sorted by file, line and column.
+
+        Args:
+          found: problems beside those of the document itself; they are left out where the value is
+            not known.
 
         Raises:
-          RecipeError: there is no `=`, or the path runs through something that is not a mapping.
+          RecipeError: there are any.
+          PluginError: all of them are of components that are missing or broken.
         """
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"override {text!r}: write key.path=value, as in ppo.updates=10")
-        path = tuple(key.split("."))
-        try:
-            parsed = parse_scalar(value)
-        except RecipeError as error:
-            raise RecipeError(f"override {text!r}: {error}") from error
-        node = self.data
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
+        told = self.problems + [
+            p for p in found if not any(p.path[: len(path)] == path for path in self.unknown)
+        ]
+        if told:
+            last = (10**9, 0, 0)
+            told.sort(key=lambda p: (self.order.get(p.place, last), p.path == (), dotted(p.path)))
+            plugins_only = all(p.error is PluginError for p in told)
+            raise (PluginError if plugins_only else RecipeError)("\n".join(map(str, told)))
+
+    def at(self, path: Path_) -> Any:
+        """The value at a path that is there."""
+        node: Any = self.data
+        for key in path:
+            node = node[key]
+        return node
+
+    def set(self, path: Path_, value: Any, place: str) -> None:
+        """Write a value; mappings on the way are made.
+
+        Raises:
+          RecipeError: the path runs through something that is not a mapping.
+        """
+        node: Any = self.data
+        for end, key in enumerate(path[:-1], 1):
+            if node.get(key) is None:
+                node[key] = {}
+                self.places[path[:end]] = place
+            node = node[key]
             if not isinstance(node, dict):
-                raise RecipeError(f"override {text!r}: {part!r} is not a mapping in this recipe")
-        node[path[-1]] = parsed
-        place = f"override {text!r}"
-        self.places = {p: q for p, q in self.places.items() if p[: len(path)] != path}
-        for end in range(1, len(path) + 1):
-            self.places.setdefault(path[:end], place)
+                what = (
+                    "a list, which is replaced as a whole" if isinstance(node, list) else repr(node)
+                )
+                raise RecipeError(f"{dotted(path[:end])!r} is not a mapping of keys but {what}")
+        self._forget(path)
+        node[path[-1]] = value
         self.places[path] = place
 
+    def remove(self, path: Path_) -> None:
+        """Take a key out.
 
-_PLAIN_TAGS = {"map", "seq", "str", "int", "float", "bool", "null"}
+        Raises:
+          RecipeError: it is not there.
+        """
+        for end, key in enumerate(path):
+            node = self.at(path[:end])
+            if not isinstance(node, dict) or key not in node:
+                here = dotted(path[:end]) if end else "the recipe"
+                keys = node if isinstance(node, dict) else ()
+                raise RecipeError(
+                    f"there is no {dotted(path[: end + 1])!r} to remove."
+                    f"{did_you_mean(str(key), keys)} Keys of {here}: {listed(keys)}"
+                )
+        self._forget(path)
+        del self.at(path[:-1])[path[-1]]
+
+    def clear(self, path: Path_, *, keep: frozenset[str] = frozenset()) -> None:
+        """Empty the mapping at a path, except for values that were written at one of `keep`."""
+        node = self.at(path)
+        for key in list(node):
+            inner = (*path, key)
+            if isinstance(node[key], dict) and any(
+                self.places.get(leaf) in keep for leaf, _ in leaves(node[key], inner)
+            ):
+                self.clear(inner, keep=keep)
+            elif self.places.get(inner) not in keep:
+                self.remove(inner)
+
+    def merge(self, over: Document) -> None:
+        """Lay another document over this one.
+
+        Mappings merge key by key, everything else replaces; a mapping whose `type` changes is
+        emptied first; `~key` removes.
+        """
+        self.order |= over.order
+        self.problems += over.problems
+        self.unknown |= over.unknown
+        self.incomplete |= over.incomplete
+        self._merge(over.data, (), over)
+        for path, history in over.replaced.items():
+            self.replaced.setdefault(path, []).extend(history)
+        self.places[()] = over.place(())
+
+    def _merge(self, data: dict[str, Any], path: Path_, over: Document) -> None:
+        node = self.at(path)
+        self._merge_removals(data, path, over)
+        if "type" in node and "type" in data and node["type"] != data["type"]:
+            self.clear(path)
+        for key, value in data.items():
+            inner = (*path, key)
+            if key.startswith(REMOVE):
+                continue
+            if not isinstance(value, dict):
+                self._forget(inner)
+                node[key] = deepcopy(value)
+                self.places |= {p: q for p, q in over.places.items() if p[: len(inner)] == inner}
+                continue
+            if not isinstance(node.get(key), dict):
+                self._forget(inner)
+                node[key] = {}
+            self.places[inner] = over.place(inner)
+            self._merge(value, inner, over)
+
+    def _merge_removals(self, data: dict[str, Any], path: Path_, over: Document) -> None:
+        """First of all, so that `~key:` with `key: ...` beside it replaces a mapping as a whole."""
+        for key in (k for k in data if k.startswith(REMOVE)):
+            written, name, inherited = (*path, key), key.removeprefix(REMOVE), self.at(path)
+            if data[key] is not None:
+                told = f"{key!r} removes what was inherited and takes no value"
+            elif name in inherited:
+                self.remove((*path, name))
+                continue
+            elif self.incomplete:
+                continue
+            else:
+                guess = did_you_mean(name, inherited)
+                told = f"no {name!r} was inherited here.{guess} Inherited: {listed(inherited)}"
+            self.problems.append(Problem(over.place(written), written, told))
+
+    def _forget(self, path: Path_) -> None:
+        """Move what is written at a path and below it to the history."""
+        try:
+            value = self.at(path)
+        except (KeyError, TypeError):
+            return
+        for leaf, old in dict([(path, value), *leaves(value, path)]).items():
+            if leaf in self.places:
+                self.replaced.setdefault(leaf, []).append(Replaced(old, self.places[leaf]))
+        self.places = {p: q for p, q in self.places.items() if p[: len(path)] != path}
 
 
-def parse_scalar(text: str) -> Any:
-    """The value of an override: YAML 1.2, so 1e-5 is a number and `on` a word.
-
-    Raises:
-      RecipeError: it can not be parsed.
-    """
-    try:
-        return _plain(YAML(typ="safe", pure=True).load(text))
-    except YAMLError as error:
-        problem = getattr(error, "problem", None) or "it can not be parsed"
-        raise RecipeError(f"the value is not YAML: {problem}") from error
-
-
-def read_document(path: Path) -> Document:
-    """Parse a recipe.
-
-    Raises:
-      RecipeError: the file is missing, is not YAML, has a key twice, or is not a mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise RecipeError(f"{path}: there is no such recipe file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: can not be read: {error}") from error
-    yaml = YAML(typ="rt", pure=True)
-    yaml.version = "1.2"
-    try:
-        tree = yaml.load(io.StringIO(text))
-    except DuplicateKeyError as error:
-        mark = error.problem_mark
-        problem = str(error.problem).split(" with value")[0].replace("found ", "")
-        raise RecipeError(f"{path}:{mark.line + 1}:{mark.column + 1}: {problem}") from error
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise RecipeError(f"{where}: not valid YAML: {error.problem}") from error
-    if not isinstance(tree, CommentedMap):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys; start with `version: 1`")
-    document = Document(_plain(tree))
-    _note_places(tree, (), str(path), document)
-    if document.places:
-        document.places[()] = min(document.places.values(), key=document.order.__getitem__)
-    return document
-
-
-def _note_places(node: Any, path: Path_, file: str, into: Document) -> None:
-    """Remember where each value stands, and refuse tags: a recipe is data."""
-    tag = getattr(getattr(node, "tag", None), "value", None)
-    if tag is not None and str(tag).removeprefix("tag:yaml.org,2002:") not in _PLAIN_TAGS:
-        raise RecipeError(f"{into.place(path)}: a recipe takes no YAML tags, here is {tag}")
-    if isinstance(node, CommentedMap):
-        places = {key: node.lc.key(key) for key in node if key in (node.lc.data or {})}
-        items: list[Any] = list(node.items())
-    elif isinstance(node, CommentedSeq):
-        places = {index: node.lc.item(index) for index in range(len(node))}
-        items = list(enumerate(node))
+def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """(path, value) of everything that is not a mapping of keys; lists count as one value."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
     else:
-        return
-    for key, value in items:
-        if key in places:  # what `<<` merges in stands elsewhere
-            line, column = places[key]
-            place = f"{file}:{line + 1}:{column + 1}"
-            into.places[(*path, key)] = place
-            into.order[place] = (line, column)
-        _note_places(value, (*path, key), file, into)
-
-
-def _plain(node: Any) -> Any:
-    """Dicts, lists and Python scalars instead of the parser's round-trip types."""
-    if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+        yield path, value

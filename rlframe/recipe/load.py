@@ -1,4 +1,4 @@
-"""From a file to a validated recipe: parse, override, check every key, choose the components.
+"""From a file to a validated recipe: compose, check every key, choose the components.
 
 All mistakes are reported at once, sorted by line, each with the place, a guess and the alternatives.
 Only the plugins that the recipe names are imported, and torch is not.
@@ -9,19 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rlframe.errors import PluginError, RecipeError, RlframeError
+from rlframe.errors import PluginError, RecipeError, RlframeError, listed
 from rlframe.hooks.component import Component, ComponentSpec, PluginConfig
-from rlframe.hooks.registry import Offer, Registry
+from rlframe.hooks.registry import KINDS, Offer, Registry, unmet
 from rlframe.recipe import wording
-from rlframe.recipe.document import Document, Path_, read_document
-from rlframe.recipe.references import broken_references
+from rlframe.recipe.compose import compose
+from rlframe.recipe.document import Document, Path_, Problem
+from rlframe.recipe.references import broken_lookups, broken_references
 from rlframe.recipe.schema import Recipe
+from rlframe.recipe.yaml12 import read_text
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class LoadedRecipe:
     """The component at each path, e.g. ("rewards", "brevity")."""
     source: str
     """The text of the file, as it was."""
+    document: Document
+    """What the recipe was made from, with the place of every value."""
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default filled in: plain data that loads to the same digest."""
@@ -66,13 +71,6 @@ class LoadedRecipe:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Problem:
-    path: Path_
-    message: str
-    error: type[RlframeError] = RecipeError
-
-
 def load_recipe(
     path: Path, overrides: Iterable[str] = (), *, registry: Registry | None = None
 ) -> LoadedRecipe:
@@ -80,32 +78,56 @@ def load_recipe(
 
     Args:
       path: a YAML file.
-      overrides: `key.path=value`, applied in order.
+      overrides: `key.path=value` or `~key.path`, applied in order.
       registry: the installed components; a fresh look at the environment if left out.
 
     Raises:
       RecipeError: any number of mistakes, each on a line of its own.
       PluginError: nothing is wrong but components that are missing or broken.
     """
-    document = read_document(path)
-    for text in overrides:
-        document.override(text)
+    document = compose(path, overrides)
+    problems: list[tuple[Path_, str, type[RlframeError]]] = []
+    registry = registry or Registry()
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
         # Components are looked at all the same, so that one round shows every mistake.
-        problems = [_Problem(p, m) for p, m in wording.explain(error, Recipe, document.data)]
+        told = wording.explain(error, Recipe, document.data, beside=frozenset({"extends"}))
+        hints = _hints(document.data, registry)
+        told += broken_lookups(_valid_sections(document.data))
+        problems = [(at, message + hints.get(at, ""), RecipeError) for at, message in told]
+        if document.incomplete:
+            problems = [found for found in problems if not found[1].startswith(wording.REQUIRED)]
         specs = list(_specs_in_data(document.data))
     else:
-        problems = [_Problem(p, m) for p, m in broken_references(recipe)]
+        problems = [(at, message, RecipeError) for at, message in broken_references(recipe)]
         specs = list(_specs(recipe, ()))
+    problems += _unmet(document.data.get("requires"))
     chosen: dict[Path_, Chosen] = {}
-    registry = registry or Registry()
     for where, spec in specs:
         problems += _choose(where, spec, registry, chosen)
-    if problems:
-        raise _all_at_once(problems, document)
-    return LoadedRecipe(recipe, chosen, path.read_text(encoding="utf-8"))
+    document.check(Problem(document.place(at), at, message, kind) for at, message, kind in problems)
+    return LoadedRecipe(recipe, chosen, read_text(path), document)
+
+
+def _unmet(requires: Any) -> list[tuple[Path_, str, type[RlframeError]]]:
+    """What `requires:` asks for and the environment lacks; only text is looked at."""
+    texts = requires if isinstance(requires, list) else []
+    if not all(isinstance(text, str) for text in texts):
+        return []  # reported with the rest of the recipe
+    return [(("requires", number), message, kind) for number, message, kind in unmet(texts)]
+
+
+def _valid_sections(data: dict[str, Any]) -> Recipe:
+    """What is valid of a recipe that is not, so that names in it can be looked up all the same."""
+    sections: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        annotation: Any = field.annotation
+        sections[name] = None if name in data else field.get_default(call_default_factory=True)
+        if name in data:
+            with suppress(ValidationError):  # reported with the rest of the recipe
+                sections[name] = TypeAdapter(annotation).validate_python(data[name])
+    return Recipe.model_construct(**sections)
 
 
 def _specs(node: Any, path: Path_) -> Iterator[tuple[Path_, ComponentSpec]]:
@@ -137,21 +159,45 @@ def _specs_in_data(data: dict[str, Any]) -> Iterator[tuple[Path_, ComponentSpec]
             continue  # reported with the rest of the recipe
 
 
+def _hints(data: dict[str, Any], registry: Registry) -> dict[Path_, str]:
+    """What to say beside a mistake in the shape of a component."""
+    hints: dict[Path_, str] = {}
+    for path, spec in wording.component_slots(data):
+        noun = KINDS[spec.kind][1]
+        node: Any = data
+        for key in path:
+            node = node[key]
+        names = listed(offer.name for offer in registry.offers(spec.kind))
+        hints[*path, "type"] = f"; it names a {noun}: {names}"
+        if isinstance(node, str):
+            hints[path] = f". Write {{type: {node}}}"
+        elif node is None:
+            hints[path] = f". To remove what was inherited write `~{path[-1]}:`"
+    return hints
+
+
 def _choose(
     path: Path_, spec: ComponentSpec, registry: Registry, chosen: dict[Path_, Chosen]
-) -> list[_Problem]:
+) -> list[tuple[Path_, str, type[RlframeError]]]:
     """Find the component, validate its keys, and do the same for components inside it."""
     try:
         component = registry.load(spec.kind, spec.type)
     except PluginError as error:
-        return [_Problem((*path, "type"), str(error), PluginError)]
+        told = f"{error}{_other_kind(spec, registry)}"
+        return [((*path, "type"), told, PluginError)]
     try:
         config = component.Config.model_validate(spec.options)
     except ValidationError as error:
-        told = wording.explain(
-            error, component.Config, spec.options, beside=frozenset(type(spec).model_fields)
-        )
-        return [_Problem((*path, *inner), message) for inner, message in told]
+        return [
+            ((*path, *inner), message, RecipeError)
+            for inner, message in wording.explain(
+                error,
+                component.Config,
+                spec.options,
+                at=path,
+                beside=frozenset(type(spec).model_fields),
+            )
+        ]
     chosen[path] = Chosen(registry.find(spec.kind, spec.type), component, config)
     return [
         problem
@@ -160,15 +206,11 @@ def _choose(
     ]
 
 
-def _all_at_once(problems: list[_Problem], document: Document) -> RlframeError:
-    far = (10**9, 0)
-
-    def line(problem: _Problem) -> tuple[tuple[int, int], str]:
-        return document.order.get(document.place(problem.path), far), wording.dotted(problem.path)
-
-    told = [
-        f"{document.place(p.path)}: {wording.dotted(p.path)}: {p.message}"
-        for p in sorted(problems, key=line)
+def _other_kind(spec: ComponentSpec, registry: Registry) -> str:
+    """A component of that name which stands in the wrong part of the recipe."""
+    kinds = [
+        noun
+        for kind, (_, noun) in KINDS.items()
+        if kind != spec.kind and any(o.name == spec.type for o in registry.offers(kind))
     ]
-    plugins_only = all(p.error is PluginError for p in problems)
-    return (PluginError if plugins_only else RecipeError)("\n".join(told))
+    return f". That is the name of another kind of component: {kinds[0]}" if kinds else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlframe.errors import did_you_mean, listed
 from rlframe.recipe.document import Path_
-from rlframe.recipe.schema import NewModel, NewTokenizer, Recipe
+from rlframe.recipe.schema import Models, NewModel, NewTokenizer, Recipe
 
 STAGES = ("sft", "reward_model", "ppo")
 _PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "advantages", "hooks", "evaluation"}
@@ -15,7 +15,12 @@ _PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "advantages", "hoo
 
 def broken_references(recipe: Recipe) -> list[tuple[Path_, str]]:
     """(path, message) of each reference that leads nowhere, in the order of the recipe."""
-    return [*_files(recipe), *_datasets(recipe), *_stages(recipe), *_ppo(recipe)]
+    return [*broken_lookups(recipe), *_stages(recipe), *_ppo(recipe)]
+
+
+def broken_lookups(recipe: Recipe) -> list[tuple[Path_, str]]:
+    """The same of names and files alone; sections may be None. Without `data` nothing is known."""
+    return [*_files(recipe), *_datasets(recipe)] if recipe.data is not None else []
 
 
 def _files(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
@@ -34,7 +39,7 @@ def _datasets(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
         )
         if part is not None
     ]
-    policy = recipe.model.policy
+    policy = recipe.model.policy if isinstance(recipe.model, Models) else None
     if isinstance(policy, NewModel) and isinstance(policy.tokenizer, NewTokenizer):
         wanted.append((("model", "policy", "tokenizer", "data"), policy.tokenizer.data))
     for path, name in wanted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,7 +23,13 @@ from rlframe.hooks.component import ComponentSpec, RewardSpec, Section
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class HubData(Section):
+class RecipeSection(Section):
+    """Built as a part of `Recipe`, when the first one is validated; `--help` never needs it."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class HubData(RecipeSection):
     """A data set of the Hugging Face hub."""
 
     id: str
@@ -37,7 +44,7 @@ class GeneratorSpec(ComponentSpec):
     kind: ClassVar[str] = "data_generators"
 
 
-class Columns(Section):
+class Columns(RecipeSection):
     """Which column of the data holds what. A column that the data lacks is simply not there."""
 
     text: str = "text"
@@ -49,7 +56,7 @@ class Columns(Section):
     label: str = "label"
 
 
-class Dataset(Section):
+class Dataset(RecipeSection):
     """A named data set. Its held-out split is fixed here, so that no stage ever trains on it."""
 
     path: str | None = Field(None, description="JSONL, Parquet, or plain text with one row a line")
@@ -69,7 +76,7 @@ class Dataset(Section):
         return self
 
 
-class NewTokenizer(Section):
+class NewTokenizer(RecipeSection):
     """A byte-level BPE tokenizer, trained on a data set of the recipe."""
 
     data: str = Field(description="name of a data set")
@@ -77,7 +84,7 @@ class NewTokenizer(Section):
     lowercase: bool = False
 
 
-class NewModel(Section):
+class NewModel(RecipeSection):
     """A language model with random weights, from a transformers config."""
 
     architecture: dict[str, Any] = Field(
@@ -87,7 +94,7 @@ class NewModel(Section):
     tokenizer: NewTokenizer | str = Field(description="a new tokenizer, or a path or hub id of one")
 
 
-class Critic(Section):
+class Critic(RecipeSection):
     """The value model."""
 
     initial: str = Field("policy", description="policy, stage:reward_model, a path or a hub id")
@@ -98,7 +105,7 @@ class Critic(Section):
     learning_rate: PositiveFloat | None = Field(None, description="that of the policy if left out")
 
 
-class Models(Section):
+class Models(RecipeSection):
     """Which models take part."""
 
     policy: str | NewModel = Field(description="a path, a hub id, or a new model")
@@ -107,7 +114,7 @@ class Models(Section):
     pad_token: str | None = Field(None, description="use or add this token for padding")
 
 
-class FineTuning(Section):
+class FineTuning(RecipeSection):
     """What the supervised stages have in common; they run on transformers.Trainer."""
 
     data: str = Field(description="name of a data set")
@@ -142,7 +149,7 @@ class RewardModelStage(FineTuning):
     )
 
 
-class Prompts(Section):
+class Prompts(RecipeSection):
     """Where prompts come from: a prompt or messages column, or the first words of a text."""
 
     data: str = Field(description="name of a data set")
@@ -152,7 +159,7 @@ class Prompts(Section):
     )
 
 
-class RolloutSection(Section):
+class RolloutSection(RecipeSection):
     """How responses are sampled."""
 
     prompts_per_update: PositiveInt = 64
@@ -193,7 +200,7 @@ class AdvantageSpec(ComponentSpec):
     type: str = "gae"
 
 
-class KL(Section):
+class KL(RecipeSection):
     """The price of leaving the reference model."""
 
     controller: KLControllerSpec
@@ -215,7 +222,7 @@ class KL(Section):
         return self
 
 
-class PPO(Section):
+class PPO(RecipeSection):
     """The optimisation of PPO."""
 
     updates: PositiveInt = Field(description="rollouts to learn from")
@@ -242,7 +249,7 @@ class PPO(Section):
     )
 
 
-class Evaluation(Section):
+class Evaluation(RecipeSection):
     """The watch on held-out prompts."""
 
     prompts: PositiveInt = 16
@@ -250,7 +257,7 @@ class Evaluation(Section):
     table_rows: PositiveInt = 8
 
 
-class Runtime(Section):
+class Runtime(RecipeSection):
     """The machine."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -266,10 +273,13 @@ class HookSpec(ComponentSpec):
     kind: ClassVar[str] = "hooks"
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """A whole run: the stages are sft, reward_model and ppo, each present or not, in this order."""
 
     version: Literal[1]
+    requires: tuple[str, ...] = Field(
+        (), description='plugins that must be installed, as pip takes them: `"rlframe-pid>=0.2"`'
+    )
     seed: NonNegativeInt = 0
     data: dict[str, Dataset] = Field(default_factory=dict)
     model: Models

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -10,7 +13,8 @@ from pydantic_core import ErrorDetails
 
 from rlframe.errors import did_you_mean, listed
 from rlframe.hooks.component import ComponentSpec
-from rlframe.recipe.document import Path_
+from rlframe.recipe.document import Path_, dotted
+from rlframe.recipe.renamed import RENAMED
 from rlframe.recipe.schema import (
     AdvantageSpec,
     GeneratorSpec,
@@ -20,10 +24,7 @@ from rlframe.recipe.schema import (
     RewardEntry,
 )
 
-
-def dotted(path: Path_) -> str:
-    """("rewards", "brevity", "weight") -> "rewards.brevity.weight"."""
-    return ".".join(map(str, path)) or "recipe"
+REQUIRED = "this key is required"
 
 
 def component_slots(data: dict[str, Any]) -> Iterator[tuple[Path_, type[ComponentSpec]]]:
@@ -52,6 +53,7 @@ def explain(
     model: type[BaseModel],
     data: Any,
     *,
+    at: Path_ = (),
     beside: frozenset[str] = frozenset(),
 ) -> list[tuple[Path_, str]]:
     """Each mistake once: (path as typed, message).
@@ -60,20 +62,21 @@ def explain(
       error: what pydantic raised.
       model: the model that was validated.
       data: what was validated, to tell typed keys from pydantic's union tags.
+      at: where in the recipe the data stands.
       beside: keys of the recipe's own that stand at the top of `data` as well.
     """
-    told: dict[Path_, str] = {}
+    told: dict[Path_, list[_Message]] = {}
     for detail in error.errors(include_url=False):
         path = _typed(detail["loc"], data, missing=detail["type"] == "missing")
         keys = _keys_at(model, path[:-1])
-        message = _message(detail, keys | beside if len(path) == 1 else keys)
-        # Of a union every member complains about the same place; the first to do so is kept,
-        # unless a later one knows a deeper place.
-        told.setdefault(path, message)
-    return [(path, message) for path, message in told.items() if not _shadowed(path, told)]
+        message = _message(detail, keys | beside if len(path) == 1 else keys, (*at, *path))
+        told.setdefault(path, []).append(message)
+    # Of a union every member complains: about the same place, which is told in one sentence, or
+    # about a deeper one, which then says more.
+    return [(p, _joined(messages)) for p, messages in told.items() if not _shadowed(p, told)]
 
 
-def _shadowed(path: Path_, told: dict[Path_, str]) -> bool:
+def _shadowed(path: Path_, told: Iterable[Path_]) -> bool:
     return any(len(other) > len(path) and other[: len(path)] == path for other in told)
 
 
@@ -114,17 +117,83 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
-def _message(detail: ErrorDetails, keys: frozenset[str]) -> str:
+@dataclass(frozen=True)
+class _Message:
+    """A whole sentence, or what was wanted and what was found instead."""
+
+    text: str
+    found: str = ""
+
+
+_WANTED = {
+    "int": "a valid integer",
+    "float": "a valid number",
+    "bool": "true or false",
+    "string": "a valid string",
+    "model": "a mapping of keys",
+    "dict": "a mapping of keys",
+    "list": "a list",
+    "tuple": "a list",
+    "finite": "a finite number",
+}
+
+
+def _message(detail: ErrorDetails, keys: frozenset[str], path: Path_) -> _Message:
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        name = str(detail["loc"][-1])
-        return f"unknown key {name!r}.{did_you_mean(name, keys)} Known here: {listed(keys)}"
+        return _Message(_unknown_key(path, keys))
     if kind == "missing":
-        return "this key is required"
+        return _Message(REQUIRED)
     if kind == "value_error":
-        return detail["msg"].removeprefix("Value error, ")
-    message = detail["msg"]
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        message = "input should be a mapping of keys"
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
-    return f"{message[0].lower()}{message[1:]}, but it is {shown}"
+        return _Message(detail["msg"].removeprefix("Value error, "))
+    if kind == "bool":  # of Section: pydantic itself reads true as 1
+        return _Message(f"input should not be true or false, but it is {_shown(value)}")
+    family, _, rest = kind.partition("_")
+    if rest in ("type", "parsing", "from_float", "number", "attributes_type", "parsing_size"):
+        return _Message(_WANTED.get(family, detail["msg"]), _shown(value))
+    wanted = detail["msg"].removeprefix("Input should be ")
+    if wanted == detail["msg"]:
+        return _Message(f"{wanted[0].lower()}{wanted[1:]}, but it is {_shown(value)}")
+    guess = ""
+    if kind == "literal_error" and isinstance(value, str):
+        guess = did_you_mean(value, re.findall(r"'([^']*)'", wanted))
+    return _Message(wanted, f"{_shown(value)}{'.' if guess else ''}{guess}")
+
+
+def _joined(messages: list[_Message]) -> str:
+    first = messages[0]
+    if not first.found:
+        return first.text
+    wanted = dict.fromkeys(m.text for m in messages if m.found)
+    return f"input should be {' or '.join(wanted)}, but it is {first.found}"
+
+
+def _unknown_key(path: Path_, keys: frozenset[str]) -> str:
+    name = str(path[-1])
+    any_name = (path[0], "*", *path[2:])
+    renamed = RENAMED.get(dotted(path)) or RENAMED.get(dotted(any_name))
+    if renamed:
+        return f"unknown key {name!r}. Here it is called {renamed}"
+    if not name.isascii():  # a letter of another alphabet, or one without width, is not seen
+        foreign = ", ".join(f"U+{ord(letter):04X}" for letter in name if not letter.isascii())
+        return (
+            f"unknown key {name!r} (with {foreign}).{did_you_mean(name, keys)} "
+            f"Known here: {listed(keys)}"
+        )
+    return f"unknown key {name!r}.{did_you_mean(name, keys)} Known here: {listed(keys)}"
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it, in a few words."""
+    if isinstance(value, dict):
+        return "a mapping of keys" if value else "an empty mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "null (nothing)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}".replace("inf", ".inf").replace("nan", ".nan")
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

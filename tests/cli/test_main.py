@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from rlframe.cli import validate
+from rlframe.cli.main import COMMANDS
 from rlframe.errors import PluginError, RecipeError, RlframeError, RunError, SetupError
 
 ROOT = Path(__file__).parents[2]
@@ -76,8 +78,19 @@ def test_help_ends_with_0(rlframe, arguments):
 
 def test_help_names_every_command(rlframe):
     shown = rlframe("--help").out
-    for command in ("train", "validate", "plugins"):
+    for command in COMMANDS:
         assert command in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_says_what_the_command_says_of_itself(command):
+    module = import_module(f"rlframe.cli.{command}")
+    own = module.app.info.help if hasattr(module, "app") else getattr(module, command).__doc__
+    assert own == COMMANDS[command]
+
+
+def test_a_command_that_is_misspelt_is_answered_with_a_guess(rlframe):
+    assert "Did you mean 'validate'?" in rlframe("validat").err
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ def test_json_is_json_alone(rlframe, recipe):
         "digest": load_recipe(recipe).digest,
         "stages": ["sft", "ppo"],
         "plugins": {
+            "data.reviews.generator": "rlframe/product_reviews",
             "rewards.brevity": "rlframe/length",
             "kl.controller": "rlframe/fixed",
             "advantages": "rlframe/gae",

@@ -144,7 +144,6 @@ def test_a_number_is_finite(mistakes, minimal, override):
     [
         ("{updates: 4}", "{epochs: 1}", "ppo.updates", "ppo"),
         (", target_tokens: 20", "", "rewards.brevity.target_tokens", "brevity"),
-        ("type: length, ", "", "rewards.brevity.type", "brevity"),
         (", target: 6.0", "", "kl.controller.target", "controller"),
     ],
 )
@@ -154,6 +153,14 @@ def test_a_missing_key_is_told_at_what_should_hold_it(
     text = minimal.replace(old, new)
     told = f"{place(text, f'{holder}:')}: {path}: this key is required"
     assert mistakes(text) == [told]
+
+
+def test_a_missing_type_is_told_with_what_there_is(mistakes, place, minimal):
+    text = minimal.replace("type: length, ", "")
+    (line,) = mistakes(text)
+    at = place(text, "brevity:")
+    assert line.startswith(f"{at}: rewards.brevity.type: this key is required; it names a reward: ")
+    assert "length" in line
 
 
 def test_a_key_missing_at_the_top_is_told_with_the_file(mistakes, place, minimal):

@@ -1,0 +1,143 @@
+"""`${env:NAME}` and `${ref:path}` in the values of a recipe, and nothing else. `$${` is a literal `${`.
+
+A value that is one `${...}` and nothing else keeps the type of what it stands for: a reference may mean
+a number or a whole mapping, and the text of a variable is read as YAML would read it there. Inside
+longer text both become text.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from copy import deepcopy
+from typing import Any
+
+from rlframe.errors import RecipeError, did_you_mean, listed
+from rlframe.recipe.document import Document, Path_, Problem, dotted
+from rlframe.recipe.yaml12 import plain_scalar
+
+_MARK = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
+_HOW = "a recipe knows ${env:NAME} and ${ref:path.of.a.key}; write $${ for a literal ${"
+
+
+def interpolate(document: Document) -> None:
+    """Fill in every `${...}`; what can not be filled in is added to the document's problems."""
+    _Filling(document).mapping(())
+
+
+class _NotKnownError(RecipeError):
+    """What is referred to could not be filled in, which is told where it stands."""
+
+
+class _Filling:
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.under_way: list[Path_] = []
+        self.done: set[Path_] = set()
+
+    def mapping(self, path: Path_) -> None:
+        """Fill in everything below a path."""
+        node = self.document.at(path)
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            inner = (*path, key)
+            if isinstance(key, str) and "${" in key:
+                self.problem(inner, "only values take ${...}, keys do not")
+            if isinstance(value, dict | list):
+                self.mapping(inner)
+            elif isinstance(value, str) and "${" in value:
+                self.leaf(inner, value)
+
+    def leaf(self, path: Path_, text: str) -> None:
+        if path in self.done:
+            return
+        self.under_way.append(path)
+        try:
+            value = self.filled(text)
+        except _NotKnownError:
+            self.document.unknown.add(path)
+        except RecipeError as error:
+            self.problem(path, str(error))
+        else:
+            self.document.at(path[:-1])[path[-1]] = value
+            self.document.written[path] = text
+        finally:
+            self.under_way.pop()
+            self.done.add(path)
+
+    def filled(self, text: str) -> Any:
+        whole = _MARK.fullmatch(text)
+        if whole and whole[1] is not None:
+            return self.meant(whole[1], whole=True)
+        return _MARK.sub(self._piece, text)
+
+    def _piece(self, match: re.Match[str]) -> str:
+        if match[0] == "$${":
+            return "${"
+        if match[1] is None:
+            raise RecipeError(f"a ${{ without its closing brace; {_HOW}")
+        return str(self.meant(match[1], whole=False))
+
+    def meant(self, inside: str, *, whole: bool) -> Any:
+        """What stands between the braces, as a value or as a piece of text."""
+        kind, _, name = inside.partition(":")
+        if kind == "env" and name:
+            return _variable(name, whole=whole)
+        if kind == "ref" and name:
+            value = self.referred(tuple(name.split(".")))
+            return value if whole else _as_text(name, value)
+        raise RecipeError(f"${{{inside}}} is not known; {_HOW}")
+
+    def referred(self, target: Path_) -> Any:
+        if any(target == path[: len(target)] for path in self.under_way):
+            chain = [*map(dotted, self.under_way), dotted(target)]
+            raise RecipeError(f"references go round in a circle: {' -> '.join(chain)}")
+        for end, key in enumerate(target):
+            node = self.document.at(target[:end])
+            if not isinstance(node, dict) or key not in node:
+                raise RecipeError(_missing(target, end, node))
+            value = node[str(key)]
+            if isinstance(value, str) and "${" in value:
+                self.leaf(target[: end + 1], value)
+        if isinstance(self.document.at(target), dict | list):
+            self.mapping(target)
+        for path in self.document.unknown:
+            if path[: len(target)] == target or target[: len(path)] == path:
+                raise _NotKnownError
+        return deepcopy(self.document.at(target))
+
+    def problem(self, path: Path_, message: str) -> None:
+        self.document.problems.append(Problem(self.document.place(path), path, message))
+        self.document.unknown.add(path)
+
+
+def _variable(name: str, *, whole: bool) -> Any:
+    text = os.environ.get(name)
+    if text is None:
+        guess = did_you_mean(name, os.environ)
+        raise RecipeError(f"the environment variable {name!r} is not set.{guess}")
+    if not whole:
+        return text
+    if not text:
+        raise RecipeError(f"the environment variable {name!r} is set but empty")
+    try:
+        return plain_scalar(text)
+    except ValueError:  # a number of more digits than Python reads
+        return text
+
+
+def _missing(target: Path_, end: int, node: Any) -> str:
+    if not isinstance(node, dict):
+        return f"${{ref:{dotted(target)}}}: {dotted(target[:end])} is not a mapping of keys"
+    inside = dotted(target[:end]) if end else "this recipe"
+    return (
+        f"${{ref:{dotted(target)}}}: there is no {target[end]!r} in {inside}."
+        f"{did_you_mean(str(target[end]), node)} Written there: {listed(node)} "
+        "(a default that nobody wrote can not be referred to)"
+    )
+
+
+def _as_text(name: str, value: Any) -> str:
+    if isinstance(value, dict | list) or value is None:
+        what = "null" if value is None else "a mapping" if isinstance(value, dict) else "a list"
+        raise RecipeError(f"${{ref:{name}}} is {what}, which can not stand inside longer text")
+    return str(value).lower() if isinstance(value, bool) else str(value)
