@@ -1,4 +1,4 @@
-"""`rlframe plugins list`."""
+"""`rlframe plugins list`, and the commands for plugin authors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from rlframe.cli import check
 from rlframe.hooks.registry import KINDS, Offer, Registry
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)
@@ -20,6 +21,9 @@ _SHOWN = tuple(f.name for f in fields(Offer) if f.name != "source")
 @app.callback()
 def plugins() -> None:
     """The installed components."""
+
+
+app.command("check")(check.check_plugin)
 
 
 @app.command("list")
