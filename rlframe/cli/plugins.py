@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from rlframe.cli import check
+from rlframe.cli import check, new
 from rlframe.hooks.registry import KINDS, Offer, Registry
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)
@@ -24,6 +24,7 @@ def plugins() -> None:
 
 
 app.command("check")(check.check_plugin)
+app.command("new")(new.new_plugin)
 
 
 @app.command("list")
