@@ -94,7 +94,8 @@ def _find(registry: Registry, name: str) -> tuple[str, Offer]:
             "See `rlframe plugins list` for what is installed in this environment"
         )
     if len(named) > 1:
-        words = [f"{word}:{bare}" for word, kind in KIND_WORDS.items() if kind in named]
+        short = {kind: word for word, kind in KIND_WORDS.items()}
+        words = [f"{short.get(kind, kind)}:{bare}" for kind in KINDS if kind in named]
         raise PluginError(f"{bare!r} is of several kinds; write one of: {', '.join(words)}")
     (kind,) = named
     return kind, registry.find(kind, bare)

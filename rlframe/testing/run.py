@@ -29,7 +29,7 @@ def check_component(
     subject.validated()
     results: list[Result] = []
     for check in checks:
-        built = not results or results[0].outcome == "ok"
+        built = not results or results[0].outcome != "failed"
         results.append(
             _result(check, subject, reasons)
             if built

@@ -2,11 +2,16 @@
 
 import importlib
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from rlframe.testing.checks import CHECKS
 from tests.cli.broken import REWARD, distribution
+
+ROOT = Path(__file__).parents[2]
 
 WHITENS = """\
 import torch
@@ -171,6 +176,18 @@ def test_a_plugin_that_can_not_be_imported_ends_with_4(rlframe, install):
     ended = rlframe("plugins", "check", "broken2", "--json")
     assert (ended.code, ended.out) == (4, "")
     assert "could not be imported" in ended.err
+
+
+def test_a_kind_without_checks_is_told(rlframe, monkeypatch):
+    monkeypatch.delitem(CHECKS, "kl_controllers")
+    ended = rlframe("plugins", "check", "fixed")
+    assert (ended.code, ended.out) == (4, "")
+    assert "is a KL controller, for which the kit has no checks" in ended.err
+
+
+def test_other_commands_do_not_import_the_kit():
+    script = "import sys, rlframe.cli.main; assert 'rlframe.testing' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 def test_two_distributions_with_the_name_are_both_told(rlframe, install):

@@ -11,7 +11,7 @@ from rlframe.builtin.losses import PTX
 from rlframe.builtin.preference_difference import PreferenceDifference
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.builtin.text_rules import Keyword
-from rlframe.hooks.registry import CORE, KINDS, Registry
+from rlframe.hooks.registry import CORE, Registry
 from rlframe.testing import (
     AdvantageEstimatorSuite,
     AuxiliaryLossSuite,
@@ -20,10 +20,11 @@ from rlframe.testing import (
     Subject,
     check_component,
 )
+from rlframe.testing.checks import CHECKS
 
 BUILT_IN = [
     pytest.param(offer.kind, offer.name, id=f"{offer.kind}-{offer.name}")
-    for kind in KINDS
+    for kind in CHECKS
     for offer in Registry().offers(kind)
     if offer.distribution == CORE
 ]

@@ -120,7 +120,8 @@ def fixed_point(subject: Controller) -> None:
 @check(
     expected="beta that is never negative, and that one rollout raises by a factor of 10 at most",
     likely="the error of a rollout is not clamped before it changes beta",
-    do="clamp it, as Ziegler et al. do: e = clamp(KL / target - 1, -0.2, 0.2)",
+    do="clamp it, as Ziegler et al. do: e = clamp(KL / target - 1, -0.2, 0.2). A beta that is added to "
+    "ends with max(beta, 0): the engine would cut it there, but the memory would not know",
 )
 def bound(subject: Controller) -> None:
     """One odd rollout must not decide a run; a negative price pays for leaving the reference."""
