@@ -20,6 +20,7 @@ LAYERS = (  # an import points to an earlier line, or stays inside its own packa
     {"runs"},
     {"stages"},
     {"build"},
+    {"testing"},
     {"cli"},
 )
 RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}

@@ -1,4 +1,4 @@
-"""`rlframe plugins list`."""
+"""`rlframe plugins list`, and the commands for plugin authors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from rlframe.cli import check, new
+from rlframe.cli.options import NoPlugin
 from rlframe.hooks.registry import KINDS, Offer, Registry
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)
 
-_SHOWN = tuple(f.name for f in fields(Offer) if f.name != "source")
+_SHOWN = tuple(f.name for f in fields(Offer) if f.name not in ("source", "blocked"))
 
 
 @app.callback()
@@ -22,20 +24,30 @@ def plugins() -> None:
     """The installed components."""
 
 
+app.command("check")(check.check_plugin)
+app.command("new")(new.new_plugin)
+
+
 @app.command("list")
 def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+    no_plugin: NoPlugin = None,
 ) -> None:
     """What a recipe can name in `type:`, from metadata alone: nothing is imported."""
-    registry = Registry()
+    registry = Registry(block=no_plugin or ())
     offers = [offer for kind in KINDS for offer in registry.offers(kind)]
     if as_json:
-        typer.echo(json.dumps([{name: getattr(o, name) for name in _SHOWN} for o in offers]))
+        rows = [
+            {name: getattr(o, name) for name in _SHOWN} | {"state": registry.state(o)}
+            for o in offers
+        ]
+        typer.echo(json.dumps(rows))
         return
-    table = Table("kind", Column("type", no_wrap=True), "distribution", "version", "defined in")
-    for offer in offers:
-        noun = KINDS[offer.kind][1]
-        table.add_row(noun, offer.name, offer.distribution, offer.version, offer.target)
+    columns = ("distribution", "version", "defined in", "state")
+    table = Table("kind", Column("type", no_wrap=True), *columns)
+    for o in offers:
+        noun = KINDS[o.kind][1]
+        table.add_row(noun, o.name, o.distribution, o.version, o.target, registry.state(o))
     console = Console()
     # A pipe has no width; what is there to be copied must not be cut.
     (console if console.is_terminal else Console(width=160)).print(table)

@@ -13,7 +13,7 @@ import re
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,21 @@ class Registry:
         found = [offer for offer in self._offers if offer.kind == kind]
         return sorted(found, key=lambda o: (o.distribution != CORE, o.distribution, o.name))
 
+    def state(self, offer: Offer) -> str:
+        """What metadata alone tells of an offer: "ok", or what keeps its bare name from working."""
+        if offer.blocked:
+            return offer.blocked
+        if offer.distribution != CORE and (lacking := unmet(_requirements(offer.distribution))):
+            return "; ".join(message for _, message, _ in lacking)
+        rivals = [
+            other
+            for other in self.offers(offer.kind)
+            if other.name == offer.name and other.distribution != offer.distribution
+        ]
+        if offer.distribution != CORE and rivals:
+            return f"ok as {offer.qualified}; {listed(map(str, rivals))} has the name too"
+        return "ok"
+
     def find(self, kind: str, name: str) -> Offer:
         """The offer that a recipe's `type:` means.
 
@@ -176,17 +191,17 @@ def fingerprint(offer: Offer, component: type[Component[Any]], config: Any) -> d
     }
 
 
-def unmet(requires: Iterable[str]) -> list[tuple[int, str, type[RecipeError | PluginError]]]:
+def unmet(requirements: Iterable[str]) -> list[tuple[int, str, type[RecipeError | PluginError]]]:
     """Which requirements of a recipe the environment does not meet.
 
     Args:
-      requires: as pip takes them, e.g. "rlframe-pid>=0.2".
+      requirements: as pip takes them, e.g. "rlframe-pid>=0.2".
 
     Returns:
       (position, what is wrong and the command that mends it, the error it is) of each.
     """
     found: list[tuple[int, str, type[RecipeError | PluginError]]] = []
-    for number, text in enumerate(requires):
+    for number, text in enumerate(requirements):
         try:
             wanted = Requirement(text)
         except InvalidRequirement as error:
@@ -235,6 +250,14 @@ class _Rules:
         if why is None and self.allowed is not None and offer.distribution != CORE:
             why = None if names & self.allowed else f"not among those that ${ALLOW} lists"
         return offer if why is None else replace(offer, blocked=why)
+
+
+def _requirements(distribution: str) -> list[str]:
+    """What a distribution says it needs, extras left out."""
+    try:
+        return [text for text in requires(distribution) or [] if "extra ==" not in text]
+    except PackageNotFoundError:
+        return []
 
 
 def _listed_in(variable: str) -> list[str]:

@@ -97,8 +97,8 @@ class _Part:
             )
         if not schema["allOf"]:  # nobody offers this kind, and JSON Schema wants no empty list
             del schema["allOf"]
-        file = {"pattern": LOCAL.pattern, "description": "a component in a file of your own"}
-        schema["properties"]["type"] = {"type": "string", "anyOf": [{"enum": choices}, file]}
+        local_file = {"type": "string", "pattern": LOCAL.pattern}
+        schema["properties"]["type"] = {"if": local_file, "else": {"enum": choices}}
 
     def branch(self, own: str, component: type[Component[Any]], spec: Schema) -> None:
         self.add(own, component.Config, f"{own}.")

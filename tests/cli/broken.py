@@ -25,6 +25,7 @@ def distribution(
     module: str = REWARD,
     kind: str = "reward_providers",
     version: str = "1.0",
+    requires: tuple[str, ...] = (),
 ) -> Path:
     """Lay out a distribution with one module, named after it, and return the module's path.
 
@@ -35,13 +36,16 @@ def distribution(
       module: its source.
       kind: of the entry points.
       version: of the distribution.
+      requires: what it says it needs.
     """
     package = name.replace("-", "_")
     file = site / f"{package}.py"
     file.write_text(module)
     info = site / f"{package}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    head = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    head += [f"Requires-Dist: {text}" for text in requires]
+    (info / "METADATA").write_text("\n".join([*head, ""]))
     points = [f"{point} = {package}:{target}" for point, target in offers.items()]
     (info / "entry_points.txt").write_text("\n".join([f"[rlframe.{kind}]", *points, ""]))
     return file

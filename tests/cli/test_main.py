@@ -28,7 +28,7 @@ QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 def test_each_kind_of_error_has_its_exit_code_and_is_told_on_stderr_alone(
     rlframe, recipe, monkeypatch, error, code
 ):
-    def load_recipe(*_):
+    def load_recipe(*_, **__):
         raise error
 
     monkeypatch.setattr(validate, "load_recipe", load_recipe)
@@ -36,7 +36,7 @@ def test_each_kind_of_error_has_its_exit_code_and_is_told_on_stderr_alone(
 
 
 def test_an_interrupt_ends_with_130(rlframe, recipe, monkeypatch):
-    def load_recipe(*_):
+    def load_recipe(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(validate, "load_recipe", load_recipe)
@@ -44,7 +44,7 @@ def test_an_interrupt_ends_with_130(rlframe, recipe, monkeypatch):
 
 
 def test_a_programmers_mistake_is_not_dressed_up(rlframe, recipe, monkeypatch):
-    def load_recipe(*_):
+    def load_recipe(*_, **__):
         raise AttributeError("a bug")
 
     monkeypatch.setattr(validate, "load_recipe", load_recipe)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.cli.broken import distribution
+from tests.cli.broken import REWARD, distribution
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_json_is_json_alone_with_an_object_a_component(rlframe):
     ended = rlframe("plugins", "list", "--json")
     assert (ended.code, ended.err) == (0, "")
     listed = json.loads(ended.out)
-    keys = {"kind", "name", "distribution", "version", "target"}
+    keys = {"kind", "name", "distribution", "version", "target", "state"}
     assert all(set(entry) == keys for entry in listed)
     (length,) = [e for e in listed if (e["distribution"], e["name"]) == ("rlframe", "length")]
     assert length["kind"] == "reward_providers"
@@ -41,6 +41,7 @@ def test_a_broken_plugin_is_listed_and_not_imported(rlframe, broken):
         "distribution": "brk",
         "version": "0.3",
         "target": "brk:Reward",
+        "state": "ok",
     }
     assert "brk" not in sys.modules
 
@@ -63,3 +64,79 @@ def test_every_type_is_shown_in_full_since_it_is_there_to_be_copied(rlframe):
     shown = rlframe("plugins", "list").out
     for entry in json.loads(rlframe("plugins", "list", "--json").out):
         assert entry["name"] in shown
+
+
+# Everything that can be wrong with a plugin, at once
+
+_API = "\n\nReward.rlframe_api = {api}\n"
+_HOOK = """
+from rlframe.hooks import HookPlugin, PluginConfig, hookimpl
+
+class Plugin(HookPlugin[PluginConfig]):
+    @hookimpl
+    def rlframe_{name}(self, event):
+        {body}
+"""
+MENAGERIE = {
+    "good": {},
+    "twin": {},
+    "unimportable": {"module": "def broken(:\n"},
+    "lacking": {"module": "import a_library_that_is_not_there\n", "requires": ("not-there>=2",)},
+    "too-old": {"module": REWARD + _API.format(api=(0, 9))},
+    "too-new": {"module": REWARD + _API.format(api=(1, 99))},
+    "misspelt": {"module": _HOOK.format(name="metrik", body="pass"), "kind": "hooks"},
+    "raising": {"module": _HOOK.format(name="metrics", body="raise KeyError(1)"), "kind": "hooks"},
+}
+
+
+@pytest.fixture
+def menagerie(tmp_path, monkeypatch):
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    for name, how in MENAGERIE.items():
+        target = "Plugin" if how.get("kind") == "hooks" else "Reward"
+        distribution(site, f"m-{name}", offers={name if name != "twin" else "good": target}, **how)
+    yield
+    importlib.invalidate_caches()
+    for name in MENAGERIE:
+        sys.modules.pop(f"m_{name}".replace("-", "_"), None)
+
+
+def test_listing_works_with_all_of_them_broken_at_once_and_imports_none(rlframe, menagerie):
+    ended = rlframe("plugins", "list", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    states = {e["distribution"]: e["state"] for e in json.loads(ended.out)}
+    assert {f"m-{name}" for name in MENAGERIE} <= set(states)
+    assert states["m-good"] == "ok as m-good/good; good (m-twin 1.0) has the name too"
+    assert states["m-lacking"] == "not-there is not installed: pip install 'not-there>=2'"
+    assert states["m-unimportable"] == states["m-too-new"] == states["m-raising"] == "ok"
+    assert not [name for name in sys.modules if name.startswith("m_")]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("good", "offered by good (m-good 1.0), good (m-twin 1.0); write one of"),
+        ("unimportable", "unimportable (m-unimportable 1.0) could not be imported from"),
+        ("lacking", "No module named 'a_library_that_is_not_there'"),
+        ("too-old", "is written for plugin API 0.9, this rlframe speaks 1.0. Upgrade m-too-old"),
+        ("too-new", "is written for plugin API 1.99, this rlframe speaks 1.0. Upgrade rlframe"),
+    ],
+)
+def test_a_recipe_that_names_one_ends_with_4_and_its_own_reason(
+    rlframe, recipe, menagerie, name, words
+):
+    ended = rlframe("validate", recipe, f"rewards.theirs={{type: {name}}}")
+    assert ended.code == 4
+    assert words in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_the_good_one_of_two_works_by_its_full_name_and_when_the_other_is_blocked(
+    rlframe, recipe, menagerie
+):
+    theirs = "rewards.theirs={type: m-good/good}"
+    assert rlframe("validate", recipe, theirs).code == 0
+    plain = "rewards.theirs={type: good}"
+    assert rlframe("validate", recipe, plain, "--no-plugin", "m-twin").code == 0

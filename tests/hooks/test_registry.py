@@ -17,6 +17,7 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 BUILT_IN = {
     group.removeprefix("rlframe."): sorted(points)
     for group, points in tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"].items()
+    if group.startswith("rlframe.")
 }
 
 

@@ -110,7 +110,7 @@ def test_an_installed_plugin_is_in_it(site):
     found, broken = recipe_schema(Registry())
     assert broken == []
     assert "limit" in found["$defs"]["RewardEntry.acme-schema.limited"]["properties"]
-    names = found["$defs"]["RewardEntry"]["properties"]["type"]["enum"]
+    names = found["$defs"]["RewardEntry"]["properties"]["type"]["else"]["enum"]
     assert {"limited", "acme-schema/limited"} <= set(names)
 
 

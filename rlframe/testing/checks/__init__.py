@@ -1,0 +1,34 @@
+"""The checks, one list for each kind: everything else only runs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlframe.hooks.component import Component
+from rlframe.hooks.registry import KINDS
+from rlframe.testing.check import Check
+from rlframe.testing.checks.advantage import ADVANTAGE
+from rlframe.testing.checks.controller import CONTROLLER
+from rlframe.testing.checks.loss import LOSS
+from rlframe.testing.checks.reward import REWARD
+
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "reward_providers": REWARD,
+    "kl_controllers": CONTROLLER,
+    "auxiliary_losses": LOSS,
+    "advantage_estimators": ADVANTAGE,
+}
+"""Kind -> its checks, in the order in which they are best read."""
+
+
+def checks_of(component: type[Component[Any]]) -> tuple[Check, ...]:
+    """The checks for a component, by the base class that it has.
+
+    Raises:
+      TypeError: it is of no kind that the kit knows.
+    """
+    for kind, checks in CHECKS.items():
+        if issubclass(component, KINDS[kind][0]):
+            return checks
+    bases = ", ".join(KINDS[kind][0].__name__ for kind in CHECKS)
+    raise TypeError(f"{component.__name__} is none of {bases}: the kit has no checks for it")

@@ -1,0 +1,341 @@
+"""What a reward provider promises."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from numbers import Real
+from typing import Any
+
+import numpy
+import torch
+
+from rlframe.hooks.component import RewardProvider
+from rlframe.testing.check import Broken, check
+from rlframe.testing.checks.common import COMMON
+from rlframe.testing.subject import Subject
+from rlframe.testing.world import part, reward_batch
+from rlframe.types import RewardBatch
+
+Reward = Subject[RewardProvider[Any]]
+Values = list[list[float]]
+"""One entry a response: its score alone, or one number a token. NaN for None."""
+
+UNUSUAL = (
+    "日本語のレビュー、とても良い。",
+    "👍🏽👩‍👩‍👧‍👦 \U0001f9e8",
+    "e\u0301 \u202eright to left\u202c مرحبا",
+    "a null \x00, a tab \t, a carriage return \r\n",
+    "\ufffd\u200b\u00a0",
+    "   ",
+    "very long " * 1500,
+)
+
+
+# How a provider is asked, and how its answer is read.
+
+
+def _batch(subject: Reward) -> RewardBatch:
+    return reward_batch(subject.context, data=subject.columns, responses=subject.texts)
+
+
+def _asked(provider: RewardProvider[Any], batch: RewardBatch, *, seed: int = 0) -> Any:
+    """The provider's answer as the engine asks: without gradient, with a generator of its own."""
+    with torch.no_grad():
+        return provider.score(replace(batch, generator=torch.Generator().manual_seed(seed)))
+
+
+def _scores(subject: Reward, batch: RewardBatch) -> Values:
+    """The answer to a batch, in the state in which the provider was built."""
+    if subject.initial_state:
+        subject.instance.load_state_dict(copy.deepcopy(subject.initial_state))
+    return _values(_asked(subject.instance, batch), batch)
+
+
+def _values(answer: Any, batch: RewardBatch) -> Values:
+    if not hasattr(answer, "__len__") or len(answer) != len(batch):
+        found = f"{len(answer)} values" if hasattr(answer, "__len__") else repr(answer)
+        raise Broken(f"{found} for {len(batch)} responses")
+    return [_value(score, batch, number) for number, score in enumerate(answer)]
+
+
+def _value(score: Any, batch: RewardBatch, number: int) -> list[float]:
+    plain = score.tolist() if hasattr(score, "tolist") else score
+    row = list(plain) if isinstance(plain, list | tuple) else [math.nan if plain is None else plain]
+    length = len(batch.response_ids[number])
+    if isinstance(plain, list | tuple) and len(row) != length:
+        raise Broken(f"{len(row)} numbers for response {number}, which has {length} tokens")
+    if not all(isinstance(value, Real) for value in row):
+        raise Broken(f"{score!r} for response {number}: not a number, nor a row of numbers")
+    return [float(value) for value in row]
+
+
+def _compare(expected: Values, found: Values, batch: RewardBatch, when: str) -> None:
+    for number, (before, after) in enumerate(zip(expected, found, strict=True)):
+        if len(before) != len(after) or not all(map(_same, before, after)):
+            text = batch.response_texts[number]
+            raise Broken(
+                f"response {number} ({text[:40]!r}) scored {_shown(before)}, and {_shown(after)} {when}"
+            )
+
+
+def _same(left: float, right: float) -> bool:
+    """Equal but for the rounding of another rectangle of floats."""
+    both_nan = math.isnan(left) and math.isnan(right)
+    return both_nan or math.isclose(left, right, rel_tol=1e-4, abs_tol=1e-5)
+
+
+def _shown(row: list[float]) -> str:
+    return f"{row[0]:.6g}" if len(row) == 1 else f"[{', '.join(f'{x:.6g}' for x in row[:4])}...]"
+
+
+def _remark(values: Values) -> str | None:
+    """A reward that answers everything alike would pass whatever it did."""
+    if all(row == values[0] for row in values):
+        return f"proves little: every response scored {_shown(values[0])}; give `responses` that differ"
+    return None
+
+
+# The checks.
+
+
+@check(
+    expected="as many values as responses, in order: each a number, or one number a token",
+    likely="responses are filtered or deduplicated on the way, or scored in parts that overlap",
+    do="return a list with `len(batch)` entries; one that can not be judged is None, not left out",
+)
+def one_value_a_response(subject: Reward) -> str | None:
+    """The engine pairs scores with responses by their place."""
+    return _remark(_scores(subject, _batch(subject)))
+
+
+@check(
+    expected="a finite number for every response; nothing becomes 0 silently, so a run stops at others",
+    likely="a division by a length, a spread or a norm that is 0, or the logarithm of 0",
+    do="say in the code what a response is worth for which the formula has no value",
+)
+def finite(subject: Reward) -> None:
+    """NaN in one score would be NaN in every weight after one step."""
+    batch = _batch(subject)
+    for number, row in enumerate(_scores(subject, batch)):
+        if not all(map(math.isfinite, row)):
+            text = batch.response_texts[number]
+            raise Broken(f"{_shown(row)} (None counts as nan) for response {number}, {text[:60]!r}")
+
+
+@check(
+    expected="the same score for a response whatever prompts share its batch (its group stays whole)",
+    likely="scores are normalised over the batch: whitened, ranked, divided by its largest",
+    do="score each group of samples by itself; the engine whitens advantages over all ranks, and "
+    "`ppo.whiten_rewards` scales rewards. A reward that draws at random skips this with a reason",
+)
+def batch_split_invariance(subject: Reward) -> str | None:
+    """The share of a rank depends on how many ranks there are; the reward must not."""
+    batch = _batch(subject)
+    whole = _scores(subject, batch)
+    groups = sorted(set(batch.group_ids))
+    middle = len(groups) // 2
+    for chosen in (*([group] for group in groups), groups[:middle], groups[middle:]):
+        index = [n for n, group in enumerate(batch.group_ids) if group in chosen]
+        smaller = part(batch, index)
+        when = f"in a batch of {len(index)} instead of {len(batch)} responses"
+        _compare([whole[n] for n in index], _scores(subject, smaller), smaller, when)
+    return _remark(whole)
+
+
+@check(
+    expected="scores that move with their responses when the batch is put in another order",
+    likely="scores depend on a response's place: a running average, a sort that is not undone",
+    do="make the score a function of the response; sort by length only if the order is put back",
+)
+def permutation_equivariance(subject: Reward) -> str | None:
+    """The order of a rollout means nothing."""
+    batch = _batch(subject)
+    whole = _scores(subject, batch)
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(1)).tolist()
+    mixed = part(batch, order)
+    _compare([whole[n] for n in order], _scores(subject, mixed), mixed, "in another order")
+    return _remark(whole)
+
+
+@check(
+    expected="the same scores when it is asked twice, and from a second instance",
+    likely="random numbers from somewhere else than `batch.generator`, or dropout in a model",
+    do="draw from `batch.generator` alone; hand models to `context.prepare`, which puts them in eval",
+)
+def deterministic_under_a_seed(subject: Reward) -> None:
+    """A resumed run must see the rewards of the run that was not interrupted."""
+    batch = _batch(subject)
+    first = _scores(subject, batch)
+    _compare(first, _scores(subject, batch), batch, "when asked again")
+    other = subject.build()
+    _compare(first, _values(_asked(other, batch), batch), batch, "from a second instance")
+
+
+@check(
+    expected="no values for no responses",
+    likely="a maximum, a mean or a concatenation over nothing",
+    do="return an empty list for an empty batch; a rank may hold no response at all",
+)
+def empty_batch(subject: Reward) -> None:
+    """A rank may have less than one group."""
+    _scores(subject, part(_batch(subject), []))
+
+
+@check(
+    expected="finite scores for any text: other scripts, emoji, control characters, 15,000 characters",
+    likely="a text is split on spaces and the first part taken, or a model's context is exceeded",
+    do="treat text as opaque, and cut what goes into a model of limited context",
+)
+def unicode_and_very_long_text(subject: Reward) -> None:
+    """A policy in training writes anything."""
+    batch = reward_batch(subject.context, data=subject.columns, responses=UNUSUAL)
+    for number, row in enumerate(_scores(subject, batch)):
+        if not all(map(math.isfinite, row)):
+            raise Broken(f"{_shown(row)} for {batch.response_texts[number][:40]!r}")
+
+
+@check(
+    expected="no gradient: scores without a graph, no parameter with a gradient, grad mode as it was",
+    likely="`torch.enable_grad` or `set_grad_enabled` inside `score`",
+    do="leave the grad mode alone (the engine calls `score` under `no_grad`) and return numbers",
+)
+def no_gradient(subject: Reward) -> None:
+    """A graph that is kept alive holds the memory of the whole forward pass."""
+    provider, batch = subject.instance, _batch(subject)
+    with torch.no_grad():
+        answer = provider.score(batch)
+        if torch.is_grad_enabled():
+            raise Broken("gradients are switched on after `score`")
+    scores = answer if isinstance(answer, list | tuple) else [answer]
+    if any(isinstance(score, torch.Tensor) and score.requires_grad for score in scores):
+        raise Broken("a score that requires a gradient")
+    modules = [m for m in vars(provider).values() if isinstance(m, torch.nn.Module)]
+    if any(weight.grad is not None for module in modules for weight in module.parameters()):
+        raise Broken("a parameter with a gradient after `score`")
+
+
+@check(
+    expected="a batch that is the same after `score` as before",
+    likely="a list of the batch is sorted, extended or cleaned in place",
+    do="work on a copy: `texts = list(batch.response_texts)`",
+)
+def no_mutation(subject: Reward) -> None:
+    """The rewards of a recipe are given the same batch one after the other."""
+    batch = _batch(subject)
+    names = [f.name for f in fields(batch) if f.name not in ("generator", "sample_reference")]
+    before = {name: copy.deepcopy(getattr(batch, name)) for name in names}
+    _asked(subject.instance, batch)
+    changed = [name for name in names if getattr(batch, name) != before[name]]
+    if changed:
+        raise Broken(f"`score` changed {', '.join(f'batch.{name}' for name in changed)}")
+
+
+@check(
+    expected="the global random states of Python, NumPy and torch as they were",
+    likely="a call of `random`, `numpy.random`, `torch.rand` or `manual_seed` without a generator",
+    do="draw from `batch.generator`: `torch.rand(n, generator=batch.generator)`",
+)
+def global_rng_untouched(subject: Reward) -> None:
+    """Random numbers that a plugin takes change those of everything after it."""
+    batch = _batch(subject)
+    with _odd_random_states():
+        before = _random_states()
+        _asked(subject.instance, batch)
+        after = _random_states()
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        raise Broken(f"`score` moved the global random state of {', '.join(changed)}")
+
+
+def _random_states() -> dict[str, bytes]:
+    states: dict[str, Any] = {
+        "random": random.getstate(),
+        "numpy.random": numpy.random.get_state(),
+        "torch": torch.get_rng_state().numpy(),
+    }
+    return {name: pickle.dumps(state) for name, state in states.items()}
+
+
+@contextmanager
+def _odd_random_states() -> Iterator[None]:
+    """States that nobody seeds by habit, so that a reward which sets them shows; then the old ones."""
+    python, array, tensor = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    seed = 987_654_321
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(array)
+        torch.set_rng_state(tensor)
+
+
+@check(
+    expected="a state that comes back from JSON, with which a second instance scores as the first",
+    likely="something is remembered on `self` that `state_dict` leaves out, or that is no JSON",
+    do="return all of it from `state_dict` and take all of it back in `load_state_dict`",
+)
+def state_survives_a_checkpoint(subject: Reward) -> None:
+    """A resumed run must see the rewards of the run that was not interrupted."""
+    used, resumed, batch = subject.build(), subject.build(), _batch(subject)
+    _asked(used, batch)
+    resumed.load_state_dict(json.loads(json.dumps(dict(used.state_dict()))))
+    _compare(
+        _values(_asked(used, batch), batch),
+        _values(_asked(resumed, batch), batch),
+        batch,
+        "from an instance that took over its state",
+    )
+
+
+@check(
+    expected="a thousand responses within the time that the suite allows (10 s unless it says more)",
+    likely="a model is run on one response at a time, or loaded at every call",
+    do="load in `__init__`, score in batches; or set `seconds_per_thousand` to what it has to cost",
+)
+def time_per_thousand(subject: Reward) -> str:
+    """Nobody trains while a reward is computed."""
+    batch = _batch(subject)
+    many = _repeated(batch, 1000)
+    start = time.perf_counter()
+    _asked(subject.instance, many)
+    seconds = time.perf_counter() - start
+    if seconds > subject.seconds_per_thousand:
+        raise Broken(f"{seconds:.2g} s; {subject.seconds_per_thousand:g} s are allowed")
+    return f"{seconds:.2g} s"
+
+
+def _repeated(batch: RewardBatch, count: int) -> RewardBatch:
+    """So many responses, or some more: whole copies of the batch, each in groups of its own."""
+    size, copies = len(batch), -(-count // len(batch))
+    many = part(batch, [n % size for n in range(copies * size)])
+    groups = [f"{n // size}.{group}" for n, group in enumerate(many.group_ids)]
+    numbers: dict[str, int] = {}
+    return replace(many, group_ids=[numbers.setdefault(name, len(numbers)) for name in groups])
+
+
+REWARD = (
+    *COMMON,
+    one_value_a_response,
+    finite,
+    batch_split_invariance,
+    permutation_equivariance,
+    deterministic_under_a_seed,
+    empty_batch,
+    unicode_and_very_long_text,
+    no_gradient,
+    no_mutation,
+    global_rng_untouched,
+    state_survives_a_checkpoint,
+    time_per_thousand,
+)

@@ -1,0 +1,205 @@
+"""A tiny world for components to run in: tokenizer, models, rows, responses. No file, no network.
+
+Everything is made in process from the built-in text, in about a second, and only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from rlframe.builtin.product_reviews import product_reviews
+from rlframe.data.encode import RowEncoder
+from rlframe.data.tokenizer import train_tokenizer
+from rlframe.hooks.component import Context, RewardProvider, RewardSpec
+from rlframe.hooks.registry import Registry
+from rlframe.models.loading import new_language_model, scalar_model_from
+from rlframe.models.policy import Policy
+from rlframe.types import Prompt, RewardBatch, Row, StopReason
+
+SAMPLES_PER_PROMPT = 2
+
+RESPONSES = (
+    "Great battery, easy to set up, and it has not failed once in a month.",
+    "broke after two days",
+    "Easy!",
+    "The picture is great but the battery is not, so I am of two minds about keeping it.",
+    "",
+    "It works. It works. It works.",
+    "I would NOT buy this again - returned it for 39.99, twice.",
+    "great great great",
+    "No idea yet; the manual is in Dutch (handleiding) and the box was open.",
+    "fine\n\n- light\n- quiet\n- cheap",
+)
+"""What the policy of this world answers: long, short, empty, repetitive, with marks and numbers."""
+
+_SHAPE = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 8192,
+    # Wide enough that the distributions are not uniform and differences show.
+    "initializer_range": 0.5,
+}
+
+
+@cache
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of 300 tokens with <pad> 0, <bos> 1 and <eos> 2."""
+    texts = [str(row["text"]) for row in product_reviews(200, seed=0)]
+    return train_tokenizer(texts, vocab_size=300, lowercase=False)
+
+
+def rows(data: Mapping[str, Sequence[Any]] | None = None) -> list[Row]:
+    """The data set of this world: reviews in every role, with the given columns laid over them.
+
+    Args:
+      data: column -> values, repeated until there is one a row.
+    """
+    reviews = product_reviews(24, seed=1)
+    own = data or {}
+    count = max(len(reviews), *map(len, own.values())) if own else len(reviews)
+    made: list[Row] = []
+    for number in range(count):
+        review = reviews[number % len(reviews)]
+        words = str(review["text"]).split(" ")
+        split = {"prompt": " ".join(words[:4]), "response": " " + " ".join(words[4:])}
+        given = {name: values[number % len(values)] for name, values in own.items()}
+        made.append({**review, **split, **given})
+    return made
+
+
+def tiny_context(*, data: Mapping[str, Sequence[Any]] | None = None) -> Context:
+    """What the engine would give a component, on a CPU.
+
+    Every data set of this world is `rows(data)`, whatever it is called; `stage:reward_model` and
+    `stage:sft` are tiny models with random weights.
+    """
+    tokenizer, table = tiny_tokenizer(), rows(data)
+
+    def build_reward(spec: RewardSpec) -> RewardProvider[Any]:
+        component: Any = Registry().load(spec.kind, spec.type)
+        built: RewardProvider[Any] = component(
+            component.Config.model_validate(spec.options), context
+        )
+        return built
+
+    context = Context(
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        tokenizer=tokenizer,
+        seed=0,
+        rank=0,
+        world_size=1,
+        samples_per_prompt=SAMPLES_PER_PROMPT,
+        columns=frozenset(table[0]),
+        prepare=lambda module: module.eval().requires_grad_(False),
+        model_path=_model_path,
+        training_rows=lambda name: table,
+        tokenize=RowEncoder(tokenizer).example,
+        build_reward=build_reward,
+    )
+    return context
+
+
+def tiny_policy(*, seed: int = 0) -> Policy:
+    """The policy in training: a one-layer GPT-2 in float64, so that finite differences are exact.
+
+    Not a Llama, whose norms compute in float32 whatever the weights are in.
+    """
+    shape = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 512}
+    wide = {**shape, "initializer_range": 0.3}
+    model = new_language_model(wide, tiny_tokenizer(), dtype=torch.float64, seed=seed)
+    model.config.pad_token_id = None  # or GPT-2 warns of padding that the mask leaves out anyway
+    return Policy(model, temperature=1.0, chunk=512)
+
+
+def reward_batch(
+    context: Context,
+    *,
+    data: Mapping[str, Sequence[Any]] | None = None,
+    responses: Sequence[str] = (),
+) -> RewardBatch:
+    """A rollout to judge: every prompt answered twice, for every reason that ends a response.
+
+    Args:
+      context: gives the tokenizer.
+      data: column -> values, one a prompt; `prompt` is what the policy is asked.
+      responses: what it answers, dealt to the prompts in turn.
+    """
+    texts = list(responses) or list(RESPONSES)
+    longest = max([-(-len(texts) // SAMPLES_PER_PROMPT), *map(len, (data or {}).values()), 3])
+    table, encode = rows(data)[:longest], RowEncoder(context.tokenizer)
+    count = len(table) * SAMPLES_PER_PROMPT
+    groups = [number // SAMPLES_PER_PROMPT for number in range(count)]
+    asked = [encode.prompt(row) for row in table]
+    # A column may be changed by a reward that misbehaves, so each prompt has a row of its own.
+    prompts = [Prompt(asked[g].text, asked[g].ids, dict(asked[g].columns)) for g in groups]
+    answered = [texts[number % len(texts)] for number in range(count)]
+    reasons = [list(StopReason)[number % len(StopReason)] for number in range(count)]
+    batch = RewardBatch(
+        prompts=prompts,
+        response_texts=answered,
+        response_ids=_ids(context, answered, reasons),
+        stop_reasons=reasons,
+        group_ids=groups,
+        update=0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    other = [*answered[1:], answered[0]]
+    return _with_reference(
+        batch, batch.with_responses(other, _ids(context, other, reasons), reasons)
+    )
+
+
+def part(batch: RewardBatch, index: Sequence[int]) -> RewardBatch:
+    """These responses alone, in this order, and those of the reference model that belong to them."""
+    draw = batch.sample_reference
+    rows_ = batch.rows(index)
+    return rows_ if draw is None else _with_reference(rows_, draw().rows(index))
+
+
+def _with_reference(batch: RewardBatch, reference: RewardBatch) -> RewardBatch:
+    return replace(batch, sample_reference=lambda: reference)
+
+
+def _ids(context: Context, texts: Sequence[str], reasons: Sequence[StopReason]) -> list[list[int]]:
+    """The sampled tokens: EOS last where it ended the response, and never none at all."""
+    tokenizer = context.tokenizer
+    encoded = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    return [
+        [*ids, tokenizer.eos_token_id] if reason is StopReason.EOS or not ids else ids
+        for ids, reason in zip(encoded, reasons, strict=True)
+    ]
+
+
+def _model_path(name: str) -> str:
+    return str(_models() / name.removeprefix("stage:")) if name.startswith("stage:") else name
+
+
+@cache
+def _models() -> Path:
+    """A directory with the results of the stages `sft` and `reward_model`."""
+    disable_progress_bar()
+    directory = Path(tempfile.mkdtemp(prefix="rlframe-kit-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    tokenizer = tiny_tokenizer()
+    model = new_language_model(_SHAPE, tokenizer, dtype=torch.float32, seed=0)
+    with torch.random.fork_rng(devices=[]):
+        judge = scalar_model_from(model, head="normal", seed=0)
+    for stage, made in (("sft", model), ("reward_model", judge)):
+        made.save_pretrained(directory / stage)
+        tokenizer.save_pretrained(directory / stage)
+    return directory

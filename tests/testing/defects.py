@@ -1,0 +1,418 @@
+"""Components that each break one promise, beside the check that must notice.
+
+Every one of them is a mistake that an author could make, in as few lines as it takes.
+"""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy
+import torch
+
+from rlframe.hooks import (
+    AdvantageEstimator,
+    AuxiliaryLoss,
+    KLController,
+    KLState,
+    LossTerm,
+    PluginConfig,
+    RewardProvider,
+    TokenExample,
+)
+
+
+class Reward(RewardProvider[PluginConfig]):
+    """Right: as many points as characters."""
+
+    def score(self, batch):
+        return [float(len(text)) for text in batch.response_texts]
+
+
+class NeedsMore(Reward):
+    def __init__(self, config, context, model):
+        super().__init__(config, context)
+
+
+class Anything(PluginConfig):
+    function: Any = None
+
+
+class LambdaInConfig(RewardProvider[Anything]):
+    example = {"function": lambda text: 0.0}  # noqa: RUF012
+    score = Reward.score
+
+
+class TooFew(Reward):
+    def score(self, batch):
+        return super().score(batch)[:-1]
+
+
+class DropsEmptyTexts(Reward):
+    def score(self, batch):
+        return [float(len(text)) for text in batch.response_texts if text]
+
+
+class LogOfLength(Reward):
+    def score(self, batch):
+        return torch.tensor(super().score(batch)).log().nan_to_num(nan=0, neginf=float("nan"))
+
+
+class NoOpinion(Reward):
+    def score(self, batch):
+        return [len(text) or None for text in batch.response_texts]
+
+
+class Whitens(Reward):
+    def score(self, batch):
+        scores = torch.tensor(super().score(batch))
+        return (scores - scores.mean()) / (scores.std() + 1e-6) if len(scores) > 1 else scores
+
+
+class RunsAverage(Reward):
+    def score(self, batch):
+        scores, average = [], 0.0
+        for score in super().score(batch):
+            average = 0.9 * average + 0.1 * score
+            scores.append(score - average)
+        return scores
+
+
+class SeedsItself(Reward):
+    def score(self, batch):
+        noise = random.Random()  # from the operating system
+        return [score + noise.random() for score in super().score(batch)]
+
+
+class MeanOfNothing(Reward):
+    def score(self, batch):
+        longest = max(super().score(batch))
+        assert longest
+        return super().score(batch)
+
+
+class AsciiOnly(Reward):
+    def score(self, batch):
+        return [float(len(text.encode("ascii"))) for text in batch.response_texts]
+
+
+class KeepsGraph(Reward):
+    def score(self, batch):
+        with torch.enable_grad():
+            weight = torch.ones((), requires_grad=True)
+            return [weight * score for score in super().score(batch)]
+
+
+class SwitchesGradientsOn(Reward):
+    def score(self, batch):
+        torch.set_grad_enabled(True)
+        return super().score(batch)
+
+
+class CleansInPlace(Reward):
+    def score(self, batch):
+        batch.response_texts[:] = [text.strip().lower() for text in batch.response_texts]
+        return super().score(batch)
+
+
+class WritesColumns(Reward):
+    def score(self, batch):
+        for prompt in batch.prompts:
+            prompt.columns["seen"] = True
+        return super().score(batch)
+
+
+class Tosses(Reward):
+    def score(self, batch):
+        return [score + random.random() for score in super().score(batch)]
+
+
+class TossesArrays(Reward):
+    def score(self, batch):
+        return super().score(batch) + numpy.random.rand(len(batch))
+
+
+class TossesTensors(Reward):
+    def score(self, batch):
+        return torch.tensor(super().score(batch)) + torch.rand(len(batch))
+
+
+class Reseeds(Reward):
+    def score(self, batch):
+        torch.manual_seed(0)
+        return super().score(batch)
+
+
+class ForgetsItsMean(Reward):
+    mean = 0.0
+
+    def score(self, batch):
+        scores = [score - self.mean for score in super().score(batch)]
+        self.mean = sum(super().score(batch)) / max(len(batch), 1)
+        return scores
+
+
+class Sleeps(Reward):
+    def score(self, batch):
+        return [float(sum(range(200))) for _ in batch.response_texts]
+
+
+class Controller(KLController[PluginConfig]):
+    """Right: 10 % up above 6 nats a response, in steps that end at the target."""
+
+    target = 6.0
+
+    def error(self, measured):
+        return min(max(measured.kl / self.target - 1, -1.0), 1.0)
+
+    def initial(self):
+        return KLState(0.1)
+
+    def update(self, state, measured):
+        return replace(state, coefficient=state.coefficient * (1 + 0.1 * self.error(measured)))
+
+
+class InBits(Controller):
+    unit = "bits"
+
+
+class WrongWay(Controller):
+    def error(self, measured):
+        return -super().error(measured)
+
+
+class NeverMoves(Controller):
+    def update(self, state, measured):
+        return state
+
+
+class AimsElsewhere(Controller):
+    def error(self, measured):
+        return min(max(measured.kl / 3.0 - 1, -1.0), 1.0)
+
+
+class Unclamped(Controller):
+    def error(self, measured):
+        return measured.kl / self.target - 1
+
+
+class Negative(Controller):
+    def update(self, state, measured):
+        return replace(state, coefficient=state.coefficient - (0.2 if measured.kl < 1 else 0.0))
+
+
+class Logarithm(Controller):
+    def error(self, measured):
+        return float(torch.tensor(measured.kl / self.target).log().clamp(-1, 1))
+
+
+class PoisonedMemory(Controller):
+    """Its coefficient is always finite, so that the engine goes on with what it remembers."""
+
+    def initial(self):
+        return KLState(0.1, {"average": 0.0})
+
+    def update(self, state, measured):
+        average = 0.9 * state.memory["average"] + 0.1 * (measured.kl / self.target - 1)
+        factor = max(0.5, min(2.0, 1 + average))  # NaN loses every comparison
+        return KLState(state.coefficient * factor, {"average": average})
+
+
+class KeepsStateOnSelf(Controller):
+    average = 0.0
+
+    def update(self, state, measured):
+        self.average = 0.5 * self.average + 0.5 * self.error(measured)
+        return replace(state, coefficient=state.coefficient * (1 + 0.1 * self.average))
+
+
+class RemembersATensor(Controller):
+    def update(self, state, measured):
+        new = super().update(state, measured)
+        return replace(new, memory={"kl": torch.tensor(measured.kl)})
+
+
+class Weighted(PluginConfig):
+    weight: float = 0.5
+
+
+class Loss(AuxiliaryLoss[Weighted]):
+    """Right: next-token loss on the rollout."""
+
+    @property
+    def coefficient(self):
+        return self.config.weight
+
+    def loss(self, policy, batch):
+        logprobs = policy.logprobs(batch.tokens, batch.mask)
+        return LossTerm(total=-logprobs[batch.mask].sum(), count=batch.mask.sum())
+
+
+class OwnData(Loss):
+    examples_per_step = 4
+
+    def examples(self):
+        return [self.context.tokenize(row) for row in self.context.training_rows("reviews")]
+
+
+class PerToken(Loss):
+    def loss(self, policy, batch):
+        return LossTerm(-policy.logprobs(batch.tokens, batch.mask), batch.mask.sum())
+
+
+class CountsExamples(Loss):
+    def loss(self, policy, batch):
+        return replace(super().loss(policy, batch), count=torch.tensor(float(len(batch.tokens))))
+
+
+class DetachesHalf(Loss):
+    def loss(self, policy, batch):
+        logprobs = policy.logprobs(batch.tokens, batch.mask)[batch.mask]
+        return LossTerm(-(logprobs * logprobs.detach()).sum(), batch.mask.sum())
+
+
+class CountsItsWeightTwice(Loss):
+    def loss(self, policy, batch):
+        term = super().loss(policy, batch)
+        return replace(term, total=self.config.weight * term.total)
+
+
+class MeanPerMicroBatch(Loss):
+    def loss(self, policy, batch):
+        term = super().loss(policy, batch)
+        return LossTerm(term.total / term.count, torch.ones(()))
+
+    def count(self, batch):
+        return torch.ones(())
+
+
+class IgnoresTheMask(Loss):
+    def loss(self, policy, batch):
+        return LossTerm(-policy.logprobs(batch.tokens).sum(), batch.mask.sum())
+
+
+class HasAFloor(Loss):
+    @property
+    def coefficient(self):
+        return max(self.config.weight, 1e-3)
+
+
+class AllContext(OwnData):
+    def examples(self):
+        return [replace(e, context_tokens=len(e.ids)) for e in super().examples()]
+
+
+class OtherTokens(OwnData):
+    def examples(self):
+        return [TokenExample((1, 2, 50_000), 0)]
+
+
+class Estimator(AdvantageEstimator[PluginConfig]):
+    """Right: what came after."""
+
+    def estimate(self, rewards, values, mask):
+        returns = rewards.masked_fill(~mask, 0).flip(1).cumsum(1).flip(1).masked_fill(~mask, 0)
+        return returns - values.masked_fill(~mask, 0), returns
+
+
+class OneAResponse(Estimator):
+    def estimate(self, rewards, values, mask):
+        return tuple(x.sum(1) for x in super().estimate(rewards, values, mask))
+
+
+class OneTensor(Estimator):
+    def estimate(self, rewards, values, mask):
+        return super().estimate(rewards, values, mask)[0]
+
+
+class Unmasked(Estimator):
+    def estimate(self, rewards, values, mask):
+        advantages, returns = super().estimate(rewards, values, mask)
+        return advantages - 1.0, returns
+
+
+class SumsPadding(Estimator):
+    def estimate(self, rewards, values, mask):
+        returns = rewards.flip(1).cumsum(1).flip(1).masked_fill(~mask, 0)
+        return returns - values.masked_fill(~mask, 0), returns
+
+
+class WhitensAdvantages(Estimator):
+    def estimate(self, rewards, values, mask):
+        advantages, returns = super().estimate(rewards, values, mask)
+        real = advantages[mask]
+        return ((advantages - real.mean()) / (real.std() + 1e-8)).masked_fill(~mask, 0), returns
+
+
+class DividesByTheSpread(Estimator):
+    def estimate(self, rewards, values, mask):
+        advantages, returns = super().estimate(rewards, values, mask)
+        return (advantages / advantages.abs().amax(1, keepdim=True)).masked_fill(~mask, 0), returns
+
+
+class InPlace(Estimator):
+    def estimate(self, rewards, values, mask):
+        values[~mask] = 0
+        return super().estimate(rewards, values, mask)
+
+
+RIGHT = (Reward, Controller, Loss, OwnData, Estimator)
+
+PLANTED = {
+    "reward_providers": [
+        (NeedsMore, "builds_from_config"),
+        (LambdaInConfig, "picklable_config"),
+        (TooFew, "one_value_a_response"),
+        (DropsEmptyTexts, "one_value_a_response"),
+        (LogOfLength, "finite"),
+        (NoOpinion, "finite"),
+        (Whitens, "batch_split_invariance"),
+        (RunsAverage, "permutation_equivariance"),
+        (SeedsItself, "deterministic_under_a_seed"),
+        (MeanOfNothing, "empty_batch"),
+        (AsciiOnly, "unicode_and_very_long_text"),
+        (KeepsGraph, "no_gradient"),
+        (SwitchesGradientsOn, "no_gradient"),
+        (CleansInPlace, "no_mutation"),
+        (WritesColumns, "no_mutation"),
+        (Tosses, "global_rng_untouched"),
+        (TossesArrays, "global_rng_untouched"),
+        (TossesTensors, "global_rng_untouched"),
+        (Reseeds, "global_rng_untouched"),
+        (ForgetsItsMean, "state_survives_a_checkpoint"),
+        (Sleeps, "time_per_thousand"),
+    ],
+    "kl_controllers": [
+        (InBits, "unit_declared"),
+        (WrongWay, "direction"),
+        (NeverMoves, "direction"),
+        (AimsElsewhere, "fixed_point"),
+        (Unclamped, "bound"),
+        (Negative, "bound"),
+        (Logarithm, "finite_under_any_kl"),
+        (PoisonedMemory, "finite_under_any_kl"),
+        (KeepsStateOnSelf, "state_round_trip"),
+        (RemembersATensor, "state_round_trip"),
+    ],
+    "auxiliary_losses": [
+        (PerToken, "a_sum_and_its_count"),
+        (CountsExamples, "a_sum_and_its_count"),
+        (DetachesHalf, "gradient_is_that_of_finite_differences"),
+        (CountsItsWeightTwice, "linear_in_the_coefficient"),
+        (MeanPerMicroBatch, "micro_batch_split_invariance"),
+        (IgnoresTheMask, "mask_respected"),
+        (HasAFloor, "zero_weight_costs_no_forward"),
+        (AllContext, "examples_can_be_learned_from"),
+        (OtherTokens, "examples_can_be_learned_from"),
+    ],
+    "advantage_estimators": [
+        (OneAResponse, "shapes"),
+        (OneTensor, "shapes"),
+        (Unmasked, "zero_outside_the_mask"),
+        (SumsPadding, "padding_changes_nothing"),
+        (WhitensAdvantages, "rows_are_independent"),
+        (DividesByTheSpread, "finite"),
+        (InPlace, "inputs_untouched"),
+    ],
+}
+"""Kind -> (component, the check that must fail)."""

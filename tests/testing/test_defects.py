@@ -1,0 +1,80 @@
+"""The kit notices: every check fails for a component that breaks its promise, and for no right one."""
+
+import random
+
+import pytest
+import torch
+
+from rlframe.testing import Subject, check_component
+from rlframe.testing.checks import CHECKS, checks_of
+from tests.testing.defects import PLANTED, RIGHT, Controller, Sleeps
+
+ALL = [(component, check) for planted in PLANTED.values() for component, check in planted]
+
+
+def results(component):
+    settings = {}
+    if issubclass(component, Controller):
+        settings["target"] = Controller.target
+    if component is Sleeps:
+        settings["seconds_per_thousand"] = 1e-9
+    return {result.check: result for result in check_component(Subject(component, **settings))}
+
+
+@pytest.mark.parametrize(
+    ("component", "check"), ALL, ids=[f"{c.__name__}-{check}" for c, check in ALL]
+)
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+def test_a_planted_defect_is_caught_and_told_in_words(component, check):
+    result = results(component)[check]
+    assert result.outcome == "failed"
+    first, *told = result.message.splitlines()
+    assert first == f"{component.__name__} breaks {check!r}"
+    assert [line.split(":")[0].strip() for line in told] == ["expected", "found", "likely", "do"]
+    assert all(line.partition(":")[2].strip() for line in told)
+
+
+@pytest.mark.parametrize("kind", CHECKS)
+def test_there_is_no_check_that_nothing_fails(kind):
+    caught = {check for _, check in PLANTED[kind]}
+    common = {"builds_from_config", "picklable_config"}  # planted once, in a reward
+    assert caught | common == {check.name for check in CHECKS[kind]}
+
+
+@pytest.mark.parametrize("component", RIGHT, ids=lambda c: c.__name__)
+def test_what_the_defects_were_made_of_is_right(component):
+    failed = [
+        result.message for result in results(component).values() if result.outcome == "failed"
+    ]
+    assert not failed
+
+
+def test_a_component_that_can_not_be_built_fails_once_and_not_at_every_check():
+    from tests.testing.defects import NeedsMore
+
+    outcomes = [result.outcome for result in results(NeedsMore).values()]
+    assert outcomes[0] == "failed"
+    assert set(outcomes[1:]) == {"skipped"}
+
+
+def test_the_error_of_a_component_is_told_with_its_place():
+    from tests.testing import defects
+
+    found = results(defects.AsciiOnly)["unicode_and_very_long_text"].message
+    assert "UnicodeEncodeError" in found
+    assert f"{defects.__file__}:" in found
+
+
+def test_checking_leaves_the_global_random_states_alone():
+    from tests.testing.defects import Reseeds, Tosses
+
+    torch.manual_seed(7)
+    random.seed(7)
+    subject = Subject(Tosses)
+    check = {c.name: c for c in checks_of(Tosses)}["global_rng_untouched"]
+    before = random.getstate(), torch.get_rng_state()
+    for component in (subject, Subject(Reseeds)):
+        with pytest.raises(AssertionError):
+            check.verify(component)
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
