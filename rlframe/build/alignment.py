@@ -70,7 +70,6 @@ class PPOParts:
         self.penalty = self.kl.placement == "reward"
         self.plugins = [project.instance("hooks", name) for name in recipe.hooks]
         self.relay = Relay(self.plugins)
-        self.hooks = self.relay.hook
         self.policy = self._policy(model)
         check_head(self.policy, name=str(recipe.model.policy)[:80])
         self.reference = self._reference(model)
@@ -243,9 +242,10 @@ class PPOParts:
     def _advantages(
         self, rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        found: tuple[torch.Tensor, torch.Tensor] = self.hooks.rlframe_compute_advantages(
-            estimator=self.estimator.component, rewards=rewards, values=values, mask=mask
-        )
+        with self.relay.named("advantage estimator", self.estimator):
+            found: tuple[torch.Tensor, torch.Tensor] = self.relay.hook.rlframe_compute_advantages(
+                estimator=self.estimator.component, rewards=rewards, values=values, mask=mask
+            )
         return found
 
     def _learner(self) -> Learner:
@@ -261,7 +261,7 @@ class PPOParts:
                 decay=ppo.decay,
             ),
             objective=Objective(
-                hooks=self.hooks,
+                relay=self.relay,
                 auxiliary=active,
                 clip=ppo.clip,
                 value_clip=ppo.value_clip,

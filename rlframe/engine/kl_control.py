@@ -45,17 +45,10 @@ class KLControl:
         """
         if not math.isfinite(measured.kl):
             return state
-        try:
+        with self.relay.named("KL controller", self.controller):
             new = self.relay.hook.rlframe_update_kl(
                 controller=self.controller.component, state=state, measured=measured
             )
-        except Exception as error:
-            culprit = self.relay.blame(error)
-            whose = f"{culprit}, around KL controller" if culprit else "KL controller"
-            raise RunError(
-                f"{whose} {self.controller} raised {type(error).__name__}: {error} for "
-                f"{measured} in {state}"
-            ) from error
         if not isinstance(new, KLState):
             raise RunError(f"KL controller {self.controller} returned {new!r} instead of a KLState")
         return self._bounded(new) if math.isfinite(new.coefficient) else state

@@ -20,6 +20,7 @@ from rlframe.functional import kl as kl_estimators
 from rlframe.functional.losses import clipped_policy_loss, clipped_value_loss, policy_ratio
 from rlframe.functional.masked import masked_sum
 from rlframe.hooks.component import AuxiliaryLoss, Instance
+from rlframe.hooks.relay import Relay
 from rlframe.models.actor_critic import ActorCritic
 from rlframe.types import TokenBatch
 
@@ -48,12 +49,12 @@ class Objective:
     """Computes the loss of a micro-batch and the sums that metrics are made of.
 
     Args:
-      hooks: pluggy's relay; auxiliary losses are called through it.
+      relay: auxiliary losses are called through it.
       auxiliary: the losses of the recipe with a coefficient other than 0.
       kl_loss: the estimator if KL is a loss, else None.
     """
 
-    hooks: Any
+    relay: Relay
     auxiliary: tuple[Instance[AuxiliaryLoss[Any]], ...]
     clip: float
     value_clip: float
@@ -116,9 +117,10 @@ class Objective:
         tokens: TokenBatch,
         meter: Meter,
     ) -> Tensor:
-        term = self.hooks.rlframe_auxiliary_loss(
-            loss=instance.component, policy=models.policy, batch=tokens
-        )
+        with self.relay.named("auxiliary loss", instance):
+            term = self.relay.hook.rlframe_auxiliary_loss(
+                loss=instance.component, policy=models.policy, batch=tokens
+            )
         expected = instance.component.count(tokens)
         if float(term.count) != float(expected):
             raise RunError(

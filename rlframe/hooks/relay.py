@@ -10,12 +10,13 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pluggy
 
-from rlframe.errors import PluginError, did_you_mean, listed
+from rlframe.errors import PluginError, RlframeError, RunError, did_you_mean, listed
 from rlframe.hooks.component import HookPlugin, Instance
 from rlframe.hooks.spec import Specification, plugin_manager
 
@@ -81,6 +82,28 @@ class Relay:
                     ObserverWarning,
                     stacklevel=2,
                 )
+
+    @contextmanager
+    def named(self, noun: str, instance: Instance[Any]) -> Iterator[None]:
+        """Turn what a component or a wrapper around it raises into an error that names it.
+
+        Args:
+          noun: of the component, as people call it.
+          instance: the component.
+
+        Raises:
+          RunError: something was raised; an error for people and a lack of memory pass as they are.
+        """
+        import torch  # only a run comes here; reading a recipe must not cost its import
+
+        try:
+            yield
+        except (RlframeError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            culprit = self.blame(error)
+            whose = f"{culprit}, around {noun}" if culprit else noun
+            raise RunError(f"{whose} {instance} raised {type(error).__name__}: {error}") from error
 
     def blame(self, error: BaseException) -> str | None:
         """The hook plugin in whose code an error arose, or None: then it was the component's own."""

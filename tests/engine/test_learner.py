@@ -21,7 +21,7 @@ from rlframe.errors import RunError
 from rlframe.functional.advantages import gae
 from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig, TokenExample
 from rlframe.hooks.component import Instance
-from rlframe.hooks.spec import plugin_manager
+from rlframe.hooks.relay import Relay
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.loading import scalar_model_from, value_head
 from rlframe.models.policy import Policy
@@ -29,7 +29,7 @@ from rlframe.rollout.sampler import pack
 from rlframe.types import Prompt, Rollout, StopReason
 
 RUNTIME = Runtime(device="cpu")
-HOOKS = plugin_manager().hook
+RELAY = Relay()
 LENGTHS = (1, 7, 3, 2, 9, 4, 5, 1)
 
 
@@ -130,7 +130,7 @@ def learner_of(
         optimizer,
         schedule=lambda update: settings.pop("factor", 1.0),
         objective=Objective(
-            hooks=HOOKS,
+            relay=RELAY,
             auxiliary=tuple(d.instance for d in data),
             clip=0.2,
             value_clip=0.2,
@@ -371,3 +371,18 @@ def test_the_learning_rate_ramps_up_and_decays_to_just_above_zero() -> None:
     assert rates(warmup=0, decay="linear") == [1, 0.8333, 0.6667, 0.5, 0.3333, 0.1667]
     assert rates(warmup=2, decay="linear") == [0.3333, 0.6667, 1, 0.75, 0.5, 0.25]
     assert rates(warmup=0, decay="cosine") == [1, 0.933, 0.75, 0.5, 0.25, 0.067]
+
+
+def test_an_auxiliary_loss_that_raises_is_named(language_model: Any) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    reference = Policy(language_model(seed=5), temperature=0.9, chunk=512)
+    learner = learner_of(models, budget=10_000)
+
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("no words")
+
+    (own,) = [d.instance for d in learner._auxiliary if d.instance.name == "own"]
+    own.component.loss = fail
+    words = "auxiliary loss 'own' of type own raised ZeroDivisionError: no words"
+    with pytest.raises(RunError, match=words):
+        learner(experience_of(models, reference, budget=10_000), beta=0.1)
