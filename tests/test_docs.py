@@ -114,3 +114,19 @@ def test_every_hook_is_documented_with_its_arguments() -> None:
         code = getattr(Specification, name).__code__
         for argument in code.co_varnames[1 : code.co_argcount]:
             assert f"`{argument}`" in rows[name], (name, argument)
+
+
+def test_every_exit_code_is_in_the_readme() -> None:
+    from rlframe.cli.main import INTERRUPTED
+    from rlframe.errors import PluginError, RecipeError, RunError, SetupError
+
+    (told,) = re.findall(r"The command ends with exit code(.*?)\n\n", read("README.md"), flags=re.S)
+    numbers = {int(found) for found in re.findall(r"\b\d+\b", told)}
+    own = {error.exit_code for error in (RunError, RecipeError, PluginError, SetupError)}
+    assert numbers == {0, 2, INTERRUPTED} | own
+
+
+def test_every_base_class_of_the_contract_is_in_the_guide() -> None:
+    guide = read("docs/plugins.md")
+    for base, _ in KINDS.values():
+        assert f"({base.__name__}[" in guide, base.__name__
