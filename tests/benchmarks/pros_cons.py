@@ -20,10 +20,10 @@ Measured, in CPU seconds, on a machine whose other core was in use:
     0     21.87 in 124 s    0.952 in 22 s  0.131 -> 0.778 in 49 s   6.04   98 %
     1     21.91 in 129 s    0.944 in 20 s  0.087 -> 0.765 in 45 s   5.82  100 %
 
-Only the time of sft misses its bound. Seed 2 was run with 1.9 epochs and 96 prompts an update alone: perplexity
-21.58 in 126 s, pairs 0.948, VADER 0.128 -> 0.762, KL 6.33. What was tried for the time: 3 layers (longer for
-the same perplexity), tied embeddings, rows of 4 and 6 a batch, learning rates of 2.5e-3 to 5e-3, a second beta
-of 0.98: none better at equal cost.
+Only the time of sft misses its bound. Seed 2 was run with 1.9 epochs and 96 prompts an update alone:
+perplexity 21.58 in 126 s, pairs 0.948, VADER 0.128 -> 0.762, KL 6.33. What was tried for the time: 3
+layers (longer for the same perplexity), tied embeddings, 4 and 6 rows a batch, learning rates of 2.5e-3
+to 5e-3, a second beta of 0.98: none better at equal cost.
 """
 
 from __future__ import annotations
