@@ -178,17 +178,26 @@ def fingerprint(offer: Offer, component: type[Component[Any]], config: Any) -> d
       offer: who offers the component.
       component: its class.
       config: its validated config.
+
+    Returns:
+      Plain data; `sha256` is of the file that the class is in, None where there is none (a notebook).
     """
-    file = inspect.getsourcefile(component)
-    source = Path(file).read_bytes() if file is not None and Path(file).is_file() else b""
     return {
         "name": offer.name,
         "distribution": offer.distribution,
         "version": offer.version,
         "target": offer.target,
-        "sha256": hashlib.sha256(source).hexdigest(),
+        "sha256": _digest_of_source(component),
         "config": config.model_dump(mode="json"),
     }
+
+
+def _digest_of_source(component: type[Component[Any]]) -> str | None:
+    try:
+        file = inspect.getsourcefile(component)
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except (TypeError, OSError):  # what inspect raises for a class of no file
+        return None
 
 
 def unmet(requirements: Iterable[str]) -> list[tuple[int, str, type[RecipeError | PluginError]]]:

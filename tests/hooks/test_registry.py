@@ -333,3 +333,13 @@ def test_a_fingerprint_changes_with_the_code_and_with_the_config(install):
     file = Path(sys.modules["acme"].__file__)
     file.write_text(file.read_text() + "\n# changed\n")
     assert {key for key, value in taken(1).items() if value != first[key]} == {"sha256"}
+
+
+def test_a_class_of_a_notebook_has_a_fingerprint_without_a_source():
+    # inspect knows no file of a class whose module is not imported: __main__ of a notebook, say
+    component = type("Own", (RewardProvider,), {"__module__": "nowhere", "Config": PluginConfig})
+    registry = Registry()
+    registry.add("reward_providers", "own", component)
+    taken = fingerprint(registry.find("reward_providers", "own"), component, PluginConfig())
+    assert taken["sha256"] is None
+    assert taken["target"] == "nowhere:Own"
