@@ -137,18 +137,22 @@ class Policy(nn.Module):
         logits = self.head(states[:, -1])
         return logits if self.temperature == 1 else logits / self.temperature
 
-    def logprobs(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def logprobs(
+        self, tokens: Tensor, mask: Tensor | None = None, *, positions: Tensor | None = None
+    ) -> Tensor:
         """Log π(tokens[:, t+1] | tokens[:, :t+1]) at temperature 1.
 
         Args:
           tokens: [B, L] int64, right-padded.
           mask: [B, L-1] bool; where it is False the result is 0 and costs no head. All if left out.
+          positions: [B, L-1] of the tokens read, where they do not count from 0.
 
         Returns:
           [B, L-1] in nats.
         """
+        given = {} if positions is None else {"position_ids": positions}
         wanted = torch.ones_like(tokens[:, 1:], dtype=torch.bool) if mask is None else mask
-        hidden = self.hidden(tokens[:, :-1], use_cache=False).last_hidden_state
+        hidden = self.hidden(tokens[:, :-1], use_cache=False, **given).last_hidden_state
         found, _ = token_logprobs.chunked(
             hidden[wanted], tokens[:, 1:][wanted], self._statistics(1.0), chunk=self.chunk
         )

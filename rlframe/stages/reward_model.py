@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Trainer
+from torch import Tensor, nn
 
 from rlframe.engine.batching import microbatches
 from rlframe.errors import RecipeError
@@ -80,17 +79,21 @@ def train_reward_model(
       settings: knobs; the batch size counts pairs.
       progress: told about each step.
     """
-
-    class PairTrainer(Trainer):
-        def compute_loss(
-            self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any
-        ) -> Tensor:
-            chosen, rejected = scores(model, inputs["tokens"], inputs["lengths"]).chunk(2)
-            loss = -torch.nn.functional.logsigmoid(chosen - rejected)
-            return (loss + center * (chosen + rejected) ** 2).mean()
-
     examples = [{"pair": [e.ids[:max_tokens] for e in pair]} for pair in pairs]
-    fit(PairTrainer, model, examples, _collate, settings=settings, progress=progress)
+    loss = _BradleyTerry(model, center=center)
+    fit(loss, model, examples, _collate, settings=settings, progress=progress)
+
+
+class _BradleyTerry(nn.Module):
+    def __init__(self, model: Any, *, center: float) -> None:
+        super().__init__()
+        self.model = model
+        self._center = center
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        chosen, rejected = scores(self.model, tokens, lengths).chunk(2)
+        loss = -nn.functional.logsigmoid(chosen - rejected)
+        return {"loss": (loss + self._center * (chosen + rejected) ** 2).mean()}
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:

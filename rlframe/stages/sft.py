@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Trainer
+from torch import Tensor, nn
 
 from rlframe.engine.batching import microbatches
 from rlframe.engine.streams import token_batch
@@ -17,6 +17,7 @@ from rlframe.stages.supervised import FineTuningSettings, Progress, fit
 from rlframe.types import TokenExample
 
 _IGNORED = -100  # the label that transformers' losses skip
+_CHUNK = 4096  # positions whose logits exist at a time
 _OPEN = 16  # packed rows that wait for an example that fits: few enough to leave the order random
 
 
@@ -40,7 +41,29 @@ def fine_tune(
     rows = [_labelled(e) for e in examples]
     if pack_to is not None:
         rows = packed(rows, tokens=pack_to, seed=settings.seed)
-    fit(Trainer, model, rows, _collate, settings=settings, progress=progress)
+    fit(_NextToken(model), model, rows, _collate, settings=settings, progress=progress)
+
+
+class _NextToken(nn.Module):
+    """Mean negative log-likelihood of the labels, by the chunked head: no [B, L, V] here either."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._policy = [Policy(model, temperature=1.0, chunk=_CHUNK)]  # not a second child
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        (policy,) = self._policy
+        wanted = labels[:, 1:] != _IGNORED
+        positions = None if position_ids is None else position_ids[:, :-1]
+        found = policy.logprobs(input_ids, wanted, positions=positions)
+        return {"loss": -found.sum() / (num_items_in_batch or wanted.sum())}
 
 
 def _labelled(example: TokenExample) -> dict[str, list[int]]:

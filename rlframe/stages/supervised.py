@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -55,7 +56,7 @@ class _Reporter(TrainerCallback):
 
 
 def fit(
-    trainer: type[Trainer],
+    loss: nn.Module,
     model: Any,
     examples: Sequence[dict[str, Any]],
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
@@ -66,7 +67,8 @@ def fit(
     """Train `model` in place with a linear decay after a warm-up; leaves it in eval mode.
 
     Args:
-      trainer: Trainer, or a subclass with a loss of its own.
+      loss: holds `model`; its forward pass of a collated batch returns {"loss": ...}. A module, so that
+        whatever wraps it for several processes sees every gradient.
       model: a transformers model.
       examples: drawn at random. Grouping them by length saves padding but costs more than it saves:
         batches of one length each point elsewhere (pros_cons, one epoch: perplexity 65 against 32).
@@ -74,7 +76,6 @@ def fit(
       settings: knobs.
       progress: told about each step.
     """
-    cached = model.config.use_cache
     steps = math.ceil(len(examples) / settings.batch_size) * settings.epochs
     with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a place for output
         arguments = TrainingArguments(
@@ -93,8 +94,8 @@ def fit(
             remove_unused_columns=False,
             seed=settings.seed,
         )
-        runner = trainer(
-            model=model,
+        runner = Trainer(
+            model=loss,
             args=arguments,
             train_dataset=Examples(examples),
             data_collator=collate,
@@ -102,5 +103,4 @@ def fit(
         )
         runner.remove_callback(PrinterCallback)  # it prints on stdout; progress is ours to show
         runner.train()
-    model.config.use_cache = cached  # Trainer switches it off, and it would be saved so
     model.eval()

@@ -60,7 +60,7 @@ CHANGES = (
     "rollout.prompts_per_update=128",
     "kl.controller={type: adaptive, target: 6.0, horizon: 200, initial: 0.07}",
     "losses={}",
-    "ppo={updates: 30, epochs: 2, minibatches: 4, microbatch_tokens: 512, learning_rate: 4.0e-4}",
+    "ppo={updates: 34, epochs: 2, minibatches: 4, microbatch_tokens: 512, learning_rate: 4.0e-4}",
     "evaluation={prompts: 16}",
 )
 """What PPO against VADER changes in the recipe that ships."""
