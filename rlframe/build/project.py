@@ -201,6 +201,7 @@ class Project:
             world_size=self.runtime.world_size,
             samples_per_prompt=self.recipe.rollout.samples_per_prompt,
             columns=self._prompt_columns(),
+            rewards=frozenset(self.recipe.rewards),
             prepare=lambda module: module.to(self.runtime.device).eval().requires_grad_(False),
             model_path=self.model_path,
             training_rows=lambda name: self.split(name).train,

@@ -90,6 +90,8 @@ class Context:
     samples_per_prompt: int
     columns: frozenset[str]
     """Columns that every row of the prompts' data set has."""
+    rewards: frozenset[str]
+    """What the recipe calls its rewards."""
     prepare: Callable[[Any], Any]
     """Place a frozen torch module on this rank: `module = context.prepare(module)`."""
     model_path: Callable[[str], str]

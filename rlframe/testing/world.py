@@ -105,6 +105,7 @@ def tiny_context(*, data: Mapping[str, Sequence[Any]] | None = None) -> Context:
         world_size=1,
         samples_per_prompt=SAMPLES_PER_PROMPT,
         columns=frozenset(table[0]),
+        rewards=frozenset({"reward"}),
         prepare=lambda module: module.eval().requires_grad_(False),
         model_path=_model_path,
         training_rows=lambda name: table,

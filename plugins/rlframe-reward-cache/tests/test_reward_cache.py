@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from rlframe_reward_cache import RewardCache
 
+from rlframe.errors import RecipeError
 from rlframe.hooks import PluginConfig, Prompt, RewardBatch, RewardProvider, StopReason, hookimpl
 from rlframe.hooks.spec import plugin_manager
 from rlframe.recipe import load_recipe
@@ -159,11 +161,11 @@ def test_a_wrong_number_of_values_is_an_error_and_what_a_reward_raises_comes_thr
         hook.rlframe_score(provider=Scripted(), batch=batch("a"))
 
 
-def test_a_name_that_no_reward_has_is_told_once_all_were_asked() -> None:
-    hook, length = hooks(cache(rewards=["length", "lenght"])), Counting()
-    hook.rlframe_score(provider=length, batch=batch("a"))
-    with pytest.raises(ValueError, match=r"no reward 'lenght'\. Did you mean 'length'\?"):
-        hook.rlframe_score(provider=length, batch=batch("a"))
+def test_a_name_that_no_reward_has_is_told_before_anything_trains() -> None:
+    config = RewardCache.Config.model_validate({"rewards": ["lenght"]})
+    context: Any = SimpleNamespace(rewards={"length", "sense"})
+    with pytest.raises(RecipeError, match=r"no reward 'lenght'\. Did you mean 'length'\?.*sense"):
+        RewardCache.check(config, context)
 
 
 @pytest.mark.parametrize("cache_first", [True, False])
@@ -174,16 +176,10 @@ def test_wrappers_of_other_plugins_stay_around_the_cache(cache_first: bool) -> N
             scores = yield
             return [2 * score for score in scores]
 
-    class OldStyle:
-        @hookimpl(hookwrapper=True)
-        def rlframe_score(self, batch: RewardBatch) -> Any:
-            outcome = yield
-            outcome.force_result([score + 1 for score in outcome.get_result()])
-
-    plugins: list[object] = [cache(), Doubling(), OldStyle()]
+    plugins: list[object] = [cache(), Doubling()]
     hook, length = hooks(*(plugins if cache_first else plugins[1:] + plugins[:1])), Counting()
     for _ in range(2):  # what a wrapper makes of the scores is not what is remembered
-        assert hook.rlframe_score(provider=length, batch=batch("a", "bb")) == [3, 5]
+        assert hook.rlframe_score(provider=length, batch=batch("a", "bb")) == [2, 4]
     assert len(length.asked) == 1
 
 

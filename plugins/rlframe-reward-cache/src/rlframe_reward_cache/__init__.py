@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from rlframe.errors import did_you_mean, listed
+from rlframe.errors import RecipeError, did_you_mean, listed
 from rlframe.hooks import (
     Context,
     HookPlugin,
@@ -46,15 +46,21 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
         self.hits = self.misses = 0
         """Responses that no reward was asked about, and those that one was."""
         self._scores: OrderedDict[str, Score] = OrderedDict()
-        self._asked: set[str] = set()
+
+    @classmethod
+    def check(cls, config: RewardCacheConfig, context: Context) -> None:
+        for name in config.rewards:
+            if name not in context.rewards:
+                raise RecipeError(
+                    f"there is no reward {name!r}.{did_you_mean(name, context.rewards)} The recipe's "
+                    f"rewards are: {listed(context.rewards)}"
+                )
 
     @hookimpl
     def rlframe_score(
         self, provider: RewardProvider[Any], batch: RewardBatch
     ) -> list[Score | None] | None:
-        self._check_names(provider.name)
         if provider.name not in self.config.rewards:
-            self._asked.add(provider.name)
             return None  # the component is called as if this plugin were not there
         keys = _keys(provider, batch)
         missing: dict[str, int] = {}
@@ -64,7 +70,6 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
         asked = batch.rows(list(missing.values()))
         fresh = dict(zip(missing, _ask(provider, asked), strict=True))
         found = [fresh[key] if key in fresh else self._scores[key] for key in keys]
-        self._asked.add(provider.name)
         self.misses += len(missing)
         self.hits += len(keys) - len(missing)
         for key, score in zip(keys, found, strict=True):
@@ -77,16 +82,6 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
             self._scores.move_to_end(key)
         while len(self._scores) > self.config.size:
             self._scores.popitem(last=False)
-
-    def _check_names(self, name: str) -> None:
-        """Once a reward comes round again all have been seen, and a name nobody has is a mistake."""
-        unknown = sorted(set(self.config.rewards) - self._asked) if name in self._asked else []
-        if unknown:
-            guess = did_you_mean(unknown[0], self._asked)
-            raise ValueError(
-                f"reward_cache: there is no reward {unknown[0]!r}.{guess} The recipe's rewards are "
-                f"{listed(self._asked)}"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and scores, the one longest unused first: a resumed run pays for nothing twice."""
