@@ -7,7 +7,9 @@ cause is an `RlframeError`; a programmer's mistake is an ordinary Python excepti
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class RlframeError(Exception):
@@ -49,3 +51,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def listed(words: Iterable[str]) -> str:
     """The words, sorted and joined by commas; "nothing" if there are none."""
     return ", ".join(sorted(words)) or "nothing"
+
+
+def place_of(error: BaseException, module: str) -> str:
+    """FILE:LINE where an error arose: the last line of the module's own package, or else the last.
+
+    Args:
+      error: as it was caught.
+      module: dotted name, or a file's stem; what it calls in libraries is not where the mistake is.
+    """
+    if isinstance(error, SyntaxError):  # raised by the one who imports
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    package = module.partition(".")[0]
+    own = [f for f in frames if package in (Path(f.filename).stem, *Path(f.filename).parts)]
+    last = (own or frames)[-1]
+    return f"{last.filename}:{last.lineno}"

@@ -59,7 +59,8 @@ def test_the_readme_lists_what_is_in_the_box() -> None:
 
 def test_the_recipe_of_the_readme_has_valid_keys() -> None:
     (source,) = snippets("README.md", "yaml")
-    Recipe.model_validate(YAML(typ="safe").load(source))
+    data = YAML(typ="safe").load(source)
+    assert Recipe.model_validate(data).model_fields_set == set(data)
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -101,7 +102,7 @@ def test_the_entry_points_of_the_guide_are_in_known_groups() -> None:
 
 
 def test_every_hook_is_documented_with_its_arguments() -> None:
-    from rlframe.hooks.relay import HOOKS
+    from rlframe.hooks.lint import HOOKS
     from rlframe.hooks.spec import Specification
 
     rows = {

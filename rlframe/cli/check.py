@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from rlframe.cli.options import AllowLocalCode
 from rlframe.errors import PluginError, RecipeError, did_you_mean
+from rlframe.hooks.local import is_local
 from rlframe.hooks.registry import KINDS, Offer, Registry
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ def check_plugin(
     name: Annotated[
         str,
         typer.Argument(
-            help="What a recipe writes in `type:`, or DISTRIBUTION/NAME. A name of several kinds is "
-            f"told apart as KIND:NAME, where KIND is one of {', '.join(KIND_WORDS)}."
+            help="What a recipe writes in `type:`: NAME, DISTRIBUTION/NAME or ./file.py:Class. A name "
+            f"of several kinds is told apart as KIND:NAME, where KIND is one of {', '.join(KIND_WORDS)}."
         ),
     ],
     config: Annotated[
@@ -46,11 +48,12 @@ def check_plugin(
         typer.Option(help="Leave out a check, as in fixed_point='it has none'. May be repeated."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
+    allow_local_code: AllowLocalCode = False,
 ) -> None:
     """See whether a component keeps the contract of its kind: the checks of its author's tests."""
-    registry = Registry()
+    registry = Registry(local_code=allow_local_code)
     kind, offer = _find(registry, name)
-    component = registry.load(kind, offer.qualified)
+    component = registry.load(kind, name if is_local(name) else offer.qualified)
     # Imported here: `--help` and `plugins list` answer without torch.
     from rlframe.testing.checks import CHECKS
     from rlframe.testing.run import check_component
@@ -74,6 +77,9 @@ def _find(registry: Registry, name: str) -> tuple[str, Offer]:
     Raises:
       PluginError: there is none, or one of several kinds each.
     """
+    if is_local(name):
+        kind = registry.kind_in_file(name)
+        return kind, registry.find(kind, name)
     word, colon, bare = name.rpartition(":")
     if colon:
         kind = KIND_WORDS.get(word, word)

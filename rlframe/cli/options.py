@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from rlframe.errors import did_you_mean
+from rlframe.hooks.registry import KINDS, Registry
+
 NoPlugin = Annotated[
     list[str] | None,
     typer.Option(
@@ -18,3 +21,22 @@ AllowLocalCode = Annotated[
         "--allow-local-code", help="Let the recipe name components in files, ./file.py:X."
     ),
 ]
+
+
+def installed(no_plugin: list[str] | None, *, allow_local_code: bool = False) -> Registry:
+    """The components that a command may use.
+
+    Raises:
+      BadParameter: --no-plugin names nothing that is installed: a misspelt block would block nothing.
+    """
+    registry = Registry(block=no_plugin or (), local_code=allow_local_code)
+    for name in no_plugin or ():
+        if not registry.blocks(name):
+            offers = [offer for kind in KINDS for offer in registry.offers(kind)]
+            known = {name for offer in offers for name in (offer.distribution, offer.qualified)}
+            raise typer.BadParameter(
+                f"{name!r} blocks nothing: no installed distribution or component is called that."
+                f"{did_you_mean(name, known - {'rlframe'})} See `rlframe plugins list`",
+                param_hint="--no-plugin",
+            )
+    return registry

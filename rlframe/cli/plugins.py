@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from rlframe.cli import check, new
-from rlframe.cli.options import NoPlugin
-from rlframe.hooks.registry import KINDS, Offer, Registry
+from rlframe.cli.options import NoPlugin, installed
+from rlframe.hooks.registry import KINDS, Offer
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)
 
@@ -34,7 +34,7 @@ def list_plugins(
     no_plugin: NoPlugin = None,
 ) -> None:
     """What a recipe can name in `type:`, from metadata alone: nothing is imported."""
-    registry = Registry(block=no_plugin or ())
+    registry = installed(no_plugin)
     offers = [offer for kind in KINDS for offer in registry.offers(kind)]
     if as_json:
         rows = [

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlframe.cli.options import AllowLocalCode, NoPlugin
+from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
 from rlframe.recipe.compose import compose
 from rlframe.recipe.document import Document, dotted, leaves
 
@@ -32,10 +32,9 @@ def show(
 ) -> None:
     """Print a recipe as it is after extends, overrides and ${...}."""
     if resolved:
-        from rlframe.hooks.registry import Registry
         from rlframe.recipe import load_recipe  # builds the whole schema
 
-        registry = Registry(block=no_plugin or (), local_code=allow_local_code)
+        registry = installed(no_plugin, allow_local_code=allow_local_code)
         loaded = load_recipe(recipe, overrides or [], registry=registry)
         document, data = loaded.document, loaded.resolved()
     else:

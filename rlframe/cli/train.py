@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rlframe.cli.options import AllowLocalCode, NoPlugin
-from rlframe.hooks.registry import Registry
+from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
 from rlframe.recipe import load_recipe
 
 
@@ -26,7 +25,7 @@ def train(
     allow_local_code: AllowLocalCode = False,
 ) -> None:
     """Run every stage of a recipe: supervised fine-tuning, reward model, PPO."""
-    registry = Registry(block=no_plugin or (), local_code=allow_local_code)
+    registry = installed(no_plugin, allow_local_code=allow_local_code)
     loaded = load_recipe(recipe, overrides or [], registry=registry)
     # On a CPU, torch takes large tensors from huge pages: a tenth less time. Read when it is imported.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlframe.cli.options import AllowLocalCode, NoPlugin
-from rlframe.hooks.registry import Registry
+from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
 from rlframe.recipe import load_recipe
 
 
@@ -26,7 +25,7 @@ def validate(
     allow_local_code: AllowLocalCode = False,
 ) -> None:
     """Check every key, plugin, reference and file of a recipe without opening a model."""
-    registry = Registry(block=no_plugin or (), local_code=allow_local_code)
+    registry = installed(no_plugin, allow_local_code=allow_local_code)
     loaded = load_recipe(recipe, overrides or [], registry=registry)
     stages = [s for s in ("sft", "reward_model", "ppo") if getattr(loaded.recipe, s) is not None]
     if as_json:

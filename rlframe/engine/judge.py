@@ -115,15 +115,8 @@ class Judge:
         self, instance: Instance[RewardProvider[Any]], batch: RewardBatch, like: Tensor
     ) -> Tensor:
         """[B, T] what one provider gives each token, checked."""
-        try:
+        with self._relay.named("reward", instance, detail=lambda: self._culprit(instance, batch)):
             scores = self._relay.hook.rlframe_score(provider=instance.component, batch=batch)
-        except Exception as error:
-            culprit = self._relay.blame(error)
-            whose = f"{culprit}, around reward" if culprit else "reward"
-            raise RunError(
-                f"{whose} {instance} raised {type(error).__name__}: {error}\n"
-                f"{self._culprit(instance, batch)}"
-            ) from error
         if not hasattr(scores, "__len__") or len(scores) != len(batch):
             found = f"{len(scores)} values" if hasattr(scores, "__len__") else repr(scores)
             raise RunError(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlframe.errors import PluginError, did_you_mean, listed
+from rlframe.errors import PluginError, did_you_mean, listed, place_of
 from rlframe.hooks.component import Component
 
 LOCAL = re.compile(r"^(\.{0,2}/.*\.py):(\w+)$")
@@ -66,7 +66,8 @@ def _imported(file: Path, digest: str, name: str) -> Any:
     except (Exception, SystemExit) as error:
         del sys.modules[known]
         raise PluginError(
-            f"{name!r} could not be imported: {type(error).__name__}: {error}"
+            f"{name!r} could not be imported: {type(error).__name__}: {error} "
+            f"[{place_of(error, file.stem)}]"
         ) from error
     return module
 

@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import os
 import re
-import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
@@ -19,7 +18,7 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from rlframe.errors import PluginError, RecipeError, did_you_mean, listed
+from rlframe.errors import PluginError, RecipeError, did_you_mean, listed, place_of
 from rlframe.hooks.component import (
     API_VERSION,
     AdvantageEstimator,
@@ -30,6 +29,7 @@ from rlframe.hooks.component import (
     KLController,
     RewardProvider,
 )
+from rlframe.hooks.lint import misfits
 from rlframe.hooks.local import is_local, local_component
 
 KINDS: dict[str, tuple[type[Component[Any]], str]] = {
@@ -84,7 +84,7 @@ class Registry:
         rules = _Rules.of_environment(block)
         self._offers = [rules.applied(offer) for kind in KINDS for offer in _installed(kind)]
         self._local_code = local_code
-        self._local: dict[tuple[str, str], Offer] = {}
+        self._local: dict[str, tuple[type[Component[Any]], str]] = {}
 
     def add(self, kind: str, name: str, component: type[Component[Any]]) -> None:
         """Offer a class of the running program, as distribution "local"."""
@@ -95,6 +95,11 @@ class Registry:
         """All offers of a kind, built-ins first, then by distribution and name."""
         found = [offer for offer in self._offers if offer.kind == kind]
         return sorted(found, key=lambda o: (o.distribution != CORE, o.distribution, o.name))
+
+    def blocks(self, name: str) -> bool:
+        """Whether `name`, given as `block`, keeps anything from being imported."""
+        reason = _blocked_by_option(name)
+        return any(offer.blocked == reason for offer in self._offers)
 
     def state(self, offer: Offer) -> str:
         """What metadata alone tells of an offer: "ok", or what keeps its bare name from working."""
@@ -154,21 +159,36 @@ class Registry:
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{KINDS[kind][1]} {offer} could not be imported from {offer.target}: "
-                f"{type(error).__name__}: {error} [{_place(offer, error)}]"
+                f"{type(error).__name__}: {error} [{place_of(error, offer.target.partition(':')[0])}]"
             ) from error
         return _checked(offer, component)
 
+    def kind_in_file(self, name: str) -> str:
+        """The kind of the component that `./file.py:Class` names.
+
+        Raises:
+          PluginError: as `find` does.
+        """
+        component, _ = self._local_component(name)
+        for kind, (base, _) in KINDS.items():
+            if issubclass(component, base):
+                return kind
+        bases = listed(base.__name__ for base, _ in KINDS.values())
+        raise PluginError(f"{name!r} is of no kind: derive it from one of {bases}")
+
     def _in_file(self, kind: str, name: str) -> Offer:
         """A component of a Python file of the user's own, imported at once: it has no metadata."""
+        component, digest = self._local_component(name)
+        return Offer(kind, name, "local file", digest[:12], name, component)
+
+    def _local_component(self, name: str) -> tuple[type[Component[Any]], str]:
         if not self._local_code:
             raise PluginError(
                 f"{name!r} is code in a file, which runs only if you allow it: add --allow-local-code"
             )
-        key = (kind, name)
-        if key not in self._local:
-            component, digest = local_component(name)
-            self._local[key] = Offer(kind, name, "local file", digest[:12], name, component)
-        return self._local[key]
+        if name not in self._local:
+            self._local[name] = local_component(name)
+        return self._local[name]
 
 
 def fingerprint(offer: Offer, component: type[Component[Any]], config: Any) -> dict[str, Any]:
@@ -245,7 +265,7 @@ class _Rules:
     @classmethod
     def of_environment(cls, block: Iterable[str]) -> _Rules:
         rules = {_normalised_any(name): f"blocked by ${BLOCK}" for name in _listed_in(BLOCK)}
-        rules |= {_normalised_any(name): f"blocked by --no-plugin {name}" for name in block}
+        rules |= {_normalised_any(name): _blocked_by_option(name) for name in block}
         allowed = (
             frozenset(map(_normalised_any, _listed_in(ALLOW))) if os.environ.get(ALLOW) else None
         )
@@ -259,6 +279,10 @@ class _Rules:
         if why is None and self.allowed is not None and offer.distribution != CORE:
             why = None if names & self.allowed else f"not among those that ${ALLOW} lists"
         return offer if why is None else replace(offer, blocked=why)
+
+
+def _blocked_by_option(name: str) -> str:
+    return f"blocked by --no-plugin {name}"
 
 
 def _requirements(distribution: str) -> list[str]:
@@ -296,15 +320,6 @@ def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower() + slash + component
 
 
-def _place(offer: Offer, error: BaseException) -> str:
-    """Where in the plugin an import failed: its own last line, not one of a library it called."""
-    frames = traceback.extract_tb(error.__traceback__)
-    package = offer.target.partition(":")[0].partition(".")[0]
-    own = [f for f in frames if package in (Path(f.filename).stem, *Path(f.filename).parts)]
-    last = (own or frames)[-1]
-    return f"{last.filename}:{last.lineno}"
-
-
 def _checked(offer: Offer, component: object) -> type[Component[Any]]:
     base, noun = KINDS[offer.kind]
     if not (isinstance(component, type) and issubclass(component, base)):
@@ -324,4 +339,6 @@ def _checked(offer: Offer, component: object) -> type[Component[Any]]:
         raise PluginError(
             f"{noun} {offer}: its config declares {listed(taken)}, which belongs to the recipe"
         )
+    if issubclass(component, HookPlugin) and (wrong := misfits(component)):
+        raise PluginError(f"{noun} {offer}: {'; '.join(wrong)}")
     return component

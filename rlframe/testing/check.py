@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from rlframe.errors import place_of
 from rlframe.testing.subject import Subject
 
 
@@ -66,7 +65,9 @@ class Check:
         except DoesNotApply:
             raise
         except Exception as error:
-            found = f"{type(error).__name__}: {error} [{_place(error, subject)}]"
+            found = (
+                f"{type(error).__name__}: {error} [{place_of(error, subject.component.__module__)}]"
+            )
             raise CheckFailed(self._told(subject, found, *_advice(error, self))) from error
 
     def _told(self, subject: Subject[Any], found: str, likely: str, do: str) -> str:
@@ -101,12 +102,3 @@ def check(
         return Check(body.__name__, expected, likely, do, body)
 
     return made
-
-
-def _place(error: BaseException, subject: Subject[Any]) -> str:
-    """Where it was raised: the last line of the component's own package, or else the last line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    package = subject.component.__module__.partition(".")[0]
-    own = [f for f in frames if package in (Path(f.filename).stem, *Path(f.filename).parts)]
-    last = (own or frames)[-1]
-    return f"{last.filename}:{last.lineno}"

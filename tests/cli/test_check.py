@@ -186,8 +186,9 @@ def test_a_kind_without_checks_is_told(rlframe, monkeypatch):
 
 
 def test_other_commands_do_not_import_the_kit():
-    script = "import sys, rlframe.cli.main; assert 'rlframe.testing' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+    script = "import sys, rlframe.cli.main; print('rlframe.testing' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert told.stdout == "False\n"
 
 
 def test_two_distributions_with_the_name_are_both_told(rlframe, install):
@@ -206,3 +207,13 @@ def test_a_component_may_carry_the_data_that_it_needs(checked, install):
     code, outcomes, told = checked("shown")
     assert (code, set(outcomes.values())) == (0, {"ok"})
     assert not any("proves little" in check["message"] for check in told["checks"])
+
+
+def test_a_component_in_a_file_is_checked_where_that_is_allowed(rlframe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(REWARD)
+    refused = rlframe("plugins", "check", "./mine.py:Reward")
+    assert (refused.code, "--allow-local-code" in refused.err) == (4, True)
+    ended = rlframe("plugins", "check", "./mine.py:Reward", "--json", "--allow-local-code")
+    told = json.loads(ended.out)
+    assert (ended.code, told["kind"], told["passed"]) == (0, "reward_providers", True)

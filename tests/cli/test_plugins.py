@@ -140,3 +140,11 @@ def test_the_good_one_of_two_works_by_its_full_name_and_when_the_other_is_blocke
     assert rlframe("validate", recipe, theirs).code == 0
     plain = "rewards.theirs={type: good}"
     assert rlframe("validate", recipe, plain, "--no-plugin", "m-twin").code == 0
+
+
+@pytest.mark.parametrize("command", [("validate",), ("show", "--resolved"), ("train",)])
+def test_a_block_that_blocks_nothing_is_a_usage_error(rlframe, recipe, menagerie, command):
+    ended = rlframe(*command, recipe, "--no-plugin", "m-twinn")
+    assert ended.code == 2
+    assert "'m-twinn' blocks nothing" in ended.err
+    assert "Did you mean 'm-twin'?" in ended.err

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from rlframe.errors import PluginError
 from rlframe.hooks import HookPlugin, PluginConfig, hookimpl
 from rlframe.hooks.component import Instance
 from rlframe.hooks.events import Metrics
-from rlframe.hooks.relay import HOOKS, ObserverWarning, Relay
+from rlframe.hooks.lint import HOOKS
+from rlframe.hooks.relay import ObserverWarning, Relay
 
 EVENT = Metrics(3, {"lr": 0.1})
 
@@ -80,64 +80,6 @@ def test_an_observer_that_raises_is_named_and_counted_and_silences_nobody() -> N
 def test_an_event_can_not_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         EVENT.update = 4  # type: ignore[misc]
-
-
-def plugin_with(**members: Any) -> type[HookPlugin[Any]]:
-    return type("Plugin", (HookPlugin,), members)
-
-
-def _undecorated(self: Any, event: Any) -> None: ...
-
-
-@hookimpl
-def _misspelt(self: Any, event: Any) -> None: ...
-
-
-@hookimpl(tryfirst=True)
-def _first(self: Any, event: Any) -> None: ...
-
-
-@hookimpl(hookwrapper=True)
-def _old(self: Any, provider: Any, batch: Any) -> Any:
-    yield
-
-
-@hookimpl
-def _defaulted(self: Any, event: Any = None) -> None: ...
-
-
-@hookimpl
-def _unknown_argument(self: Any, happening: Any) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("members", "words"),
-    [
-        ({"rlframe_metrics": _undecorated}, "rlframe_metrics is not decorated with @hookimpl"),
-        (
-            {"rlframe_metric": _misspelt},
-            "there is no hook rlframe_metric. Did you mean 'rlframe_metrics'?",
-        ),
-        ({"rlframe_metrics": _first}, "the order is that of the recipe's `hooks:`"),
-        ({"rlframe_score": _old}, r"old-style wrapper; write @hookimpl\(wrapper=True\)"),
-        ({"rlframe_metrics": _defaulted}, "argument 'event' has a default"),
-        ({"rlframe_metrics": _unknown_argument}, "happening"),
-        ({}, "it implements no hook"),
-    ],
-    ids=[
-        "undecorated",
-        "misspelt",
-        "own order",
-        "old style",
-        "default",
-        "unknown argument",
-        "none",
-    ],
-)
-def test_what_pluggy_would_never_call_is_refused_by_name(members: Any, words: str) -> None:
-    with pytest.raises(PluginError, match=words) as caught:
-        Relay([instance(plugin_with(**members))])
-    assert "hooks.mine: 'mine' of type plugin (some-dist 1.2)" in str(caught.value)
 
 
 def test_every_hook_can_be_implemented_at_once() -> None:

@@ -118,7 +118,8 @@ def test_a_wrong_type_is_told_without_the_names_of_classes(mistakes, minimal, ol
     "override", ["ppo.updates=true", "version=true", "rewards.brevity.weight=true"]
 )
 def test_a_boolean_is_not_a_number(mistakes, minimal, override):
-    mistakes(minimal, override)
+    (line,) = mistakes(minimal, override)
+    assert override.partition("=")[0] in line
 
 
 def test_a_label_may_be_true_or_false_as_json_has_it(load, minimal):
@@ -136,7 +137,9 @@ def test_a_label_may_be_true_or_false_as_json_has_it(load, minimal):
     ],
 )
 def test_a_number_is_finite(mistakes, minimal, override):
-    mistakes(minimal, override)
+    (line,) = mistakes(minimal, override)
+    assert override.partition("=")[0] in line
+    assert "finite" in line
 
 
 @pytest.mark.parametrize(
