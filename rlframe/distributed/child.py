@@ -1,0 +1,109 @@
+"""How a process of several tells its end: to the launcher that started it, or on stderr.
+
+Imports no torch: the command line reads this for every command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlframe.errors import SetupError
+
+REPORTS = "RLFRAME_REPORTS"
+"""Environment variable: the directory in which a launcher looks for its ranks' reports."""
+
+_PEER_IS_GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL")
+
+
+@dataclass(frozen=True)
+class Report:
+    """How one rank failed."""
+
+    exit_code: int
+    message: str
+    """All that the rank has to say: `error: ...`, or a traceback."""
+    time: float
+    """Seconds on the machine's monotonic clock, which all its processes share."""
+    lost_peer: bool
+    """The rank failed because another one was gone, so its error is not the cause."""
+
+
+def report_path(directory: Path, rank: int) -> Path:
+    """The file in which a rank's report stands."""
+    return directory / f"rank-{rank}.json"
+
+
+def read_report(path: Path) -> Report | None:
+    """The report in a file; None if there is none yet."""
+    return Report(**json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def take_reports() -> Path | None:
+    """The launcher's directory, taken out of the environment: what a rank starts does not report."""
+    directory = os.environ.pop(REPORTS, None)
+    return Path(directory) if directory else None
+
+
+def tell(message: str, exit_code: int, error: BaseException, *, reports: Path | None) -> None:
+    """Say how this process ends: in a report that the launcher will print, else on stderr.
+
+    Args:
+      message: the whole text, `error: ...` or a traceback.
+      exit_code: with which the process is about to end.
+      error: what was caught.
+      reports: the launcher's directory; None without a launcher. Among several processes (torchrun)
+        stderr then says which rank is speaking.
+    """
+    rank = os.environ.get("RANK", "0")
+    if reports is not None:
+        report = Report(exit_code, message, time.monotonic(), _lost_peer(error))
+        path = report_path(reports, int(rank))
+        try:
+            path.with_suffix(".new").write_text(json.dumps(asdict(report)), "utf-8")
+            path.with_suffix(".new").replace(path)
+        except OSError as full:  # better twice, or with a prefix, than not at all
+            sys.stderr.write(f"{message}\n(no report could be written: {full})\n")
+        return
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    sys.stderr.write(f"rank {rank}: {message}\n" if several else f"{message}\n")
+
+
+def refuse_missing_gpus(device: Literal["auto", "cpu", "cuda"]) -> None:
+    """Make sure that each process of this machine has a GPU of its own, where GPUs are used.
+
+    Raises:
+      SetupError: there are more processes than GPUs.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device == "cpu" or processes == 1:
+        return
+    import torch
+
+    if 0 < (gpus := torch.cuda.device_count()) < processes:
+        raise SetupError(
+            f"{processes} processes were started, but torch sees {gpus} GPU{'s' * (gpus > 1)} on this "
+            f"machine, and each process trains on one of its own. Use --processes {gpus}, or "
+            "runtime.device=cpu; CUDA_VISIBLE_DEVICES may be hiding some"
+        )
+
+
+def _lost_peer(error: BaseException) -> bool:
+    return any(
+        type(link).__module__.startswith("torch.distributed")  # DistError and what derives from it
+        or (isinstance(link, RuntimeError) and any(sign in str(link) for sign in _PEER_IS_GONE))
+        for link in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from, or while handling."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
