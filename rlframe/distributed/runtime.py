@@ -1,56 +1,139 @@
-"""The processes of a run, as the engine sees them: sums over ranks, and a wrapped model to step."""
+"""The processes of a run, as the engine sees them: sums over ranks, and a strategy to train by."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
+from rlframe.distributed.strategy import Strategy
+from rlframe.distributed.training import Replicated, Training
 from rlframe.errors import SetupError
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+"""Precision of a recipe -> dtype of the weights: whoever computes in bfloat16 keeps float32 weights."""
+
+_PATIENCE = timedelta(
+    hours=4
+)  # ranks may wait for the slowest reward; a dead one ends the run anyway
+
+ONE_COPY_EACH = Strategy()
+
+T = TypeVar("T")
 
 
 class Runtime:
-    """accelerate's view of this run.
+    """One process among the others, and the strategy that all of them run.
 
     Args:
+      strategy: what was asked for; what runs is compared with it.
       device: "auto" takes a GPU if there is one.
       threads: torch threads of this process; torch's choice if None.
 
     Raises:
-      SetupError: the device is not there.
+      SetupError: the device is not there, or the strategy can not run on it.
     """
 
     def __init__(
-        self, *, device: Literal["auto", "cpu", "cuda"] = "auto", threads: int | None = None
+        self,
+        strategy: Strategy = ONE_COPY_EACH,
+        *,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        threads: int | None = None,
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise SetupError("runtime.device is cuda, but torch sees no GPU on this machine")
         if threads is not None:
             torch.set_num_threads(threads)
         on_cpu = device == "cpu" or not torch.cuda.is_available()
+        if on_cpu and strategy.name == "fsdp" and strategy.offload != "none":
+            raise SetupError(
+                "runtime.offload: fsdp offloads from a GPU, and this run is on the CPU"
+            )
         if on_cpu:  # deepspeed warns about every machine without a GPU unless it is told
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        self._accelerator = Accelerator(cpu=on_cpu)
-        if self._accelerator.num_processes > 1:
+        # What `accelerate launch` said of engines has been read; the supervised stages run on DDP.
+        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+            os.environ.pop(name, None)
+        state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+        self.strategy = strategy
+        self.device: torch.device = state.device
+        self._waited = 0.0
+        self.rank: int = state.process_index
+        self.world_size: int = state.num_processes
+        if self.world_size != int(os.environ.get("WORLD_SIZE", 1)):
             raise SetupError(
-                f"this run was started with {self._accelerator.num_processes} processes; this version "
-                "of rlframe trains in one"
+                f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees "
+                f"{self.world_size}: is RANK or LOCAL_RANK missing from the environment?"
             )
-        self.device: torch.device = self._accelerator.device
-        self.rank: int = self._accelerator.process_index
-        self.world_size: int = self._accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that writes files and talks."""
+        return self.rank == 0
+
+    # Agreement
 
     def sum(self, values: Tensor) -> Tensor:
-        """Σ over ranks, the same on each."""
-        return self._accelerator.reduce(values, reduction="sum")
+        """Σ over ranks, the same on each, in the values' own dtype and place."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def max(self, values: Tensor) -> Tensor:
+        """The largest over ranks, the same on each."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def _reduced(self, values: Tensor, operation: Any) -> Tensor:
+        if self.world_size == 1:
+            return values
+        shared = values.to(self.device, copy=True)
+        with self._waiting():
+            dist.all_reduce(shared, operation)
+            return shared.to(values.device)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        with self._waiting():
+            dist.all_gather_object(found, value)
+        return found
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        with self._waiting():
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            with self._waiting():
+                dist.barrier()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begun
+
+    def waited(self) -> float:
+        """Wall seconds in the above since the last call."""
+        taken, self._waited = self._waited, 0.0
+        return taken
 
     def agree(self, what: str, mine: object) -> None:
         """Make sure that all ranks hold the same value before anything is computed with it.
@@ -58,27 +141,86 @@ class Runtime:
         Raises:
           SetupError: some rank differs from rank 0.
         """
-        refuse_difference(what, gather_object([mine]))
+        refuse_difference(what, self.gather(mine))
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The model as its strategy wraps it for training."""
-        return self._accelerator.prepare_model(model.to(self.device))
+    # Models
 
-    def accumulating(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged in the last backward pass of an optimiser step alone."""
-        return nullcontext() if last else self._accelerator.no_sync(model)
+    def train(
+        self,
+        models: nn.Module,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        *,
+        max_grad_norm: float,
+    ) -> Training:
+        """Hand models over to the strategy.
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this loss's gradient. Engines average over ranks, so the sum is scaled up first."""
-        self._accelerator.backward(loss * self.world_size)
+        Args:
+          models: on any device; equal on all ranks.
+          optimizer: makes the optimiser of the module as the strategy holds it.
+          max_grad_norm: longer gradients are scaled down to it.
+        """
+        strategy = self.strategy
+        if strategy.name == "deepspeed":
+            from rlframe.distributed.zero import Zero  # its import takes seconds
+
+            models.to(self.device)
+            return Zero(
+                models,
+                optimizer(models),
+                strategy=strategy,
+                max_grad_norm=max_grad_norm,
+                world_size=self.world_size,
+            )
+        if strategy.name == "fsdp":
+            from rlframe.distributed.fsdp import FullyShard, shard
+
+            mesh = init_device_mesh(self.device.type, (self.world_size,))
+            shard(models, mesh, strategy)
+            return FullyShard(
+                models,
+                optimizer(models),
+                max_grad_norm=max_grad_norm,
+                world_size=self.world_size,
+            )
+        models.to(self.device)
+        return Replicated(
+            models,
+            optimizer(models),
+            max_grad_norm=max_grad_norm,
+            world_size=self.world_size,
+            autocast=self.autocast,
+        )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Around every forward pass: bfloat16 in the computation alone, where weights stay float32."""
+        if self.strategy.precision != "bfloat16" or self.strategy.name != "ddp":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def frozen(self, model: nn.Module) -> nn.Module:
+        """Place a model that is not trained: a copy on each rank, as precise as the computation."""
+        model = model.to(self.device).eval().requires_grad_(False)
+        half = self.strategy.precision == "bfloat16" and self.strategy.name != "ddp"
+        return model.to(torch.bfloat16) if half else model
 
     def peak_memory_mib(self) -> float:
-        """Most memory that this process has held, in MiB: of the GPU if there is one."""
+        """Most memory that any process has held, in MiB: of its GPU if there is one."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        import resource
+            mine = torch.cuda.max_memory_allocated(self.device) / 2**20
+        else:
+            import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return float(self.max(torch.tensor(mine, dtype=torch.float64)))
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, says that no memory was left, of a GPU or the CPU."""
+    while error is not None:
+        if isinstance(error, Exception) and should_reduce_batch_size(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def refuse_difference(what: str, values: Sequence[object]) -> None:

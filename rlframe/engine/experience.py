@@ -45,20 +45,16 @@ class Experience:
         chosen = torch.tensor(index, device=self.mask.device)
         batch = self.sequences.rows(chosen)
         width = int(batch.response_lengths.max())
-        parts = {
-            name: getattr(self, name)[chosen, :width]
-            for name in (
-                "mask",
-                "logprobs",
-                "reference",
-                "values",
-                "kl",
-                "rewards",
-                "advantages",
-                "returns",
-            )
-        }
+        parts = {name: getattr(self, name)[chosen, :width] for name in _COLUMNS}
         return Experience(batch, **parts, schedule=self.schedule, update=self.update)
+
+    def nothing(self) -> Experience:
+        """One response that counts for nothing: what a rank works on when it has no rows left."""
+        blank = self.rows([0])
+        zeros = {name: torch.zeros_like(getattr(blank, name)[:, :1]) for name in _COLUMNS}
+        one = torch.ones_like(blank.sequences.prompt_lengths)
+        sequences = Sequences(blank.sequences.tokens[:, :2], one, one)
+        return Experience(sequences, **zeros, schedule=self.schedule, update=self.update)
 
     def measured(self, unit: str, reduce: Reduce) -> KLMeasurement:
         """KL of this rollout over all ranks.
@@ -73,6 +69,9 @@ class Experience:
         ).tolist()
         per = {"nats_per_response": total / responses, "nats_per_token": total / tokens}
         return KLMeasurement(kl=per[unit], responses=int(responses), **per)
+
+
+_COLUMNS = ("mask", "logprobs", "reference", "values", "kl", "rewards", "advantages", "returns")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,6 @@ class Crediting:
     penalty: bool
     whiten_rewards: bool
     whiten_advantages: bool
-    microbatch_tokens: int
 
     @torch.no_grad()
     def __call__(
@@ -143,7 +141,8 @@ class Crediting:
         is exactly 1 and the KL to an equal reference exactly 0, not merely close.
         """
         found: dict[str, Tensor] = {}
-        for rows in schedule.passes(batch.lengths.tolist(), 0, budget=self.microbatch_tokens):
+        passes = [rows for step in schedule.steps(0) for rows in step if rows]
+        for rows in passes:
             index = torch.tensor(rows, device=mask.device)
             part = batch.rows(index)
             seen = self.models.evaluate(part)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlframe.distributed.runtime import Runtime
+from rlframe.distributed.runtime import Runtime, out_of_memory
+from rlframe.distributed.training import Training
 from rlframe.engine.batching import Rows, microbatches
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import MicroBatch, Normaliser, Objective
-from rlframe.engine.streams import Shuffled, in_parts, padded_tokens, token_batch
+from rlframe.engine.streams import Shuffled, in_parts, no_tokens, padded_tokens, token_batch
 from rlframe.errors import RunError
 from rlframe.hooks.component import AuxiliaryLoss, Instance
 from rlframe.types import TokenBatch, TokenExample
@@ -27,7 +29,6 @@ class LearningSettings:
 
     epochs: int
     microbatch_tokens: int
-    max_grad_norm: float
     stop_approx_kl: float | None
     max_bad_steps: int
 
@@ -49,6 +50,10 @@ def learning_rate_factor(
     return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[decay]
 
 
+class MemoryWarning(RuntimeWarning):
+    """Memory ran out, and the run goes on in smaller passes."""
+
+
 @dataclass(frozen=True)
 class AuxiliaryData:
     """One auxiliary loss and the endless stream of its own examples, or None for the rollout's."""
@@ -61,19 +66,18 @@ class Learner:
     """Owns the optimiser. State beyond it is two counters.
 
     Args:
-      models: an `ActorCritic`, as the runtime wrapped it.
-      optimizer: over its parameters; each group's "peak_lr" is scaled by `schedule`.
+      training: an `ActorCritic` and its optimiser under a strategy; each parameter group's "peak_lr" is
+        scaled by `schedule`.
       schedule: update -> factor.
       objective: the loss of a micro-batch.
       auxiliary: the data of the objective's auxiliary losses.
-      runtime: sums over ranks, backward.
+      runtime: sums over ranks.
       settings: epochs and limits.
     """
 
     def __init__(
         self,
-        models: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        training: Training,
         *,
         schedule: Callable[[int], float],
         objective: Objective,
@@ -81,8 +85,7 @@ class Learner:
         runtime: Runtime,
         settings: LearningSettings,
     ) -> None:
-        self._models = models
-        self._optimizer = optimizer
+        self._training = training
         self._schedule = schedule
         self._objective = objective
         self._auxiliary = auxiliary
@@ -90,6 +93,25 @@ class Learner:
         self._settings = settings
         self._steps = 0
         self._bad_in_a_row = 0
+        self._halvings = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Three counters: optimiser steps, skipped ones in a row, halvings of the budget."""
+        return {
+            "steps": self._steps,
+            "bad_in_a_row": self._bad_in_a_row,
+            "halvings": self._halvings,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take back what `state_dict` gave."""
+        self._steps, self._bad_in_a_row = state["steps"], state["bad_in_a_row"]
+        self._halvings = state["halvings"]
+
+    @property
+    def budget(self) -> int:
+        """Padded tokens in a forward pass: the recipe's, halved each time that memory ran out."""
+        return max(1, self._settings.microbatch_tokens >> self._halvings)
 
     def __call__(self, experience: Experience, *, beta: float) -> tuple[Meter, dict[str, float]]:
         """Learn from one rollout.
@@ -105,13 +127,13 @@ class Learner:
           RunError: several steps in a row had a loss or gradient that was not finite.
         """
         factor = self._schedule(experience.update)
-        for group in self._optimizer.param_groups:
+        for group in self._training.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         meter, norms, skipped, epochs = Meter(), [], 0, 0
         for epoch in range(self._settings.epochs):
             passed = Meter()
-            for rows in experience.schedule.steps(epoch):
-                norm = self._step(experience, rows, passed, beta)
+            for passes in experience.schedule.steps(epoch):
+                norm = self._step_that_fits(experience, passes, passed, beta)
                 norms.append(norm)
                 skipped += not math.isfinite(norm)
             meter.merge(passed)
@@ -120,48 +142,70 @@ class Learner:
                 break
         finite = [norm for norm in norms if math.isfinite(norm)]
         return meter, {
-            "lr": self._optimizer.param_groups[0]["lr"],
+            "lr": self._training.optimizer.param_groups[0]["lr"],
             "train/grad_norm": sum(finite) / len(finite) if finite else math.nan,
             "train/skipped_steps": skipped,
             "train/epochs": epochs,
+            "train/microbatch_tokens": self.budget,
         }
 
     def _moved_too_far(self, passed: Meter) -> bool:
         limit = self._settings.stop_approx_kl
         return limit is not None and passed.means(self._runtime.sum)["policy/approxkl_avg"] > limit
 
-    def _step(self, experience: Experience, rows: Rows, meter: Meter, beta: float) -> float:
+    def _step_that_fits(
+        self, experience: Experience, passes: list[Rows], meter: Meter, beta: float
+    ) -> float:
+        """One optimiser step, in smaller passes if memory runs out on a process that is alone."""
+        lengths = experience.sequences.lengths.tolist()
+        rows = [row for some in passes for row in some]
+        while True:
+            if self._halvings:  # the schedule may be older than the last one
+                passes = microbatches(lengths, rows, budget=self.budget)
+            try:
+                return self._step(experience, passes, meter, beta)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                problem = (
+                    f"update {experience.update}: no memory was left in a pass of up to "
+                    f"{self.budget} padded tokens"
+                )
+                half = self.budget // 2
+                if self._runtime.world_size > 1 or half < max(lengths):
+                    raise RunError(
+                        f"{problem}: {error}. Go on from the last checkpoint with a smaller "
+                        f"ppo.microbatch_tokens (here: {half}), a smaller ppo.logits_chunk, or a "
+                        "strategy that shards more: `rlframe resume RUN ppo.microbatch_tokens=...`"
+                    ) from error
+            self._halvings += 1  # outside of `except`: the traceback holds what took the memory
+            self._training.discard()
+            warnings.warn(f"{problem}: it is halved to {self.budget}", MemoryWarning, stacklevel=2)
+
+    def _step(self, experience: Experience, passes: list[Rows], meter: Meter, beta: float) -> float:
         """One optimiser step; returns the gradient norm before clipping, not finite if skipped."""
-        batches, over = self._divide(experience, rows)
+        batches, over = self._divide(experience, passes)
         total = torch.zeros((), dtype=torch.float64)
-        sums = Meter()
+        sums, whole = Meter(), 0.0
         for number, batch in enumerate(batches, 1):
-            with self._runtime.accumulating(self._models, last=number == len(batches)):
-                loss, part = self._models(self._objective, batch, over, beta)
-                self._runtime.backward(loss)
-            total += loss.detach().double().cpu()
-            sums.merge(part)
-        norm = self._clip()
-        whole = float(self._runtime.sum(total))
-        if math.isfinite(whole) and math.isfinite(norm):
-            self._optimizer.step()
+            last = number == len(batches)
+            with self._training.accumulating(last=last):
+                loss, part = self._training(self._objective, batch, over, beta)
+                total += loss.detach().double().cpu()
+                sums.merge(part)
+                whole = float(self._runtime.sum(total)) if last else whole
+                if not math.isfinite(
+                    whole
+                ):  # then so is its gradient, whatever autograd makes of it
+                    loss = loss * math.nan
+                self._training.backward(loss)
+        norm = self._training.step()
+        if math.isfinite(norm):
             self._bad_in_a_row = 0
             meter.merge(sums)
         else:
-            self._skipped(experience.update, whole, float(norm))
-            norm = torch.tensor(math.nan)
-        self._optimizer.zero_grad(set_to_none=True)
+            self._skipped(experience.update, whole, norm)
         self._steps += 1
-        return float(norm)
-
-    def _clip(self) -> Tensor:
-        """Scale the gradient down to the limit if it is longer; returns its length before."""
-        weights = [p for p in self._models.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-        if (
-            norm > self._settings.max_grad_norm
-        ):  # else a pass over all gradients would change nothing
-            nn.utils.clip_grads_with_norm_(weights, self._settings.max_grad_norm, norm)
         return norm
 
     def _skipped(self, update: int, loss: float, norm: float) -> None:
@@ -174,35 +218,49 @@ class Learner:
                 "extreme size, a model in half precision. Raise `ppo.max_bad_steps` to wait longer"
             )
 
-    def _divide(self, experience: Experience, rows: Rows) -> tuple[list[MicroBatch], Normaliser]:
-        """Cut an optimiser step into forward passes, and count what its losses are divided by."""
-        budget, device = self._settings.microbatch_tokens, experience.mask.device
-        passes = microbatches(experience.sequences.lengths.tolist(), rows, budget=budget)
-        examples = {d.instance.name: self._own_examples(d) for d in self._auxiliary if d.examples}
-        # As many parts as the rollout has, or more if an auxiliary's own data needs them.
-        number = max(len(passes), *(-(-padded_tokens(e) // budget) for e in examples.values()), 1)
-        parts = {
-            name: [token_batch(part, device=device) for part in in_parts(found, number)]
-            for name, found in examples.items()
-        }
-        slices = [experience.rows(passed) for passed in passes]
+    def _divide(
+        self, experience: Experience, passes: list[Rows]
+    ) -> tuple[list[MicroBatch], Normaliser]:
+        """Cut an optimiser step into forward passes, and count what its losses are divided by.
+
+        Every rank makes the same passes in the same order, whatever its share: engines that gather
+        weights wait for each other in every one of them.
+        """
+        slices = [experience.rows(rows) if rows else experience.nothing() for rows in passes]
+        parts = self._own_parts(len(slices), experience.mask.device)
         for data in self._auxiliary:
             if data.examples is None:
                 parts[data.instance.name] = [_as_tokens(part) for part in slices]
         over = self._normaliser(slices, parts)
+        # The rollout's passes give every weight a gradient. They come last, as the last pass exchanges
+        # gradients. An empty one comes first: where a weight has its first gradient of a step in a
+        # later pass, ZeRO adds it to that of the step before (stage 3, and the others offloaded).
+        ahead = max(0, *map(len, parts.values()), len(slices)) - len(slices)
+        front = [experience.nothing(), *[None] * (ahead - 1)] if ahead else []
         return [
-            MicroBatch(
-                slices[k] if k < len(slices) else None,
-                {name: found[k] for name, found in parts.items() if k < len(found)},
-            )
-            for k in range(max([len(slices), *map(len, parts.values())]))
+            MicroBatch(part, {name: found[k] for name, found in parts.items() if k < len(found)})
+            for k, part in enumerate([*front, *slices])
         ], over
 
-    def _own_examples(self, data: AuxiliaryData) -> list[TokenExample]:
-        assert data.examples is not None
-        per_step = data.instance.component.examples_per_step
-        drawn = data.examples.take(self._steps * per_step, per_step)
-        return drawn[self._runtime.rank :: self._runtime.world_size]
+    def _own_parts(self, passes: int, device: torch.device) -> dict[str, list[TokenBatch]]:
+        """The rank's share of each auxiliary loss's own data, in as many parts as on every other."""
+        rank, ranks = self._runtime.rank, self._runtime.world_size
+        shares: dict[str, list[list[TokenExample]]] = {}
+        for data in self._auxiliary:
+            if data.examples is not None:
+                per_step = data.instance.component.examples_per_step
+                drawn = data.examples.take(self._steps * per_step, per_step)
+                shares[data.instance.name] = [drawn[r::ranks] for r in range(ranks)]
+        # As many parts as the rollout has, or more if one of them needs it on any rank.
+        widest = [padded_tokens(share) for found in shares.values() for share in found]
+        number = max(passes, -(-max(widest, default=0) // self.budget))
+        found = {}
+        for name, (first, *_) in shares.items():
+            parts = in_parts(shares[name][rank], number, of=len(first))
+            missing = len(in_parts(first, number, of=len(first))) - len(parts)
+            found[name] = [token_batch(part, device=device) for part in parts]
+            found[name] += [no_tokens(device)] * missing
+        return found
 
     def _normaliser(
         self, slices: list[Experience], parts: dict[str, list[TokenBatch]]
@@ -223,4 +281,7 @@ def _as_tokens(experience: Experience) -> TokenBatch:
     batch = experience.sequences
     columns = torch.arange(1, batch.tokens.shape[1], device=batch.tokens.device)
     starts, ends = batch.prompt_lengths[:, None], batch.lengths[:, None]
-    return TokenBatch(batch.tokens, (columns >= starts) & (columns < ends))
+    counts = experience.mask.any(
+        -1, keepdim=True
+    )  # not if the response is only there to be counted 0
+    return TokenBatch(batch.tokens, (columns >= starts) & (columns < ends) & counts)

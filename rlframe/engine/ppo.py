@@ -16,6 +16,7 @@ weights differ from the policy's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,6 +57,8 @@ class Run:
     """The parts of a PPO run, finished and handed in."""
 
     updates: Iterable[int]
+    whole: Callable[[], AbstractContextManager[None]]
+    """Around everything that asks the policy: whole weights on every rank, gathered once."""
     act: Callable[[int], Rollout]
     judge: Judge
     plan: Callable[[Rollout], Schedule]
@@ -71,14 +74,15 @@ class Run:
 def train(run: Run, kl: KLState) -> KLState:
     """Train the policy for `run.updates`, starting from the KL state `kl`; returns the last one."""
     for number in run.updates:
-        with run.clock.phase("rollout"):
-            rollout = run.act(number)
-        run.tell("rollout_finished", RolloutFinished(rollout))
-        with run.clock.phase("reward"):
-            judgement = run.judge(rollout)
-        with run.clock.phase("experience"):
-            schedule = run.plan(rollout)
-            experience = run.credit(rollout, judgement.rewards, schedule, beta=kl.coefficient)
+        with run.whole():
+            with run.clock.phase("rollout"):
+                rollout = run.act(number)
+            run.tell("rollout_finished", RolloutFinished(rollout))
+            with run.clock.phase("reward"):
+                judgement = run.judge(rollout)
+            with run.clock.phase("experience"):
+                schedule = run.plan(rollout)
+                experience = run.credit(rollout, judgement.rewards, schedule, beta=kl.coefficient)
         run.tell("experience_ready", _ready(rollout, judgement, experience))
         with run.clock.phase("learn"):
             meter, figures = run.learn(experience, beta=kl.coefficient)

@@ -52,13 +52,27 @@ def token_batch(examples: Sequence[TokenExample], *, device: torch.device) -> To
     return TokenBatch(torch.tensor(tokens, device=device), mask)
 
 
-def in_parts(examples: Sequence[TokenExample], parts: int) -> list[list[TokenExample]]:
-    """Divide examples, longest first, into at most `parts` groups of neighbours."""
+def no_tokens(device: torch.device) -> TokenBatch:
+    """A batch that counts for nothing: what a rank works on that has none when others have one."""
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    return TokenBatch(tokens, torch.zeros(1, 1, dtype=torch.bool, device=device))
+
+
+def in_parts(
+    examples: Sequence[TokenExample], parts: int, *, of: int | None = None
+) -> list[list[TokenExample]]:
+    """Divide examples, longest first, into at most `parts` groups of neighbours.
+
+    Args:
+      examples: this rank's.
+      parts: at least 1.
+      of: examples of the rank that has most; all ranks' groups have the same size then.
+    """
     ordered = sorted(examples, key=lambda e: -len(e.ids))
-    size = -(-len(ordered) // parts)
+    size = max(1, -(-(len(ordered) if of is None else of) // parts))
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
 def padded_tokens(examples: Sequence[TokenExample]) -> int:
     """Tokens of the rectangle that holds the examples."""
-    return max(len(e.ids) for e in examples) * len(examples)
+    return max((len(e.ids) for e in examples), default=0) * len(examples)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from rlframe.distributed.runtime import Runtime
+from rlframe.distributed.strategy import Strategy
 from rlframe.errors import SetupError
 
 
@@ -20,6 +23,11 @@ def test_a_gpu_that_is_not_there_is_an_environment_error() -> None:
         Runtime(device="cuda")
 
 
+def test_fsdp_has_nothing_to_offload_on_a_cpu() -> None:
+    with pytest.raises(SetupError, match=r"runtime\.offload: fsdp offloads from a GPU"):
+        Runtime(Strategy("fsdp", offload="all"), device="cpu")
+
+
 def test_the_recipes_number_of_threads_is_used() -> None:
     before = torch.get_num_threads()
     try:
@@ -29,14 +37,17 @@ def test_the_recipes_number_of_threads_is_used() -> None:
         torch.set_num_threads(before)
 
 
-def test_several_processes_are_refused_instead_of_trained_apart(
+def test_processes_that_do_not_see_each_other_are_refused_instead_of_trained_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from accelerate import Accelerator
-
-    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
-    with pytest.raises(SetupError, match="2 processes"):
+    """Two runs that each believe to be alone would write over each other's files."""
+    alone = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1)
+    monkeypatch.setattr("rlframe.distributed.runtime.PartialState", lambda **_: alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SetupError, match="2 processes were started, but accelerate sees 1"):
         Runtime(device="cpu")
+    alone.num_processes = 2
+    assert Runtime(device="cpu").world_size == 2
 
 
 def test_ranks_that_differ_are_named_before_anything_is_computed():

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlframe.engine.batching import Schedule, microbatches
+from rlframe.engine.batching import Schedule, microbatches, spread
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200))
@@ -21,22 +24,52 @@ def test_similar_lengths_share_a_pass() -> None:
     assert microbatches([9, 2, 8, 1], [0, 1, 2, 3], budget=18) == [[0, 2], [1, 3]]
 
 
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(0, 12))
+def test_spreading_keeps_every_row_and_gives_as_many_passes_as_asked(
+    sizes: list[int], more: int
+) -> None:
+    rows = iter(range(100))
+    passes = [[next(rows) for _ in range(size)] for size in sizes]
+    spread_out = spread(passes, len(passes) + more)
+    assert len(spread_out) == len(passes) + more
+    assert sorted(r for p in spread_out for r in p) == sorted(r for p in passes for r in p)
+    assert all(spread_out) or max(map(len, spread_out), default=0) <= 1 or not all(passes)
+
+
+def schedule(
+    samples: Sequence[int], *, total: int, minibatches: int, seed: int, **kw: Any
+) -> Schedule:
+    settings: dict[str, Any] = {"budget": 1, "most": lambda counts: counts, **kw}
+    lengths = [1] * len(samples)
+    return Schedule(
+        samples, lengths, total=total, minibatches=minibatches, key=(1, seed), **settings
+    )
+
+
 def test_each_epoch_is_a_new_partition_of_all_responses() -> None:
-    schedule = Schedule(range(10), total=10, minibatches=3, key=(1, 0))
-    epochs = [schedule.steps(epoch) for epoch in range(3)]
+    made = schedule(range(10), total=10, minibatches=3, seed=0)
+    epochs = [made.steps(epoch) for epoch in range(3)]
     for steps in epochs:
-        assert [len(rows) for rows in steps] == [4, 3, 3]
-        assert sorted(row for rows in steps for row in rows) == list(range(10))
+        assert [len(passes) for passes in steps] == [4, 3, 3]
+        assert sorted(row for step in steps for rows in step for row in rows) == list(range(10))
     assert epochs[0] != epochs[1] != epochs[2]
-    assert epochs == [
-        Schedule(range(10), total=10, minibatches=3, key=(1, 0)).steps(e) for e in range(3)
-    ]
+    again = schedule(range(10), total=10, minibatches=3, seed=0)
+    assert epochs == [again.steps(e) for e in range(3)]
 
 
 def test_two_ranks_together_make_the_steps_of_one() -> None:
-    whole = Schedule(range(8), total=8, minibatches=2, key=(1, 5)).steps(0)
+    whole = schedule(range(8), total=8, minibatches=2, seed=5).steps(0)
     shares = [list(range(rank, 8, 2)) for rank in (0, 1)]
-    halves = [Schedule(share, total=8, minibatches=2, key=(1, 5)).steps(0) for share in shares]
+    halves = [schedule(share, total=8, minibatches=2, seed=5).steps(0) for share in shares]
     for step in range(2):
-        joined = [shares[rank][row] for rank in (0, 1) for row in halves[rank][step]]
-        assert sorted(joined) == sorted(whole[step])
+        joined = [
+            shares[rank][row] for rank in (0, 1) for rows in halves[rank][step] for row in rows
+        ]
+        assert sorted(joined) == sorted(row for rows in whole[step] for row in rows)
+
+
+def test_ranks_make_as_many_passes_as_the_one_that_needs_most() -> None:
+    made = schedule(range(4), total=4, minibatches=2, seed=0, budget=9, most=lambda counts: [3, 1])
+    steps = made.steps(0)
+    assert [len(passes) for passes in steps] == [3, 1]
+    assert sorted(map(len, steps[0])) == [0, 1, 1]  # two rows make no three passes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,13 @@ from rlframe.builtin.losses import PTX, SFT, PTXConfig, SFTConfig
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Crediting, Experience
-from rlframe.engine.learner import AuxiliaryData, Learner, LearningSettings, learning_rate_factor
+from rlframe.engine.learner import (
+    AuxiliaryData,
+    Learner,
+    LearningSettings,
+    MemoryWarning,
+    learning_rate_factor,
+)
 from rlframe.engine.objective import Objective
 from rlframe.engine.streams import Shuffled
 from rlframe.errors import RunError
@@ -92,6 +99,18 @@ def actor_critic(
     return ActorCritic(Policy(model, temperature=0.9, chunk=chunk), critic)
 
 
+def schedule_of(played: Rollout, *, budget: int, minibatches: int) -> Schedule:
+    return Schedule(
+        played.samples,
+        played.sequences.lengths.tolist(),
+        total=len(LENGTHS),
+        minibatches=minibatches,
+        budget=budget,
+        key=(0, 0),
+        most=lambda counts: counts,
+    )
+
+
 def experience_of(
     models: ActorCritic, reference: Policy, *, budget: int, minibatches: int = 1
 ) -> Experience:
@@ -108,9 +127,8 @@ def experience_of(
         penalty=True,
         whiten_rewards=False,
         whiten_advantages=True,
-        microbatch_tokens=budget,
     )
-    schedule = Schedule(played.samples, total=len(LENGTHS), minibatches=minibatches, key=(0, 0))
+    schedule = schedule_of(played, budget=budget, minibatches=minibatches)
     return credit(played, scores, schedule, beta=0.1)
 
 
@@ -125,9 +143,9 @@ def learner_of(
     data = auxiliaries() if auxiliary else []
     # Plain gradient descent: a step of size 1 writes the gradient into the weights.
     optimizer = torch.optim.SGD([{"params": list(models.parameters()), "lr": 1.0, "peak_lr": 1.0}])
+    limit = settings.pop("max_grad_norm", 1e9)
     return Learner(
-        models,
-        optimizer,
+        RUNTIME.train(models, lambda _: optimizer, max_grad_norm=limit),
         schedule=lambda update: settings.pop("factor", 1.0),
         objective=Objective(
             relay=RELAY,
@@ -143,7 +161,6 @@ def learner_of(
             **{
                 "epochs": 1,
                 "microbatch_tokens": budget,
-                "max_grad_norm": 1e9,
                 "stop_approx_kl": None,
                 "max_bad_steps": 2,
                 **settings,
@@ -170,8 +187,12 @@ def gradient(
             )
         )
 
-    learner._optimizer.register_step_pre_hook(look)
-    learner(experience_of(models, reference, budget=10_000), beta=0.1)
+    learner._training.optimizer.register_step_pre_hook(look)
+    experience = experience_of(
+        models, reference, budget=10_000
+    )  # credited in one pass, learned in many
+    cut = schedule_of(rollout(), budget=budget, minibatches=1)
+    learner(replace(experience, schedule=cut), beta=0.1)
     (only,) = found
     return only
 
@@ -191,6 +212,25 @@ def test_any_split_into_microbatches_gives_the_same_gradient(
             language_model, dtype, budget=budget, chunk=chunk, auxiliary=auxiliary, shared=shared
         )
         assert (part - whole).norm() / whole.norm() < limit
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+def test_the_first_and_the_last_pass_of_a_step_give_every_weight_a_gradient(
+    language_model: Any, shared: bool
+) -> None:
+    """ZeRO-3 adds a weight's first gradient of a step to that of the step before, if it comes late."""
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=shared)
+    experience = experience_of(models, models.policy, budget=10_000)
+    (passes,) = experience.schedule.steps(0)
+    learner = learner_of(models, budget=12)  # auxiliary data of several passes
+    batches, over = learner._divide(experience, passes)
+    assert len(batches) > len(passes) + 1 == 2
+    assert batches[1].experience is None
+    for batch in (batches[0], batches[-1]):
+        models.zero_grad()
+        loss, _ = learner._objective(models, batch, over, 0.1)
+        loss.backward()
+        assert all(weight.grad is not None for weight in models.parameters())
 
 
 def test_auxiliary_losses_add_their_coefficient_times_their_mean_per_token(
@@ -262,8 +302,6 @@ def test_padding_garbage_changes_neither_experience_nor_gradient(language_model:
     tokens = clean.sequences.tokens.clone()
     for row, length in enumerate(clean.sequences.lengths.tolist()):
         tokens[row, length:] = 123
-    from dataclasses import replace
-
     dirty = replace(clean, sequences=replace(clean.sequences, tokens=tokens), **spoiled)
     after = []
     for experience in (clean, dirty):
@@ -278,7 +316,7 @@ def test_each_epoch_makes_as_many_steps_as_there_are_minibatches(language_model:
     experience = experience_of(models, models.policy, budget=40, minibatches=3)
     learner = learner_of(models, budget=40, auxiliary=False, epochs=2)
     steps = 0
-    optimizer = learner._optimizer
+    optimizer = learner._training.optimizer
     step = optimizer.step
 
     def counted(*args: Any) -> None:
@@ -304,8 +342,6 @@ def test_gradients_are_clipped_to_the_norm(language_model: Any) -> None:
 def test_a_step_that_is_not_finite_is_skipped_and_a_few_in_a_row_end_the_run(
     language_model: Any,
 ) -> None:
-    from dataclasses import replace
-
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     before = torch.cat([p.detach().flatten().clone() for p in models.parameters()])
     good = experience_of(models, models.policy, budget=40)
@@ -334,8 +370,6 @@ def test_epochs_stop_when_the_policy_has_moved_too_far(language_model: Any) -> N
 
 def test_kl_as_a_loss_pulls_towards_the_reference(language_model: Any) -> None:
     """The penalty's sign: one step on KL alone lowers KL (Logic-RL #58 trained with it flipped)."""
-    from dataclasses import replace
-
     models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
     reference = Policy(language_model(dtype=torch.float64, seed=5), temperature=0.9, chunk=512)
     before = experience_of(models, reference, budget=10_000)
@@ -356,8 +390,6 @@ def test_a_loss_whose_count_is_not_what_it_said_is_refused(language_model: Any) 
     learner = learner_of(models, budget=40, auxiliary=False)
     instance = Instance("own", "lying (test 1)", Lying(PluginConfig(), None))  # type: ignore[arg-type]
     learner._auxiliary = [AuxiliaryData(instance, None)]
-    from dataclasses import replace
-
     learner._objective = replace(learner._objective, auxiliary=(instance,))
     with pytest.raises(RunError, match=r"lying \(test 1\).*count"):
         learner(experience_of(models, models.policy, budget=40), beta=0.1)
@@ -386,3 +418,54 @@ def test_an_auxiliary_loss_that_raises_is_named(language_model: Any) -> None:
     words = "auxiliary loss 'own' of type own raised ZeroDivisionError: no words"
     with pytest.raises(RunError, match=words):
         learner(experience_of(models, reference, budget=10_000), beta=0.1)
+
+
+def test_when_memory_runs_out_the_step_is_done_again_in_smaller_passes(language_model: Any) -> None:
+    """The gradient is the same, the budget stays small, and it is told."""
+    models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=80)
+    twin = copy.deepcopy(models)
+    learner_of(twin, budget=80)(experience, beta=0.1)
+
+    learner = learner_of(models, budget=80)
+    objective, largest = learner._objective, 20
+
+    def cramped(model: Any, batch: Any, *rest: Any) -> Any:
+        part = batch.experience
+        if part is not None and part.sequences.tokens.numel() > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return objective(model, batch, *rest)
+
+    learner._objective = cramped  # type: ignore[assignment]
+    with pytest.warns(MemoryWarning) as told:
+        _, figures = learner(experience, beta=0.1)
+    assert [str(w.message).partition("up to ")[2] for w in told] == [
+        "80 padded tokens: it is halved to 40",
+        "40 padded tokens: it is halved to 20",
+    ]
+    assert figures["train/microbatch_tokens"] == learner.budget == 20
+    for mine, other in zip(models.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+    again = learner_of(models, budget=80)
+    again.load_state_dict(learner.state_dict())
+    assert again.budget == 20  # a run that goes on makes the same passes
+
+
+def test_when_not_even_the_longest_response_fits_the_run_ends_and_says_what_to_do(
+    language_model: Any,
+) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=80)
+    learner = learner_of(models, budget=80)
+
+    def never(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    learner._objective = never  # type: ignore[assignment]
+    told = r"no memory was left in a pass of up to 20 padded tokens.*smaller ppo.microbatch_tokens"
+    with pytest.warns(MemoryWarning), pytest.raises(RunError, match=told):
+        learner(experience, beta=0.1)
+    learner._objective = lambda *_: 1 / 0  # type: ignore[assignment,return-value]
+    with pytest.raises(ZeroDivisionError):  # what is not a lack of memory is not tried again
+        learner(experience, beta=0.1)
