@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import microbatches
 from rlframe.errors import RecipeError
+from rlframe.runs.saving import Saver
 from rlframe.stages.supervised import FineTuningSettings, Progress, fit
 from rlframe.types import Row, TokenExample
+
+_IGNORED = -100  # the label of a pair that counts for nothing
 
 Pair = tuple[TokenExample, TokenExample]
 """(chosen, rejected)."""
@@ -63,6 +67,7 @@ def train_reward_model(
     center: float,
     settings: FineTuningSettings,
     progress: Progress,
+    saver: Saver | None = None,
 ) -> None:
     """Train a one-output sequence classifier in place.
 
@@ -78,26 +83,43 @@ def train_reward_model(
       center: weight of the second term.
       settings: knobs; the batch size counts pairs.
       progress: told about each step.
+      saver: of the stage's checkpoints; None for none.
     """
-    examples = [{"pair": [e.ids[:max_tokens] for e in pair]} for pair in pairs]
+    examples = [{"pair": [e.ids[:max_tokens] for e in pair], "label": 1} for pair in pairs]
     loss = _BradleyTerry(model, center=center)
-    fit(loss, model, examples, _collate, settings=settings, progress=progress)
+    blank: dict[str, Any] = {"pair": [(0,), (0,)], "label": _IGNORED}
+    fit(
+        loss,
+        model,
+        examples,
+        _collate,
+        blank=blank,
+        settings=settings,
+        progress=progress,
+        saver=saver,
+    )
 
 
 class _BradleyTerry(nn.Module):
+    accepts_loss_kwargs = True  # Trainer hands over what to divide by
+
     def __init__(self, model: Any, *, center: float) -> None:
         super().__init__()
         self.model = model
         self._center = center
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, labels: Tensor, *, num_items_in_batch: Tensor
+    ) -> dict[str, Tensor]:
         chosen, rejected = scores(self.model, tokens, lengths).chunk(2)
         loss = -nn.functional.logsigmoid(chosen - rejected)
-        return {"loss": (loss + self._center * (chosen + rejected) ** 2).mean()}
+        loss = (loss + self._center * (chosen + rejected) ** 2) * (labels != _IGNORED)
+        return {"loss": loss.sum() / num_items_in_batch}
 
 
 def _collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    return _padded([e["pair"][side] for side in (0, 1) for e in examples])
+    labels = torch.tensor([e["label"] for e in examples])
+    return _padded([e["pair"][side] for side in (0, 1) for e in examples]) | {"labels": labels}
 
 
 def _padded(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
@@ -116,7 +138,9 @@ def scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pair_accuracy(model: Any, pairs: Sequence[Pair], *, max_tokens: int, budget: int) -> float:
+def pair_accuracy(
+    model: Any, pairs: Sequence[Pair], *, max_tokens: int, budget: int, runtime: Runtime
+) -> float:
     """Share of pairs whose chosen text scores higher; a tie counts half.
 
     Args:
@@ -124,11 +148,14 @@ def pair_accuracy(model: Any, pairs: Sequence[Pair], *, max_tokens: int, budget:
       pairs: at least one.
       max_tokens: longer texts are cut, as in training.
       budget: padded tokens in one forward pass.
+      runtime: each rank looks at its share.
     """
-    texts = [e.ids[:max_tokens] for pair in pairs for e in pair]
+    share = pairs[runtime.rank :: runtime.world_size]
+    texts = [e.ids[:max_tokens] for pair in share for e in pair]
     found = torch.zeros(len(texts), dtype=torch.float64)
     for rows in microbatches([len(t) for t in texts], list(range(len(texts))), budget=budget):
         batch = {k: v.to(model.device) for k, v in _padded([texts[row] for row in rows]).items()}
         found[rows] = scores(model, **batch).double().cpu()
     margin = found[0::2] - found[1::2]
-    return float(((margin > 0).double() + 0.5 * (margin == 0).double()).mean())
+    won = (margin > 0).double() + 0.5 * (margin == 0).double()
+    return float(runtime.sum(won.sum())) / len(pairs)

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import microbatches
 from rlframe.engine.streams import token_batch
 from rlframe.models.policy import Policy
+from rlframe.runs.saving import Saver
 from rlframe.stages.supervised import FineTuningSettings, Progress, fit
 from rlframe.types import TokenExample
 
@@ -28,6 +30,7 @@ def fine_tune(
     pack_to: int | None,
     settings: FineTuningSettings,
     progress: Progress,
+    saver: Saver | None = None,
 ) -> None:
     """Train a causal language model in place.
 
@@ -37,15 +40,29 @@ def fine_tune(
       pack_to: tokens of the rows that examples are packed into; None for a row an example.
       settings: knobs; the batch size counts rows.
       progress: told about each step.
+      saver: of the stage's checkpoints; None for none.
     """
     rows = [_labelled(e) for e in examples]
     if pack_to is not None:
         rows = packed(rows, tokens=pack_to, seed=settings.seed)
-    fit(_NextToken(model), model, rows, _collate, settings=settings, progress=progress)
+    blank = {"input_ids": [0, 0], "labels": [_IGNORED, _IGNORED]}
+    blank |= {"position_ids": [0, 1]} if pack_to is not None else {}
+    fit(
+        _NextToken(model),
+        model,
+        rows,
+        _collate,
+        blank=blank,
+        settings=settings,
+        progress=progress,
+        saver=saver,
+    )
 
 
 class _NextToken(nn.Module):
     """Mean negative log-likelihood of the labels, by the chunked head: no [B, L, V] here either."""
+
+    accepts_loss_kwargs = True  # Trainer hands over what to divide by
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -56,14 +73,15 @@ class _NextToken(nn.Module):
         self,
         input_ids: Tensor,
         labels: Tensor,
+        *,
+        num_items_in_batch: Tensor,
         position_ids: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         (policy,) = self._policy
         wanted = labels[:, 1:] != _IGNORED
         positions = None if position_ids is None else position_ids[:, :-1]
         found = policy.logprobs(input_ids, wanted, positions=positions)
-        return {"loss": -found.sum() / (num_items_in_batch or wanted.sum())}
+        return {"loss": -found.sum() / num_items_in_batch}
 
 
 def _labelled(example: TokenExample) -> dict[str, list[int]]:
@@ -115,19 +133,23 @@ def _collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def perplexity(policy: Policy, examples: Sequence[TokenExample], *, budget: int) -> float:
+def perplexity(
+    policy: Policy, examples: Sequence[TokenExample], *, budget: int, runtime: Runtime
+) -> float:
     """Perplexity: exp of the mean negative log-likelihood per token that counts, EOS included.
 
     Args:
       policy: asked at temperature 1.
       examples: at least one, each with tokens beyond its context.
       budget: padded tokens in one forward pass.
+      runtime: each rank looks at its share.
     """
-    device = next(policy.parameters()).device
-    total, count = 0.0, 0
+    sums = torch.zeros(2, dtype=torch.float64)
     lengths = [len(e.ids) for e in examples]
-    for rows in microbatches(lengths, list(range(len(examples))), budget=budget):
-        batch = token_batch([examples[row] for row in rows], device=device)
-        total -= float(policy.logprobs(batch.tokens, batch.mask).double().sum())
-        count += int(batch.mask.sum())
+    share = list(range(len(examples)))[runtime.rank :: runtime.world_size]
+    for rows in microbatches(lengths, share, budget=budget):
+        batch = token_batch([examples[row] for row in rows], device=runtime.device)
+        sums[0] -= float(policy.logprobs(batch.tokens, batch.mask).double().sum())
+        sums[1] += int(batch.mask.sum())
+    total, count = runtime.sum(sums).tolist()
     return math.exp(total / count)

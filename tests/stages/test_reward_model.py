@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from rlframe.distributed.runtime import Runtime
 from rlframe.errors import RecipeError
 from rlframe.models.loading import scalar_model_from
 from rlframe.stages.reward_model import pair_accuracy, pairs_from_labels, train_reward_model
@@ -13,6 +14,7 @@ from rlframe.types import TokenExample
 
 ROWS = [{"text": f"good {i}", "label": 1} for i in range(4)]
 ROWS += [{"text": f"bad {i}", "label": 0} for i in range(2)]
+RUNTIME = Runtime(device="cpu")
 
 
 def test_pairs_put_the_preferred_label_first_and_use_every_text_before_any_again() -> None:
@@ -53,6 +55,7 @@ def test_a_reward_model_learns_to_order_pairs_and_centring_keeps_scores_near_zer
     settings = FineTuningSettings(
         epochs=4,
         batch_size=8,
+        processes=1,
         learning_rate=1e-2,
         warmup_share=0.1,
         weight_decay=0.0,
@@ -70,7 +73,7 @@ def test_a_reward_model_learns_to_order_pairs_and_centring_keeps_scores_near_zer
             settings=settings,
             progress=lambda *_: None,
         )
-        assert pair_accuracy(model, pairs(30), max_tokens=64, budget=100) == 1.0
+        assert pair_accuracy(model, pairs(30), max_tokens=64, budget=100, runtime=RUNTIME) == 1.0
         assert not model.training
         means.append(abs(mean_score(model)))
     assert means[1] < 0.5
@@ -91,4 +94,4 @@ def mean_score(model: Any) -> float:
 
 def test_a_model_without_an_opinion_orders_half_of_the_pairs(language_model: Any) -> None:
     model = scalar_model_from(language_model(), head="zero", seed=0)
-    assert pair_accuracy(model, pairs(7), max_tokens=64, budget=20) == 0.5
+    assert pair_accuracy(model, pairs(7), max_tokens=64, budget=20, runtime=RUNTIME) == 0.5

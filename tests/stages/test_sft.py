@@ -8,13 +8,22 @@ from typing import Any
 import pytest
 import torch
 
+from rlframe.distributed.runtime import Runtime
 from rlframe.models.policy import Policy
 from rlframe.stages.sft import fine_tune, packed, perplexity
 from rlframe.stages.supervised import FineTuningSettings
 from rlframe.types import TokenExample
 
+RUNTIME = Runtime(device="cpu")
 SETTINGS = FineTuningSettings(
-    epochs=3, batch_size=4, learning_rate=3e-2, warmup_share=0.1, weight_decay=0.0, seed=0, cpu=True
+    epochs=3,
+    batch_size=4,
+    processes=1,
+    learning_rate=3e-2,
+    warmup_share=0.1,
+    weight_decay=0.0,
+    seed=0,
+    cpu=True,
 )
 TEXTS = [TokenExample((1, 20 + i % 3, 30, 31, 2), 0) for i in range(24)]
 
@@ -29,7 +38,7 @@ def test_a_model_without_an_opinion_is_as_perplexed_as_its_vocabulary_is_large(
     model = language_model()
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    found = perplexity(policy_of(model), TEXTS[:3], budget=100)
+    found = perplexity(policy_of(model), TEXTS[:3], budget=100, runtime=RUNTIME)
     assert found == pytest.approx(model.config.vocab_size, rel=1e-5)
 
 
@@ -44,13 +53,13 @@ def test_perplexity_weighs_tokens_whatever_the_batches(language_model: Any) -> N
         picked = picked[max(example.context_tokens, 1) - 1 :]
         total, count = total - float(picked.sum()), count + len(picked)
     for budget in (1, 1000):
-        found = perplexity(policy_of(model), mixed, budget=budget)
+        found = perplexity(policy_of(model), mixed, budget=budget, runtime=RUNTIME)
         assert found == pytest.approx(math.exp(total / count), rel=1e-4)
 
 
 def test_fine_tuning_learns_and_tells_of_each_step(language_model: Callable[..., Any]) -> None:
     model = language_model(initializer_range=0.02)
-    before = perplexity(policy_of(model), TEXTS, budget=1000)
+    before = perplexity(policy_of(model), TEXTS, budget=1000, runtime=RUNTIME)
     steps: list[tuple[int, int]] = []
     fine_tune(
         model,
@@ -59,7 +68,7 @@ def test_fine_tuning_learns_and_tells_of_each_step(language_model: Callable[...,
         settings=SETTINGS,
         progress=lambda done, total, _: steps.append((done, total)),
     )
-    assert perplexity(policy_of(model), TEXTS, budget=1000) < before / 10
+    assert perplexity(policy_of(model), TEXTS, budget=1000, runtime=RUNTIME) < before / 10
     assert steps[-1] == (18, 18)  # 24 examples / 4, 3 epochs
     assert not model.training
 
@@ -69,8 +78,12 @@ def test_context_is_not_learned(language_model: Callable[..., Any]) -> None:
     model = language_model(initializer_range=0.02)
     examples = [TokenExample((1, 40, 41, 50, 2), 3)] * 24
     fine_tune(model, examples, pack_to=None, settings=SETTINGS, progress=lambda *_: None)
-    answer = perplexity(policy_of(model), [TokenExample((1, 40, 41, 50, 2), 3)], budget=100)
-    prompt = perplexity(policy_of(model), [TokenExample((1, 40, 41), 0)], budget=100)
+    answer = perplexity(
+        policy_of(model), [TokenExample((1, 40, 41, 50, 2), 3)], budget=100, runtime=RUNTIME
+    )
+    prompt = perplexity(
+        policy_of(model), [TokenExample((1, 40, 41), 0)], budget=100, runtime=RUNTIME
+    )
     assert answer < 2
     assert prompt > 50
 
@@ -124,4 +137,4 @@ def test_packed_fine_tuning_learns_and_counts_rows(language_model: Callable[...,
         progress=lambda done, total, _: steps.append((done, total)),
     )
     assert steps[-1] == (18, 18)  # 6 rows of 20 tokens, 2 a step, 6 epochs
-    assert perplexity(policy_of(model), TEXTS, budget=1000) < 10
+    assert perplexity(policy_of(model), TEXTS, budget=1000, runtime=RUNTIME) < 10
