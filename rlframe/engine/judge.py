@@ -8,6 +8,7 @@ be negative, 0 is better than average.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -31,6 +32,8 @@ class WeightedReward:
 
     instance: Instance[RewardProvider[Any]]
     weight: float
+    timeout_seconds: float | None = None
+    """For one call on a rollout; None for none."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Judge:
         total = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
         raw, weighted = {}, {}
         for reward in self._rewards:
-            values = self._values(reward.instance, batch, total)
+            values = self._values(reward, batch, total)
             name = reward.instance.name
             raw[name], weighted[name] = values.sum(-1), values.sum(-1) * reward.weight
             total = reward.instance.component.combine(total, values * reward.weight, batch)
@@ -111,12 +114,21 @@ class Judge:
 
         return replace(batch, sample_reference=reference)
 
-    def _values(
-        self, instance: Instance[RewardProvider[Any]], batch: RewardBatch, like: Tensor
-    ) -> Tensor:
+    def _values(self, reward: WeightedReward, batch: RewardBatch, like: Tensor) -> Tensor:
         """[B, T] what one provider gives each token, checked."""
+        instance = reward.instance
+
+        def ask() -> Any:
+            return self._relay.hook.rlframe_score(provider=instance.component, batch=batch)
+
+        seconds = reward.timeout_seconds
         with self._relay.named("reward", instance, detail=lambda: self._culprit(instance, batch)):
-            scores = self._relay.hook.rlframe_score(provider=instance.component, batch=batch)
+            scores = ask() if seconds is None else _within(seconds, ask)
+        if scores is _NOTHING:
+            raise RunError(
+                f"reward {instance} has not answered within {seconds:g} seconds (timeout_seconds). Is "
+                "a server that it asks gone? Checkpoints are as they were: `rlframe resume RUN` goes on"
+            )
         if not hasattr(scores, "__len__") or len(scores) != len(batch):
             found = f"{len(scores)} values" if hasattr(scores, "__len__") else repr(scores)
             raise RunError(
@@ -145,6 +157,31 @@ class Judge:
             except Exception:
                 return _described(batch, row)
         return f"No response fails alone; the first of {len(batch)}:\n{_described(batch, 0)}"
+
+
+_NOTHING = object()
+
+
+def _within(seconds: float, ask: Callable[[], Any]) -> Any:
+    """What `ask` returns or raises; _NOTHING if it takes longer: its thread dies with the run."""
+    came: list[tuple[Any, Exception | None]] = []
+
+    def work() -> None:
+        try:
+            with torch.no_grad():  # belongs to a thread
+                came.append((ask(), None))
+        except Exception as error:
+            came.append((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not came:
+        return _NOTHING
+    ((scores, error),) = came
+    if error is not None:
+        raise error
+    return scores
 
 
 def _per_token(score: Any, length: int) -> list[float] | None:

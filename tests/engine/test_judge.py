@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -49,9 +50,13 @@ def rollout() -> Rollout:
     )
 
 
-def judge(*rewards: tuple[Any, float], **kwargs: Any) -> Judge:
+def judge(
+    *rewards: tuple[Any, float], timeout_seconds: float | None = None, **kwargs: Any
+) -> Judge:
     mix = [
-        WeightedReward(Instance(f"r{i}", f"scripted (dist {i}.0)", Scripted(answer)), weight)
+        WeightedReward(
+            Instance(f"r{i}", f"scripted (dist {i}.0)", Scripted(answer)), weight, timeout_seconds
+        )
         for i, (answer, weight) in enumerate(rewards)
     ]
     options = {"sample_reference": None, "seed": 0, "rank": 0, **kwargs}
@@ -195,3 +200,22 @@ def test_a_wrapper_that_raises_is_blamed_and_not_the_reward_inside_it() -> None:
         "KeyError: 'no such entry'"
     )
     assert run(Passing, fails) == "reward 'r' of type scripted (s 1) raised ValueError: bad text"
+
+
+def test_a_reward_that_hangs_ends_the_run_by_name_and_one_in_time_is_as_without_a_limit() -> None:
+    def slow(batch: RewardBatch) -> list[float]:
+        time.sleep(30)
+        return [0.0] * len(batch)
+
+    begun = time.monotonic()
+    with pytest.raises(RunError, match=r"'r0' of type .* has not answered within 0.2 seconds"):
+        judge((slow, 1.0), timeout_seconds=0.2)(rollout())
+    assert time.monotonic() - begun < 5
+
+    def quick(batch: RewardBatch) -> list[float]:
+        assert not torch.is_grad_enabled()
+        return [1.0, 2.0, 3.0]
+
+    assert judge((quick, 1.0), timeout_seconds=20)(rollout()).scores.tolist() == [1, 2, 3]
+    with pytest.raises(RunError, match="raised ZeroDivisionError"):
+        judge((lambda b: 1 / 0, 1.0), timeout_seconds=20)(rollout())
