@@ -12,7 +12,13 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
+from importlib.metadata import (
+    EntryPoint,
+    PackageNotFoundError,
+    entry_points,
+    requires,
+    version,
+)
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +88,12 @@ class Registry:
 
     def __init__(self, *, block: Iterable[str] = (), local_code: bool = False) -> None:
         rules = _Rules.of_environment(block)
-        self._offers = [rules.applied(offer) for kind in KINDS for offer in _installed(kind)]
+        declared = (
+            entry_points()
+        )  # of all groups at once: each look reads all the metadata there is
+        self._offers = [
+            rules.applied(offer) for kind in KINDS for offer in _installed(kind, declared)
+        ]
         self._local_code = local_code
         self._local: dict[str, tuple[type[Component[Any]], str]] = {}
 
@@ -297,10 +308,10 @@ def _listed_in(variable: str) -> list[str]:
     return [name for part in os.environ.get(variable, "").split(",") if (name := part.strip())]
 
 
-def _installed(kind: str) -> list[Offer]:
+def _installed(kind: str, declared: Any) -> list[Offer]:
     """What the metadata of the environment declares; a distribution found twice counts once."""
     found: dict[tuple[str, str], Offer] = {}
-    for point in entry_points(group=f"rlframe.{kind}"):
+    for point in declared.select(group=f"rlframe.{kind}"):
         dist = point.dist
         name, version = (dist.name, dist.version) if dist else ("unknown", "0")
         found.setdefault(
