@@ -42,6 +42,12 @@ class SetupError(RlframeError):
     exit_code = 5
 
 
+class Stopped(RlframeError):  # noqa: N818  nothing went wrong
+    """The run was asked to end, and did so where it can go on: a checkpoint is saved."""
+
+    exit_code = 130
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A question about the nearest of the known words, or an empty string if none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

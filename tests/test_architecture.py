@@ -89,7 +89,7 @@ def test_builtins_import_what_a_third_party_may() -> None:
 @pytest.mark.parametrize(
     ("library", "home"),
     [("pluggy", "hooks"), ("importlib.metadata", "hooks"), ("accelerate", "distributed"),
-     ("deepspeed", "distributed"), ("torch.distributed", "distributed")],
+     ("deepspeed", "distributed"), ("torch.distributed", "distributed"), ("peft", "models")],
 )  # fmt: skip
 def test_some_libraries_have_one_home(library: str, home: str) -> None:
     exceptions = {("importlib.metadata", "runs")}  # versions for the manifest

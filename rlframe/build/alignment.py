@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,35 +22,41 @@ from rlframe.engine.ppo import Run
 from rlframe.engine.streams import Shuffled
 from rlframe.errors import RecipeError
 from rlframe.hooks.relay import Relay
-from rlframe.models import loading
+from rlframe.models import loading, lora
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.policy import Policy, check_head
-from rlframe.recipe.schema import PPO, Recipe
+from rlframe.recipe.schema import PPO, NewModel, Recipe
 from rlframe.rollout.sampler import Request, Sampler, SamplingParams
 from rlframe.runs.directory import RunDirectory
 from rlframe.runs.display import Display
 from rlframe.runs.evaluation import Watch
+from rlframe.runs.saving import Saver
 from rlframe.stages.ppo import Aligned, Recorder, align
 from rlframe.types import Prompt, Rollout
 
 
-def alignment(project: Project, model: Any, files: RunDirectory, display: Display) -> Aligned:
-    """Build the PPO run of a project around a language model, and run it."""
+def alignment(
+    project: Project, model: Any, files: RunDirectory, display: Display, saver: Saver
+) -> Aligned:
+    """Build the PPO run of a project around a language model, and run it or go on with it."""
     parts = PPOParts(project, model)
     recipe, ppo = project.recipe, parts.ppo
     recorder = Recorder(
         directory=files,
         display=display,
         runtime=project.runtime,
+        training=parts.training,
         models=parts.models,
         tokenizer=project.tokenizer,
         components=parts.components,
+        learner=parts.learner,
         relay=parts.relay,
-        watch=Watch(parts.answer_heldout, parts.judge),
+        watch=Watch(parts.answer_heldout, parts.judge, project.runtime.gather),
+        whole=parts.whole,
         penalty=parts.penalty,
         updates=ppo.updates,
         evaluate_every=recipe.evaluation.every,
-        checkpoint_every=ppo.checkpoint_every,
+        saver=saver,
     )
     return align(
         parts.run,
@@ -57,6 +64,27 @@ def alignment(project: Project, model: Any, files: RunDirectory, display: Displa
         table_rows=recipe.evaluation.table_rows,
         resolved=project.loaded.resolved(),
     )
+
+
+def check_adapters(project: Project) -> None:
+    """Look for the layers that are to have adapters, in a model without weights.
+
+    Raises:
+      SetupError: there is no peft.
+      RecipeError: there is no such layer.
+    """
+    policy, section = project.recipe.model.policy, project.recipe.model.lora
+    if section is None:
+        return
+    with torch.device("meta"):
+        model = (
+            loading.new_language_model(
+                policy.architecture, project.tokenizer, dtype=project.dtype, seed=0
+            )
+            if isinstance(policy, NewModel)
+            else loading.untrained_language_model(policy)
+        )
+    lora.check(model, section.targets)
 
 
 class PPOParts:
@@ -70,17 +98,27 @@ class PPOParts:
         self.penalty = self.kl.placement == "reward"
         self.plugins = [project.instance("hooks", name) for name in recipe.hooks]
         self.relay = Relay(self.plugins)
+        self.clock = Clock()
+        critic = self._critic(model)  # first: it starts from the model without adapters
+        if recipe.model.lora is not None:
+            lora.add(model, **recipe.model.lora.model_dump(), base=self._base(), seed=recipe.seed)
         self.policy = self._policy(model)
         check_head(self.policy, name=str(recipe.model.policy)[:80])
         self.reference = self._reference(model)
-        self.models = ActorCritic(self.policy, self._critic(model)).to(project.runtime.device)
+        self.models = ActorCritic(self.policy, critic)
+        self.training = project.runtime.train(
+            self.models,
+            partial(_optimizer, recipe=recipe, ppo=self.ppo),
+            max_grad_norm=self.ppo.max_grad_norm,
+        )
         self.rewards = [
-            WeightedReward(project.instance("rewards", name), entry.weight)
+            WeightedReward(project.instance("rewards", name), entry.weight, entry.timeout_seconds)
             for name, entry in recipe.rewards.items()
         ]
         self.losses = [project.instance("losses", name) for name in recipe.losses]
         self.controller = project.instance("kl", "controller")
         self.estimator = project.instance("advantages")
+        self.learner = self._learner()
         self._sampler = self._sampler_of(self.policy)
         self._reference_sampler = self._sampler_of(self.reference)
         self.judge = Judge(
@@ -111,8 +149,17 @@ class PPOParts:
         temperature = self.project.recipe.rollout.temperature
         return Policy(model, temperature=temperature, chunk=self.ppo.logits_chunk)
 
+    def _base(self) -> str | None:
+        """Where the model lies that PPO starts from; a new one that was not fine-tuned nowhere."""
+        recipe = self.project.recipe
+        if recipe.sft is not None:
+            return self.project.model_path("stage:sft")
+        return recipe.model.policy if isinstance(recipe.model.policy, str) else None
+
     def _reference(self, model: Any) -> Policy:
         name = self.project.recipe.model.reference
+        if name is None and lora.adapted(model):
+            return lora.WithoutAdapters(self.policy)
         if name is None:
             frozen = copy.deepcopy(model)
         else:
@@ -176,16 +223,20 @@ class PPOParts:
             for sample in range(samples)
         ]
 
-    def answer_heldout(self) -> Rollout:
-        """Responses to the held-out prompts, with the same random numbers at every call.
+    def answer_heldout(self) -> Rollout | None:
+        """Responses to the rank's share of held-out prompts, always with the same random numbers.
 
-        As many a prompt as in training, so that a reward that compares them can.
+        As many a prompt as in training, so that a reward that compares them can. None without a share.
         """
+        runtime = self.project.runtime
+        share = range(len(self._heldout))[runtime.rank :: runtime.world_size]
+        if not share:
+            return None
         return self._sampler.sample(
-            self._requests(self._heldout, range(len(self._heldout))),
+            self._requests(self._heldout, share),
             update=0,
             purpose="heldout",
-            device=self.project.runtime.device,
+            device=runtime.device,
         )
 
     def _answer_as_reference(self, rollout: Rollout) -> Rollout:
@@ -204,11 +255,21 @@ class PPOParts:
 
     # The run
 
-    def run(self, recorder: Recorder) -> Run:
-        """Everything that `engine.ppo.train` needs."""
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Whole weights on every rank, and the precision of the computation."""
+        with ExitStack() as entered:
+            with self.clock.phase("gather"):
+                entered.enter_context(self.training.whole())
+            entered.enter_context(self.project.runtime.autocast())
+            yield
+
+    def run(self, recorder: Recorder, start: int) -> Run:
+        """Everything that `engine.ppo.train` needs, from update `start` on."""
         ppo, runtime = self.ppo, self.project.runtime
         return Run(
-            updates=range(ppo.updates),
+            updates=range(start, ppo.updates),
+            whole=self.whole,
             act=self.act,
             judge=self.judge,
             plan=self._plan,
@@ -221,22 +282,24 @@ class PPOParts:
                 penalty=self.penalty,
                 whiten_rewards=ppo.whiten_rewards,
                 whiten_advantages=ppo.whiten_advantages,
-                microbatch_tokens=ppo.microbatch_tokens,
             ),
-            learn=self._learner(),
+            learn=self.learner,
             control=KLControl(self.controller, self.relay, self.kl.minimum, self.kl.maximum),
             record=recorder,
             tell=self.relay.tell,
-            clock=Clock(),
+            clock=self.clock,
         )
 
     def _plan(self, rollout: Rollout) -> Schedule:
         section = self.project.recipe.rollout
         return Schedule(
             rollout.samples,
+            rollout.sequences.lengths.tolist(),
             total=section.prompts_per_update * section.samples_per_prompt,
             minibatches=self.ppo.minibatches,
+            budget=self.learner.budget,
             key=(self.project.recipe.seed, rollout.update),
+            most=lambda counts: [int(n) for n in self.project.runtime.max(torch.tensor(counts))],
         )
 
     def _advantages(
@@ -252,8 +315,7 @@ class PPOParts:
         ppo, runtime = self.ppo, self.project.runtime
         active = tuple(loss for loss in self.losses if loss.component.coefficient != 0)
         return Learner(
-            runtime.prepare(self.models),
-            _optimizer(self.models, self.project.recipe, ppo),
+            self.training,
             schedule=partial(
                 learning_rate_factor,
                 updates=ppo.updates,
@@ -273,7 +335,6 @@ class PPOParts:
             settings=LearningSettings(
                 epochs=ppo.epochs,
                 microbatch_tokens=ppo.microbatch_tokens,
-                max_grad_norm=ppo.max_grad_norm,
                 stop_approx_kl=ppo.stop_approx_kl,
                 max_bad_steps=ppo.max_bad_steps,
             ),
@@ -298,14 +359,18 @@ def _eos_ids(model: Any, eos: int) -> frozenset[int]:
     return frozenset({eos, *listed})
 
 
-def _optimizer(models: ActorCritic, recipe: Recipe, ppo: PPO) -> torch.optim.Optimizer:
+def _optimizer(models: Any, *, recipe: Recipe, ppo: PPO) -> torch.optim.Optimizer:
     """AdamW over policy and critic, each with its own peak learning rate."""
     rates = {
         "policy": ppo.learning_rate,
         "critic": recipe.model.critic.learning_rate or ppo.learning_rate,
     }
     groups = [
-        {"params": list(module.parameters()), "lr": rates[name], "peak_lr": rates[name]}
+        {
+            "params": [p for p in module.parameters() if p.requires_grad],
+            "lr": rates[name],
+            "peak_lr": rates[name],
+        }
         for name, module in (("policy", models.policy), ("critic", models.critic))
     ]
     return torch.optim.AdamW(groups, weight_decay=ppo.weight_decay, fused=True)

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from rlframe.build.machine import runtime_of
 from rlframe.data import sources
 from rlframe.data.encode import RowEncoder
 from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
-from rlframe.distributed.runtime import DTYPES, Runtime
+from rlframe.distributed.runtime import DTYPES
 from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
 from rlframe.hooks.component import Component, Context, DataGenerator, Instance, RewardSpec
 from rlframe.hooks.registry import Registry
@@ -43,9 +44,8 @@ class Project:
         self.recipe = loaded.recipe
         self.directory = directory
         self._registry = registry
-        runtime = self.recipe.runtime
-        self.runtime = Runtime(device=runtime.device, threads=runtime.threads)
-        self.dtype = DTYPES[runtime.dtype]
+        self.runtime = runtime_of(self.recipe.runtime)
+        self.dtype = DTYPES[self.recipe.runtime.precision]
         self._splits: dict[str, sources.Split] = {}
 
     # Data
@@ -202,7 +202,7 @@ class Project:
             samples_per_prompt=self.recipe.rollout.samples_per_prompt,
             columns=self._prompt_columns(),
             rewards=frozenset(self.recipe.rewards),
-            prepare=lambda module: module.to(self.runtime.device).eval().requires_grad_(False),
+            prepare=self.runtime.frozen,
             model_path=self.model_path,
             training_rows=lambda name: self.split(name).train,
             tokenize=self.encoder.example,
@@ -267,8 +267,23 @@ class Project:
             if name not in (None, "policy") and not name.startswith("stage:"):
                 with _opening(path, "model", name):
                     check_vocabulary(AutoConfig.from_pretrained(name), self.tokenizer, name=name)
+        self._enough_for_all()
         for where, chosen in self.loaded.chosen.items():
             self._check_component(".".join(map(str, where)), chosen)
+
+    def _enough_for_all(self) -> None:
+        """Every process has prompts to answer, and as much of a batch as the others."""
+        ranks, prompts = self.runtime.world_size, self.recipe.rollout.prompts_per_update
+        if self.recipe.ppo is not None and prompts < ranks:
+            raise RecipeError(
+                f"rollout.prompts_per_update: {prompts} prompts are too few for {ranks} processes"
+            )
+        for name in ("sft", "reward_model"):
+            stage = getattr(self.recipe, name)
+            if stage is not None and stage.batch_size % ranks:
+                raise RecipeError(
+                    f"{name}.batch_size: {stage.batch_size} can not be divided among {ranks} processes"
+                )
 
     def _check_component(self, path: str, chosen: Chosen) -> None:
         with _at(path):

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlframe.build.alignment import alignment
+from rlframe.build.alignment import alignment, check_adapters
+from rlframe.build.machine import saver_of
 from rlframe.build.project import Project
-from rlframe.errors import RlframeError
+from rlframe.errors import RlframeError, Stopped
 from rlframe.hooks.registry import Registry, fingerprint
 from rlframe.models import loading
 from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe
 from rlframe.recipe.schema import FineTuning, NewModel
 from rlframe.runs.directory import RunDirectory, refuse_used
-from rlframe.runs.display import Display
+from rlframe.runs.display import Display, SilentDisplay
+from rlframe.runs.lock import RunLock
+from rlframe.runs.resuming import Allowance
+from rlframe.runs.saving import Saver
+from rlframe.runs.stopping import StopRequest
 from rlframe.stages.ppo import Aligned
 from rlframe.stages.reward_model import pair_accuracy, train_reward_model
 from rlframe.stages.sft import fine_tune, perplexity
@@ -41,22 +48,25 @@ def run_recipe(
     display: Display,
     *,
     registry: Registry | None = None,
+    resume: Allowance | None = None,
 ) -> Outcome:
     """Run every stage of a recipe.
 
     Args:
       loaded: a validated recipe.
-      directory: a new run directory.
+      directory: a new run directory, or that of the run to go on with.
       display: told what happens.
       registry: the installed components; a fresh look at the environment if left out.
+      resume: go on with a run, which may differ so far from the recipe and plugins it had.
 
     Raises:
+      Stopped: the run was asked to end, and can be gone on with.
       RlframeError: whatever went wrong; the manifest says so too.
     """
-    refuse_used(directory)
+    if resume is None:
+        refuse_used(directory)
     project = Project(loaded, directory, registry or Registry())
-    project.check()  # before anything is written: a recipe that is refused can be mended and run
-    files = RunDirectory(directory)
+    display = display if project.runtime.main else SilentDisplay()
     plugins = {
         ".".join(map(str, path)): fingerprint(c.offer, c.component, c.config)
         for path, c in loaded.chosen.items()
@@ -64,39 +74,66 @@ def run_recipe(
     project.runtime.agree("the recipe", loaded.digest)
     for path, used in plugins.items():
         project.runtime.agree(f"the plugin at {path}", used)
-    files.begin(
-        source=loaded.source,
-        resolved=loaded.resolved(),
-        digest=loaded.digest,
-        plugins=plugins,
-    )
-    try:
-        outcome = _stages(project, files, display)
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        reason = str(error) if isinstance(error, RlframeError) else repr(error)
-        files.end("interrupted" if interrupted else "failed", error=reason)
-        raise
-    files.end("finished", figures=outcome.figures)
+    project.check()  # before anything is written: a recipe that is refused can be mended and run
+    check_adapters(project)
+    if resume is not None:
+        for line in resume.check(directory, loaded.resolved(), plugins):
+            display.say(line)
+    runtime = project.runtime
+    files = RunDirectory(project.directory, main=runtime.main, resume=resume is not None)
+    with ExitStack() as held:
+        if runtime.main:
+            held.enter_context(RunLock(files.path))
+        stop = held.enter_context(StopRequest(loaded.recipe.checkpoints.stop_after_minutes))
+        files.begin(
+            source=loaded.source,
+            resolved=loaded.resolved(),
+            digest=loaded.digest,
+            plugins=plugins,
+            processes=runtime.world_size,
+            strategy=str(runtime.strategy),
+        )
+        try:
+            outcome = _stages(project, files, display, stop)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | Stopped)
+            reason = str(error) if isinstance(error, RlframeError) else repr(error)
+            with suppress(OSError):  # a full disk must not hide what happened
+                files.end("interrupted" if stopped else "failed", error=reason)
+            if isinstance(error, Stopped):
+                raise Stopped(f"{reason}; go on with: rlframe resume {files.path}") from error
+            raise
+        files.end("finished", figures=outcome.figures, error=None)
     return outcome
 
 
-def _stages(project: Project, files: RunDirectory, display: Display) -> Outcome:
-    recipe, figures, aligned = project.recipe, {}, None
-    policy = _language_model(project).to(project.runtime.device)
-    if recipe.sft is not None:
-        figures["sft/perplexity"] = _sft(project, policy, files, display)
-    if recipe.reward_model is not None:
-        figures["reward_model/accuracy"] = _reward_model(project, policy, files, display)
+def _stages(project: Project, files: RunDirectory, display: Display, stop: StopRequest) -> Outcome:
+    recipe, aligned = project.recipe, None
+    figures: dict[str, float] = {}
+
+    def saver(name: str) -> Saver:
+        return saver_of(recipe.checkpoints, name, files.path, project.runtime, stop)
+
+    tuned = None if files.finished("sft") is None else files.path / "sft"
+    policy = _language_model(project, tuned).to(project.runtime.device)
+    for name, stage in (("sft", _sft), ("reward_model", _reward_model)):
+        if getattr(recipe, name) is None:
+            continue
+        known = files.finished(name)
+        if known is None:
+            known = stage(project, policy, files, display, saver(name))
+            files.finish(name, known)
+        figures |= known
     if recipe.ppo is not None:
         prompts, _ = project.prompts
         display.stage("ppo", f"{recipe.ppo.updates} updates on {len(prompts)} prompts")
-        aligned = alignment(project, policy, files, display)
+        aligned = alignment(project, policy, files, display, saver("ppo"))
     return Outcome(files.path, figures, aligned)
 
 
-def _language_model(project: Project) -> Any:
-    policy = project.recipe.model.policy
+def _language_model(project: Project, tuned: Path | None = None) -> Any:
+    """The policy as the recipe names it, or as a finished fine-tuning left it."""
+    policy = project.recipe.model.policy if tuned is None else str(tuned)
     if isinstance(policy, NewModel):
         return loading.new_language_model(
             policy.architecture, project.tokenizer, dtype=project.dtype, seed=project.recipe.seed
@@ -104,7 +141,9 @@ def _language_model(project: Project) -> Any:
     return loading.load_language_model(policy, project.tokenizer, dtype=project.dtype)
 
 
-def _sft(project: Project, policy: Any, files: RunDirectory, display: Display) -> float:
+def _sft(
+    project: Project, policy: Any, files: RunDirectory, display: Display, saver: Saver
+) -> dict[str, float]:
     stage = project.recipe.sft
     assert stage is not None
     train, heldout = project.sft_examples
@@ -115,19 +154,24 @@ def _sft(project: Project, policy: Any, files: RunDirectory, display: Display) -
         pack_to=stage.max_tokens if stage.pack else None,
         settings=_settings(project, stage),
         progress=display.step,
+        saver=saver,
     )
     found = perplexity(
         Policy(policy, temperature=1.0, chunk=1024),
         heldout,
         budget=_EVALUATION_TOKENS,
+        runtime=project.runtime,
     )
     _save(policy, project, "sft")
-    files.metrics({"stage": "sft", "sft/perplexity": found})
+    figures = {"sft/perplexity": found}
+    files.metrics({"stage": "sft", **figures})
     display.say(f"sft: held-out perplexity {found:.2f}")
-    return found
+    return figures
 
 
-def _reward_model(project: Project, policy: Any, files: RunDirectory, display: Display) -> float:
+def _reward_model(
+    project: Project, policy: Any, files: RunDirectory, display: Display, saver: Saver
+) -> dict[str, float]:
     stage = project.recipe.reward_model
     assert stage is not None
     train, heldout = project.pairs
@@ -147,23 +191,41 @@ def _reward_model(project: Project, policy: Any, files: RunDirectory, display: D
         center=stage.center,
         settings=_settings(project, stage),
         progress=display.step,
+        saver=saver,
     )
-    found = pair_accuracy(model, heldout, max_tokens=stage.max_tokens, budget=_EVALUATION_TOKENS)
+    found = pair_accuracy(
+        model,
+        heldout,
+        max_tokens=stage.max_tokens,
+        budget=_EVALUATION_TOKENS,
+        runtime=project.runtime,
+    )
     _save(model, project, "reward_model")
-    files.metrics({"stage": "reward_model", "reward_model/accuracy": found})
+    figures = {"reward_model/accuracy": found}
+    files.metrics({"stage": "reward_model", **figures})
     display.say(f"reward_model: held-out pairs ordered rightly {found:.1%}")
-    return found
+    return figures
 
 
 def _save(model: Any, project: Project, stage: str) -> None:
-    model.save_pretrained(project.directory / stage)
-    project.tokenizer.save_pretrained(project.directory / stage)
+    if project.runtime.main:
+        done = project.directory / stage
+        writing = done.with_name(f".{stage}.new")
+        shutil.rmtree(writing, ignore_errors=True)
+        model.save_pretrained(writing)
+        project.tokenizer.save_pretrained(writing)
+        shutil.rmtree(
+            done, ignore_errors=True
+        )  # whole, but not noted as such by a run that was killed
+        writing.rename(done)
+    project.runtime.barrier()  # the next stage reads it on every rank
 
 
 def _settings(project: Project, stage: FineTuning) -> FineTuningSettings:
     return FineTuningSettings(
         epochs=stage.epochs,
         batch_size=stage.batch_size,
+        processes=project.runtime.world_size,
         learning_rate=stage.learning_rate,
         warmup_share=stage.warmup_share,
         weight_decay=stage.weight_decay,

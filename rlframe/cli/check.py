@@ -36,7 +36,7 @@ def check_plugin(
         str,
         typer.Argument(
             help="What a recipe writes in `type:`: NAME, DISTRIBUTION/NAME or ./file.py:Class. A name "
-            f"of several kinds is told apart as KIND:NAME, where KIND is one of {', '.join(KIND_WORDS)}."
+            f"of several kinds is told apart as KIND:NAME; KIND is one of {', '.join(KIND_WORDS)}."
         ),
     ],
     config: Annotated[

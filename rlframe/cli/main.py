@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import traceback
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -14,13 +15,16 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from rlframe.distributed.child import take_reports, tell
 from rlframe.errors import RlframeError
 
 INTERRUPTED = 130
 
 COMMANDS = {
     "train": "Run every stage of a recipe: supervised fine-tuning, reward model, PPO.",
+    "resume": "Go on with a run that was stopped, killed or failed, as if it had never ended.",
     "validate": "Check every key, plugin, reference and file of a recipe without opening a model.",
+    "plan": "Predict memory and time of PPO updates on GPUs, and say which strategies fit.",
     "show": "Print a recipe as it is after extends, overrides and ${...}.",
     "schema": "Print the JSON Schema of a recipe, for editors.",
     "recipes": "The recipes that come with rlframe.",
@@ -46,7 +50,7 @@ class _Deferred(TyperCommand):
 
 
 def _imported(name: str) -> ModuleType:
-    """What is imported stays: looking for garbage among it took a seventh of `validate`."""
+    """What is imported stays, so nobody need look for garbage among it while it comes."""
     if name not in sys.modules:
         gc.disable()
         import_module(name)
@@ -80,11 +84,17 @@ def main() -> None:
     """Run a command. Exit codes: 0 ok, 1 the run failed, 2 usage, 3 recipe, 4 plugin, 5 environment,
     130 interrupted.
     """
+    reports = take_reports()
     try:
         app()
     except RlframeError as error:
-        typer.echo(f"error: {error}", err=True)
+        tell(f"error: {error}", error.exit_code, error, reports=reports)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+    except KeyboardInterrupt as error:
+        tell("interrupted", INTERRUPTED, error, reports=reports)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if reports is None:
+            raise
+        tell(traceback.format_exc().rstrip(), 1, error, reports=reports)
+        sys.exit(1)

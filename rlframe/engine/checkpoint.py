@@ -2,51 +2,125 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlframe.hooks.component import Component
+from rlframe.distributed.training import State
+from rlframe.engine.trees import load_tree, save_tree
+from rlframe.models import lora
 from rlframe.models.actor_critic import ActorCritic, Critic
 from rlframe.types import KLState
 
 
-def save_models(models: ActorCritic, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save_models(
+    weights: Mapping[str, Tensor],
+    models: ActorCritic,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+) -> None:
     """Write policy/ and, if it is a model of its own, critic/: both load with transformers unchanged.
 
-    A value head on the policy's trunk is written as critic/value_head.safetensors.
-    """
-    models.policy.model.save_pretrained(directory / "policy")
-    tokenizer.save_pretrained(directory / "policy")
-    critic = models.critic
-    if isinstance(critic, Critic):
-        critic.model.save_pretrained(directory / "critic")
-        tokenizer.save_pretrained(directory / "critic")
-    else:
-        (directory / "critic").mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.contiguous() for name, tensor in critic.state_dict().items()}
-        save_file(weights, directory / "critic" / "value_head.safetensors")
-
-
-def save_state(
-    directory: Path, *, update: int, kl: KLState, components: Mapping[str, Component[Any]]
-) -> None:
-    """Write state.json: the update just finished, the KL controller's state, each component's state.
+    A value head on the policy's trunk is written as critic/value_head.safetensors. Adapters are merged
+    into policy/, and written as they are to adapter/ beside it.
 
     Args:
-      directory: of the checkpoint.
-      update: number of the last update.
-      kl: state that the next update will use.
-      components: recipe path -> component.
+      weights: by name, whole, as `Training.weights` gives them.
+      models: what they belong to.
+      tokenizer: goes with them.
+      directory: where to.
     """
-    state = {
-        "update": update,
-        "kl": asdict(kl),
-        "components": {path: dict(c.state_dict()) for path, c in components.items()},
+    _save(models.policy.model, "policy.model.", weights, tokenizer, directory / "policy")
+    if isinstance(models.critic, Critic):
+        _save(models.critic.model, "critic.model.", weights, tokenizer, directory / "critic")
+    else:
+        (directory / "critic").mkdir(parents=True, exist_ok=True)
+        head = _below("critic.", weights)
+        save_file(head, directory / "critic" / "value_head.safetensors")
+
+
+def _save(
+    model: Any,
+    prefix: str,
+    weights: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+) -> None:
+    found = _below(prefix, weights)
+    if lora.adapted(model):
+        lora.save(model, found, directory.with_name("adapter"))
+        found = lora.merged(model, found)
+    model.save_pretrained(directory, state_dict=found)
+    tokenizer.save_pretrained(directory)
+
+
+def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a module inside, as it calls them."""
+    return {
+        name.removeprefix(prefix): tensor.contiguous()
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
     }
-    (directory / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def load_weights(directory: Path, models: ActorCritic) -> dict[str, Tensor]:
+    """The weights that `save_models` wrote, by name, whole; of a policy with adapters those alone."""
+    found = _loaded(models.policy.model, "policy.model.", directory / "policy")
+    if isinstance(models.critic, Critic):
+        return found | _loaded(models.critic.model, "critic.model.", directory / "critic")
+    head = load_file(directory / "critic" / "value_head.safetensors")
+    return found | {f"critic.{name}": tensor for name, tensor in head.items()}
+
+
+def _loaded(model: Any, prefix: str, directory: Path) -> dict[str, Tensor]:
+    if lora.adapted(model):
+        fresh = lora.load(model, directory.with_name("adapter"))
+    else:
+        fresh = type(model).from_pretrained(directory, dtype=_dtype(directory)).state_dict()
+    return {f"{prefix}{name}": tensor for name, tensor in fresh.items()}
+
+
+def _dtype(directory: Path) -> torch.dtype:
+    """That of the weights in the file; config.json has that of the computation, often shorter."""
+    with safe_open(min(directory.glob("*.safetensors")), framework="pt") as file:
+        return file.get_tensor(min(file.keys())).dtype
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a PPO run stands between two updates, beside its models."""
+
+    updates: int
+    """Done."""
+    kl: KLState
+    """For the next update."""
+    learner: Mapping[str, int]
+    episodes: int
+    last_kl: float
+    """Nats a response, of the last rollout."""
+    observer_errors: int
+    components: Sequence[Mapping[str, Any]]
+    """Of each rank: recipe path -> state."""
+
+    def of_rank(self, rank: int) -> Mapping[str, Any]:
+        """States of the components of a rank; of rank 0 where the run had fewer processes."""
+        return self.components[rank] if rank < len(self.components) else self.components[0]
+
+
+def save_progress(directory: Path, progress: Progress, memory: State) -> None:
+    """Write state.json and the optimiser's memory."""
+    save_tree(directory / "state", asdict(progress))
+    save_tree(directory / "optimizer", memory)
+
+
+def load_progress(directory: Path) -> tuple[Progress, State]:
+    """What `save_progress` wrote."""
+    found = load_tree(directory / "state")
+    return Progress(**{**found, "kl": KLState(**found["kl"])}), load_tree(directory / "optimizer")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -40,6 +42,25 @@ def new_language_model(
     Raises:
       RecipeError: there is no such model type, or the config does not make a model.
     """
+    special = {
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")
+    }
+    shape = new_config(architecture, vocab_size=len(tokenizer), **special)
+    with _making_sense(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
+
+
+def new_config(architecture: dict[str, Any], **given: Any) -> Any:
+    """The transformers config of a new model.
+
+    Args:
+      architecture: `model_type` and keys of that config.
+      given: keys that the tokenizer decides, unless the architecture does.
+
+    Raises:
+      RecipeError: there is no such model type, or a key that it does not have.
+    """
     options = dict(architecture)
     if "model_type" not in options:
         raise RecipeError("model.policy.architecture: `model_type` is required, as in `llama`")
@@ -49,17 +70,19 @@ def new_language_model(
             f"model.policy.architecture: transformers has no model type {kind!r}."
             f"{did_you_mean(str(kind), CONFIG_MAPPING)}"
         )
-    special = {
-        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")
-    }
-    try:
-        shape = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **options})
+    with _making_sense():
+        shape = AutoConfig.for_model(kind, **{**given, **options})
         unread = sorted(set(options) - set(type(shape)().to_dict()))
         if unread:
             raise ValueError(f"a {kind} config has no {', '.join(unread)}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
+        return shape
+
+
+@contextmanager
+def _making_sense() -> Iterator[None]:
+    """One error for the many by which transformers says that a config makes no model."""
+    try:
+        yield
     except (ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise RecipeError(f"model.policy.architecture: {error}") from error
 
@@ -78,9 +101,23 @@ def load_language_model(
         raise RecipeError(f"model.policy: {name!r} can not be opened: {error}") from error
     embedding: Any = model.get_input_embeddings()
     if embedding.num_embeddings < len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer))
+        with torch.random.fork_rng(devices=[]):  # new rows are drawn: the same ones on each rank
+            torch.default_generator.manual_seed(0)
+            model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval()
+
+
+def untrained_language_model(name: str) -> Any:
+    """The causal language model of a path or hub id with the weights of none, to look at its layers.
+
+    Raises:
+      RecipeError: its config can not be opened.
+    """
+    try:
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.policy: {name!r} can not be opened: {error}") from error
 
 
 def scalar_model_from(policy: Any, *, head: Head, seed: int) -> Any:

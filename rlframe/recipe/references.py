@@ -76,6 +76,8 @@ def _ppo(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
         for section in sorted(_PPO_ONLY & recipe.model_fields_set):
             if getattr(recipe, section):
                 yield (section,), "only PPO reads this, and the recipe has no `ppo:`"
+        if recipe.model.lora is not None:
+            yield ("model", "lora"), "only PPO trains adapters, and the recipe has no `ppo:`"
         return
     for section in ("prompts", "kl", "rewards"):
         if not getattr(recipe, section):

@@ -105,12 +105,32 @@ class Critic(RecipeSection):
     learning_rate: PositiveFloat | None = Field(None, description="that of the policy if left out")
 
 
+class Lora(RecipeSection):
+    """Train adapters of low rank in PPO instead of the policy's weights. The reference is then the
+    policy without them, and no second model. sft and reward_model train all weights.
+    """
+
+    rank: PositiveInt = Field(16, description="of each adapter")
+    alpha: PositiveInt = Field(32, description="adapters are scaled by alpha / rank")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear",
+        description="every linear layer but the head, or names as in `[q_proj, v_proj]`",
+    )
+
+    @model_validator(mode="after")
+    def _some_target(self) -> Lora:
+        if not self.targets:
+            raise ValueError("targets: name at least one layer, or write all-linear")
+        return self
+
+
 class Models(RecipeSection):
     """Which models take part."""
 
     policy: str | NewModel = Field(description="a path, a hub id, or a new model")
     reference: str | None = Field(None, description="the policy as PPO starts, if left out")
     critic: Critic = Critic()
+    lora: Lora | None = Field(None, description="train adapters of the policy, in PPO")
     pad_token: str | None = Field(None, description="use or add this token for padding")
 
 
@@ -179,6 +199,9 @@ class RewardEntry(RewardSpec):
     """One named reward of the mix."""
 
     weight: float = 1.0
+    timeout_seconds: PositiveFloat | None = Field(
+        None, description="for one call on a rollout: longer ends the run, which may hang otherwise"
+    )
 
 
 class KLControllerSpec(ComponentSpec):
@@ -244,9 +267,6 @@ class PPO(RecipeSection):
         None, description="end a rollout's passes when 1/2 E[(log ratio)²] exceeds this, in nats²"
     )
     max_bad_steps: PositiveInt = Field(3, description="skipped steps in a row that end the run")
-    checkpoint_every: PositiveInt | None = Field(
-        None, description="updates; only the end if left out"
-    )
 
 
 class Evaluation(RecipeSection):
@@ -257,14 +277,58 @@ class Evaluation(RecipeSection):
     table_rows: PositiveInt = 8
 
 
+class Checkpoints(RecipeSection):
+    """What a killed run can go on from; `rlframe resume RUN`."""
+
+    every: PositiveInt | None = Field(
+        None, description="updates (of a supervised stage: optimiser steps) between two"
+    )
+    every_minutes: PositiveFloat | None = Field(
+        10.0, description="wall time between two, whatever `every` says"
+    )
+    keep_last: PositiveInt = Field(2, description="the newest ones stay, older ones go")
+    keep_best: NonNegativeInt = Field(
+        1, description="so many with the highest held-out score stay too, where it is looked at"
+    )
+    stop_after_minutes: PositiveFloat | None = Field(
+        None, description="wall time after which the run saves a checkpoint and ends"
+    )
+
+
 class Runtime(RecipeSection):
-    """The machine."""
+    """The machine, and the engine that spreads the models over its processes."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     threads: PositiveInt | None = Field(
-        None, description="torch threads; torch's choice if left out"
+        None, description="torch threads of a process; torch's choice if left out"
     )
+    strategy: Literal["auto", "ddp", "deepspeed", "fsdp"] = Field(
+        "auto", description="what `accelerate launch` says, else ddp"
+    )
+    zero_stage: Literal[1, 2, 3] | None = Field(
+        None,
+        description="of deepspeed: 1 shards the optimiser, 2 (default) gradients too, 3 weights too",
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="of deepspeed and fsdp: what waits in the memory of the CPU"
+    )
+    precision: Literal["float32", "float64", "bfloat16"] = Field(
+        "float32", description="bfloat16 computes in it and keeps float32 weights"
+    )
+    deepspeed_config: str | None = Field(
+        None,
+        description="path of a DeepSpeed JSON file; its keys that the recipe decides must agree",
+    )
+
+    @model_validator(mode="after")
+    def _of_one_strategy(self) -> Runtime:
+        if self.strategy in ("ddp", "fsdp"):
+            for key in ("zero_stage", "deepspeed_config"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} is a setting of deepspeed, not of {self.strategy}")
+        if self.strategy == "ddp" and self.offload != "none":
+            raise ValueError("offload needs deepspeed or fsdp; ddp offloads nothing")
+        return self
 
 
 class HookSpec(ComponentSpec):
@@ -294,4 +358,5 @@ class Recipe(RecipeSection):
     hooks: dict[str, HookSpec] = Field(default_factory=dict)
     ppo: PPO | None = None
     evaluation: Evaluation = Evaluation()
+    checkpoints: Checkpoints = Checkpoints()
     runtime: Runtime = Runtime()

@@ -7,13 +7,15 @@ metrics.jsonl           one object an update (and one for each supervised stage)
 samples/                held-out prompts with responses, one JSONL file an evaluation
 sft/ reward_model/      the stages' models
 ppo/policy ppo/critic   the result of PPO, safetensors that transformers loads
-ppo/checkpoints/        the same, by update, with the engine's state as JSON
+checkpoints/STAGE/      what a killed run goes on from, by update or step
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -25,7 +27,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 import rlframe
-from rlframe.errors import SetupError
+from rlframe.errors import RunError, SetupError
 
 _LIBRARIES = (
     "torch",
@@ -42,23 +44,34 @@ class RunDirectory:
     """A new, empty directory and the files in it.
 
     Args:
-      path: created; must not hold a run already.
+      path: created; must not hold a run already, unless it is gone on with.
+      main: whether this process writes; of several processes one does, and the others write nothing.
+      resume: go on with the run that is there.
 
     Raises:
-      SetupError: the directory holds files, or can not be written.
+      SetupError: the directory holds files, or no run to go on with, or can not be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, main: bool = True, resume: bool = False) -> None:
+        self.path = path
+        self.main = main
+        self._manifest: dict[str, Any] = read_manifest(path) if resume else {}
+        if not main or resume:
+            return
         refuse_used(path)
         try:
             (path / "samples").mkdir(parents=True)
         except OSError as error:
             raise SetupError(f"{path}: can not be created: {error}") from error
-        self.path = path
-        self._manifest: dict[str, Any] = {}
 
     def begin(
-        self, *, source: str, resolved: Mapping[str, Any], digest: str, plugins: Mapping[str, Any]
+        self,
+        *,
+        source: str,
+        resolved: Mapping[str, Any],
+        digest: str,
+        plugins: Mapping[str, Any],
+        **facts: Any,
     ) -> None:
         """Write the recipe and a manifest that says "running".
 
@@ -68,28 +81,47 @@ class RunDirectory:
           digest: of the resolved recipe.
           plugins: recipe path of each component -> its fingerprint: distribution, version, target,
             sha256 of its source file, config.
+          facts: anything else that the manifest is to keep.
         """
-        (self.path / "recipe.source.yaml").write_text(source, encoding="utf-8")
-        yaml = YAML()
-        yaml.default_flow_style = False
-        with (self.path / "recipe.resolved.yaml").open("w", encoding="utf-8") as file:
-            yaml.dump(dict(resolved), file)
-        self._manifest = {
+        history = self._manifest.get("resumed", [])
+        if self._manifest:
+            history = [*history, {"at": _now(), "argv": sys.argv, "was": self._manifest["status"]}]
+        self._manifest |= {
             "status": "running",
             "rlframe": rlframe.__version__,
             "digest": digest,
-            "argv": sys.argv,
-            "started": _now(),
+            "argv": self._manifest.get("argv", sys.argv),
+            "started": self._manifest.get("started", _now()),
+            "resumed": history,
             "python": platform.python_version(),
             "libraries": {name: _version(name) for name in _LIBRARIES},
             "plugins": dict(plugins),
+            **facts,
         }
-        self._write_manifest()
+        if self.main:
+            text = io.StringIO()
+            yaml = YAML()
+            yaml.default_flow_style = False
+            yaml.dump(dict(resolved), text)
+            if not (self.path / "recipe.source.yaml").exists():
+                _replace(self.path / "recipe.source.yaml", source)
+            _replace(self.path / "recipe.resolved.yaml", text.getvalue())
+            self._write_manifest()
+
+    def finished(self, stage: str) -> dict[str, float] | None:
+        """The figures of a stage whose result is there, or None."""
+        found: dict[str, float] | None = self._manifest.get("stages", {}).get(stage)
+        return found
+
+    def finish(self, stage: str, figures: Mapping[str, float]) -> None:
+        """Note that the result of a stage is on the disk."""
+        self.note(stages=self._manifest.get("stages", {}) | {stage: dict(figures)})
 
     def note(self, **facts: Any) -> None:
         """Add facts to the manifest."""
         self._manifest.update(facts)
-        self._write_manifest()
+        if self.main:
+            self._write_manifest()
 
     def end(self, status: str, **facts: Any) -> None:
         """Close the manifest: "finished", "failed" or "interrupted"."""
@@ -97,22 +129,78 @@ class RunDirectory:
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl; a number that is not finite becomes null, as JSON wants."""
-        self._append("metrics.jsonl", [row])
+        self._write("metrics.jsonl", [row], mode="a")
 
     def samples(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the responses of one evaluation."""
-        self._append(f"samples/{name}.jsonl", rows)
+        self._write(f"samples/{name}.jsonl", rows, mode="w")
 
-    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
+    def read_samples(self, name: str) -> list[dict[str, Any]]:
+        """What `samples` wrote."""
+        text = (self.path / "samples" / f"{name}.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def forget_after(self, updates: int) -> None:
+        """Drop the metrics of PPO updates beyond these, and a line that a killed process left torn."""
+        path = self.path / "metrics.jsonl"
+        if not self.main or not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            row = json.loads(line) if line.endswith("\n") else None
+            of_update = row is not None and row["stage"] == "ppo"
+            if row is not None and not (
+                of_update and (row["update"] > updates or "episode" not in row)
+            ):
+                kept.append(line)
+        _replace(path, "".join(kept))
+
+    def sync(self) -> None:
+        """Make sure that the metrics so far are on the disk."""
+        path = self.path / "metrics.jsonl"
+        if self.main and path.exists():
+            with path.open("a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
+
+    def _write(self, name: str, rows: Iterable[Mapping[str, Any]], *, mode: str) -> None:
+        if not self.main:
+            return
+        try:
+            with (self.path / name).open(mode, encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"{self.path / name}: can not be written: {error.strerror}. Checkpoints are as they "
+                f"were: mend that, then go on with: rlframe resume {self.path}"
+            ) from error
 
     def _write_manifest(self) -> None:
         text = json.dumps(_finite(self._manifest), indent=2, ensure_ascii=False)
-        temporary = self.path / "manifest.json.new"
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(self.path / "manifest.json")
+        _replace(self.path / "manifest.json", text + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file anew: whoever reads it, or pulls the plug, finds the old text or the new."""
+    temporary = path.with_name(f"{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What the manifest of a run says.
+
+    Raises:
+      SetupError: there is no run.
+    """
+    try:
+        found: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{path} holds no run to go on with: {error}") from error
+    return found
 
 
 def refuse_used(path: Path) -> None:

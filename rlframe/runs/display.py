@@ -49,6 +49,25 @@ def make_display(console: Console) -> Display:
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
 
 
+class SilentDisplay:
+    """Says nothing: of several processes, one talks."""
+
+    def stage(self, name: str, detail: str) -> None:
+        """Nothing."""
+
+    def step(self, done: int, total: int, figures: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def show(self, table: Table) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class PlainDisplay:
     """Lines for a log file: each stage, about ten steps of it, every row of figures."""
 

@@ -7,92 +7,126 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from rlframe.engine.judge import Judge
+from rlframe.engine.judge import Judge, Judgement
 from rlframe.types import Rollout, StopReason
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What a policy answers to the held-out prompts, and what the rewards say about it."""
+class Answer:
+    """One response to a held-out prompt, and what the rewards say about it."""
 
-    rollout: Rollout
-    scores: tuple[float, ...]
-    """The mix, one number a response."""
-    rewards: dict[str, tuple[float, ...]]
-    """Name -> score before its weight, one number a response."""
+    sample: int
+    """Number of the response among all; its order."""
+    group: int
+    """Number of the prompt."""
+    prompt: str
+    response: str
+    stop_reason: StopReason
+    score: float
+    """The mix."""
+    rewards: dict[str, float]
+    """Name -> score before its weight."""
+
+    def row(self) -> dict[str, Any]:
+        """What a samples file keeps."""
+        return {**vars(self), "stop_reason": self.stop_reason.value}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Answer:
+        """Back from a samples file."""
+        return cls(**{**row, "stop_reason": StopReason(row["stop_reason"])})
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself."""
+        return self.stop_reason is not StopReason.LENGTH
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a policy answers to the held-out prompts, on all ranks together."""
+
+    answers: tuple[Answer, ...]
 
     @property
     def mean(self) -> float:
         """Mean score of the mix."""
-        return sum(self.scores) / len(self.scores)
+        return _mean(a.score for a in self.answers)
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """Name -> mean score before its weight."""
+        return {n: _mean(a.rewards[n] for a in self.answers) for n in self.answers[0].rewards}
 
     @property
     def finished(self) -> float:
         """Share of responses that ended by themselves."""
-        cut = sum(reason is StopReason.LENGTH for reason in self.rollout.stop_reasons)
-        return 1 - cut / len(self.scores)
+        return _mean(a.finished for a in self.answers)
 
     def metrics(self) -> dict[str, float]:
         """The figures that go beside those of training."""
-        means = {f"heldout/{n}/raw": sum(v) / len(v) for n, v in self.rewards.items()}
+        means = {f"heldout/{name}/raw": value for name, value in self.rewards.items()}
         return {"heldout/scores": self.mean, **means, "heldout/finished_share": self.finished}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One object a response, for a samples file."""
-        rollout = self.rollout
-        return [
-            {
-                "prompt": rollout.prompts[i].text,
-                "response": rollout.texts[i],
-                "stop_reason": rollout.stop_reasons[i].value,
-                "score": self.scores[i],
-                "rewards": {name: values[i] for name, values in self.rewards.items()},
-            }
-            for i in range(len(rollout))
-        ]
 
 
 class Watch:
     """Asks the policy of the moment about fixed held-out prompts.
 
     Args:
-      respond: samples the responses, always with the same random numbers.
+      respond: samples this rank's share of the responses, always with the same random numbers; may be
+        empty-handed.
       judge: the rewards that training uses.
+      gather: every rank's value, on every rank.
     """
 
-    def __init__(self, respond: Callable[[], Rollout], judge: Judge) -> None:
+    def __init__(
+        self,
+        respond: Callable[[], Rollout | None],
+        judge: Judge,
+        gather: Callable[[list[Answer]], list[list[Answer]]],
+    ) -> None:
         self._respond = respond
         self._judge = judge
+        self._gather = gather
 
     def look(self) -> HeldOut:
-        """Sample and score the held-out responses."""
+        """Sample and score the held-out responses. Every rank has to call it."""
         rollout = self._respond()
-        judged = self._judge(rollout)
-        return HeldOut(
-            rollout,
-            tuple(judged.scores.tolist()),
-            {name: tuple(values.tolist()) for name, values in judged.raw.items()},
+        mine = [] if rollout is None else _answers(rollout, self._judge(rollout))
+        found = [answer for share in self._gather(mine) for answer in share]
+        return HeldOut(tuple(sorted(found, key=lambda answer: answer.sample)))
+
+
+def _answers(rollout: Rollout, judged: Judgement) -> list[Answer]:
+    scores = judged.scores.tolist()
+    rewards = {name: values.tolist() for name, values in judged.raw.items()}
+    return [
+        Answer(
+            sample=rollout.samples[i],
+            group=rollout.group_ids[i],
+            prompt=rollout.prompts[i].text,
+            response=rollout.texts[i],
+            stop_reason=rollout.stop_reasons[i],
+            score=scores[i],
+            rewards={name: values[i] for name, values in rewards.items()},
         )
+        for i in range(len(rollout))
+    ]
 
 
 def before_and_after(before: HeldOut, after: HeldOut, *, rows: int) -> Table:
     """The first prompts, each with its first response before and after and their scores."""
     table = Table("prompt", "before", "score", "after", "score", title="Held-out prompts")
-    groups = before.rollout.group_ids
-    for i in [groups.index(group) for group in dict.fromkeys(groups)][:rows]:
-        table.add_row(
-            before.rollout.prompts[i].text,
-            _shown(before.rollout, i),
-            f"{before.scores[i]:.2f}",
-            _shown(after.rollout, i),
-            f"{after.scores[i]:.2f}",
-        )
+    firsts = {answer.group: k for k, answer in reversed(list(enumerate(before.answers)))}
+    for k in sorted(firsts.values())[:rows]:
+        old, new = before.answers[k], after.answers[k]
+        table.add_row(old.prompt, _shown(old), f"{old.score:.2f}", _shown(new), f"{new.score:.2f}")
     return table
 
 
@@ -106,13 +140,12 @@ def what_changed(before: HeldOut, after: HeldOut, *, kl: float) -> str:
     """
     verb = "rose" if after.mean > before.mean else "fell" if after.mean < before.mean else "stayed"
     parts = "; ".join(
-        f"{name} {_mean(before.rewards[name]):.2f} -> {_mean(after.rewards[name]):.2f}"
-        for name in before.rewards
+        f"{name} {value:.2f} -> {after.rewards[name]:.2f}" for name, value in before.rewards.items()
     )
-    more, less = _words(before.rollout.texts, after.rollout.texts)
+    more, less = _words(*([a.response for a in looked.answers] for looked in (before, after)))
     said = f" It now says {_quoted(more)} more often" if more else ""
     said += f" and {_quoted(less)} less often." if said and less else "." if said else ""
-    prompts = len(set(before.rollout.group_ids))
+    prompts = len({answer.group for answer in before.answers})
     return (
         f"On {prompts} held-out prompts the mean score {verb} from {before.mean:.2f} to "
         f"{after.mean:.2f} ({parts}), at {kl:.1f} nats a response from the reference; "
@@ -121,13 +154,13 @@ def what_changed(before: HeldOut, after: HeldOut, *, kl: float) -> str:
     )
 
 
-def _shown(rollout: Rollout, row: int) -> str:
-    ended = rollout.stop_reasons[row] is not StopReason.LENGTH
-    return rollout.texts[row] + ("" if ended else " …")
+def _shown(answer: Answer) -> str:
+    return answer.response + ("" if answer.finished else " …")
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
 
 
 def _words(before: Sequence[str], after: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -14,6 +14,9 @@ from rlframe.types import StopReason
 
 Reduce = Callable[[Tensor], Tensor]
 
+_WORK = ("rollout", "reward", "experience", "learn")
+"""Phases that work on tokens."""
+
 
 def update_metrics(
     update: Update, clock: Clock, *, penalty: bool, episodes: int, reduce: Reduce
@@ -56,7 +59,7 @@ def update_metrics(
         **{
             f"speed/{name}_tokens_per_second": tokens / value
             for name, value in seconds.items()
-            if value > 0
+            if value > 0 and name in _WORK
         },
     }
 

@@ -1,8 +1,9 @@
-"""The PPO stage: the watch before, the loop with its record, the watch after."""
+"""The PPO stage: the watch before, the loop with its record and checkpoints, the watch after."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlframe.distributed.runtime import Runtime
-from rlframe.engine.checkpoint import save_models, save_state
+from rlframe.distributed.training import Training
+from rlframe.engine.checkpoint import (
+    Progress,
+    load_progress,
+    load_weights,
+    save_models,
+    save_progress,
+)
+from rlframe.engine.learner import Learner
 from rlframe.engine.metrics import Clock
 from rlframe.engine.ppo import Run, Update, train
 from rlframe.hooks.component import Component
@@ -20,8 +29,10 @@ from rlframe.hooks.relay import Relay
 from rlframe.models.actor_critic import ActorCritic
 from rlframe.runs.directory import RunDirectory
 from rlframe.runs.display import Display
-from rlframe.runs.evaluation import HeldOut, Watch, before_and_after, what_changed
+from rlframe.runs.evaluation import Answer, HeldOut, Watch, before_and_after, what_changed
 from rlframe.runs.recorder import update_metrics
+from rlframe.runs.saving import Saver
+from rlframe.types import KLState
 
 
 @dataclass
@@ -31,21 +42,23 @@ class Recorder:
     Args:
       updates: of the whole run.
       evaluate_every: updates between two looks at the held-out prompts; None for no look in between.
-      checkpoint_every: updates between two checkpoints; None for none in between.
     """
 
     directory: RunDirectory
     display: Display
     runtime: Runtime
+    training: Training
     models: ActorCritic
     tokenizer: PreTrainedTokenizerBase
     components: Mapping[str, Component[Any]]
+    learner: Learner
     watch: Watch
+    whole: Callable[[], AbstractContextManager[None]]
     relay: Relay
+    saver: Saver
     penalty: bool
     updates: int
     evaluate_every: int | None
-    checkpoint_every: int | None
     episodes: int = 0
     last_kl: float = 0.0
 
@@ -57,26 +70,68 @@ class Recorder:
             update, clock, penalty=self.penalty, episodes=self.episodes, reduce=self.runtime.sum
         )
         figures["memory/peak_mib"] = self.runtime.peak_memory_mib()
+        figures["time/collectives_seconds"] = self.runtime.waited() + self.training.waited()
+        score = None
         if self.evaluate_every and done % self.evaluate_every == 0 and done < self.updates:
-            figures |= self.look(f"update_{done:06d}").metrics()
+            looked = self.look(f"update_{done:06d}")
+            score, figures = looked.mean, figures | looked.metrics()
         figures["hooks/observer_errors"] = self.relay.errors
         self.directory.metrics({"stage": "ppo", "update": done, **figures})
         self.relay.tell("metrics", Metrics(update.number, MappingProxyType(figures)))
         self.display.step(done, self.updates, figures)
-        if self.checkpoint_every and done % self.checkpoint_every == 0:
-            self.checkpoint(self.directory.path / "ppo" / "checkpoints" / f"{done:06d}", update)
+        with clock.phase("checkpoint"):
+            self.saver.after(
+                done, lambda: self.checkpoint(update, score), last=done == self.updates
+            )
 
     def look(self, name: str) -> HeldOut:
         """Ask the policy of the moment and keep the answers."""
-        seen = self.watch.look()
-        self.directory.samples(name, seen.rows())
+        with self.whole():
+            seen = self.watch.look()
+        self.directory.samples(name, (answer.row() for answer in seen.answers))
         return seen
 
-    def checkpoint(self, path: Path, update: Update) -> None:
-        """Write the models and the engine's state after an update."""
-        save_models(self.models, self.tokenizer, path)
-        save_state(path, update=update.number, kl=update.next_kl, components=self.components)
+    def save(self, path: Path) -> None:
+        """Write the models; every rank has to come here."""
+        weights = self.training.weights()
+        if self.runtime.main:
+            save_models(weights, self.models, self.tokenizer, path)
+
+    def checkpoint(self, update: Update, score: float | None) -> None:
+        """Write the models and the engine's state after an update; every rank has to come here."""
+        weights, memory = self.training.weights(), self.training.optimizer_state()
+        states = {path: dict(c.state_dict()) for path, c in self.components.items()}
+        progress = Progress(
+            updates=update.number + 1,
+            kl=update.next_kl,
+            learner=self.learner.state_dict(),
+            episodes=self.episodes,
+            last_kl=self.last_kl,
+            observer_errors=self.relay.errors,
+            components=self.runtime.gather(states),
+        )
+
+        def fill(path: Path) -> None:
+            save_models(weights, self.models, self.tokenizer, path)
+            save_progress(path, progress, memory)
+
+        self.directory.sync()
+        path = self.saver.write(progress.updates, fill, score=score)
         self.relay.tell("checkpoint_saved", CheckpointSaved(update.number, path))
+
+    def restore(self, path: Path) -> tuple[int, KLState]:
+        """Go back to a checkpoint; returns the updates done and the KL state of the next one."""
+        progress, memory = load_progress(path)
+        self.training.load_weights(load_weights(path, self.models))
+        self.training.load_optimizer_state(memory)
+        self.learner.load_state_dict(progress.learner)
+        for name, state in progress.of_rank(self.runtime.rank).items():
+            if name in self.components:
+                self.components[name].load_state_dict(state)
+        self.episodes, self.last_kl = progress.episodes, progress.last_kl
+        self.relay.errors = progress.observer_errors
+        self.directory.forget_after(progress.updates)
+        return progress.updates, progress.kl
 
 
 @dataclass(frozen=True)
@@ -89,7 +144,7 @@ class Aligned:
 
 
 def align(
-    build: Callable[[Recorder], Run],
+    build: Callable[[Recorder, int], Run],
     recorder: Recorder,
     *,
     table_rows: int,
@@ -98,8 +153,8 @@ def align(
     """Run PPO between two looks at the held-out prompts, and say what changed.
 
     Args:
-      build: makes the run around its recorder.
-      recorder: keeps what happens.
+      build: makes the run around its recorder, from an update on.
+      recorder: keeps what happens, and knows the newest checkpoint.
       table_rows: prompts to show.
       resolved: the recipe with every default, for observers.
     """
@@ -115,17 +170,32 @@ def align(
 
 
 def _between_two_looks(
-    build: Callable[[Recorder], Run], recorder: Recorder, table_rows: int
+    build: Callable[[Recorder, int], Run], recorder: Recorder, table_rows: int
 ) -> Aligned:
-    before = recorder.look("before")
-    run = build(recorder)
-    train(run, run.control.initial())
+    start, kl, before = _begin(recorder)
+    run = build(recorder, start)
+    train(run, run.control.initial() if kl is None else kl)
     after = recorder.look("after")
     path = recorder.directory.path / "ppo"
-    save_models(recorder.models, recorder.tokenizer, path)
+    recorder.save(path)
     recorder.relay.tell("checkpoint_saved", CheckpointSaved(recorder.updates - 1, path))
     sentence = what_changed(before, after, kl=recorder.last_kl)
     recorder.directory.metrics({"stage": "ppo", "update": recorder.updates, **after.metrics()})
     recorder.display.show(before_and_after(before, after, rows=table_rows))
     recorder.display.say(sentence)
     return Aligned(before, after, sentence)
+
+
+def _begin(recorder: Recorder) -> tuple[int, KLState | None, HeldOut]:
+    """(first update, its KL state, what the policy said before any), from a checkpoint or new."""
+    newest = recorder.saver.newest()
+    if newest is None:
+        recorder.directory.forget_after(0)
+        return 0, None, recorder.look("before")
+    for damage in newest.passed_over:
+        recorder.display.say(f"passed over: {damage}")
+    recorder.display.say(f"going on after update {newest.number}, from {newest.path}")
+    rows = recorder.directory.read_samples("before")
+    before = HeldOut(tuple(Answer.of_row(row) for row in rows))
+    start, kl = recorder.restore(newest.path)
+    return start, kl, before

@@ -1,11 +1,21 @@
 """`rlframe train`: what is wrong with a recipe, its data or its models is told before training."""
 
 import importlib
+import inspect
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from rlframe.cli import validate
+from rlframe.cli.train import train
+from rlframe.distributed.child import REPORTS, read_report, report_path
+from rlframe.errors import RunError
 from tests.cli.broken import distribution
 
 
@@ -264,3 +274,142 @@ def test_a_reward_that_compares_the_samples_of_a_prompt_trains(rlframe, recipe, 
         tmp_path / "run",
     )
     assert ended.code == 0, ended.err
+
+
+# Several processes. What the launcher promises is in tests/distributed/test_launch.py.
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What would have been launched, as (command, settings); the launch ends with 42."""
+    from rlframe.distributed import launch
+
+    calls = []
+
+    def instead(command, **settings):
+        calls.append((command, settings))
+        return 42
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launch, "launch", instead)
+    return calls
+
+
+def test_every_option_reaches_the_ranks(rlframe, recipe, launched, tmp_path):
+    output = tmp_path / "run"
+    given = {
+        "recipe": [recipe],
+        "overrides": ["ppo.updates=3", "~sft"],
+        "output": ["--output", output],
+        "no_plugin": ["--no-plugin=rlframe/gae", "--no-plugin=rlframe/regex"],
+        "allow_local_code": ["--allow-local-code"],
+    }
+    assert {*given, "processes"} == set(inspect.signature(train).parameters)
+    words = [str(word) for words in given.values() for word in words]
+    assert rlframe("train", "--processes", 3, *words, "advantages.type=gae").code == 4
+    assert rlframe("train", "--processes", 3, *words[:-3], words[-1]).code == 42
+    [(command, settings)] = launched
+    assert command[0] == sys.executable
+    assert command[command.index("-m") :] == ["-m", "rlframe", "train", *words[:-3], words[-1]]
+    assert settings == {"processes": 3, "threads": 1}
+
+
+def test_the_ranks_share_one_directory_whenever_each_of_them_starts(rlframe, recipe, launched):
+    rlframe("train", recipe, "--processes", 2)
+    command = launched[0][0]
+    assert Path(command[command.index("--output") + 1]).parts[:1] == ("runs",)
+
+
+def test_a_file_beside_the_user_hides_no_library_from_the_ranks(
+    rlframe, recipe, launched, monkeypatch
+):
+    for path, safe in ((["/somewhere"], True), ([os.getcwd()], False), ([""], False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                sys, "path", [*path, *(p for p in sys.path if p not in ("", os.getcwd()))]
+            )
+            rlframe("train", recipe, "--processes", 2)
+        assert ("-P" in launched.pop()[0]) is safe
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "told"),
+    [
+        (3, ["ppo.upates=3"], "Did you mean 'updates'?"),
+        (2, ["--processes", "0"], "--processes"),
+        (5, ["--output", "."], "is not empty"),
+    ],
+)
+def test_what_can_be_told_before_a_process_starts_is(
+    rlframe, recipe, launched, monkeypatch, tmp_path, code, words, told
+):
+    monkeypatch.chdir(tmp_path)
+    ended = rlframe("train", recipe, "--processes", "2", *words)
+    assert ended.code == code
+    assert told in ended.err
+    assert not launched
+
+
+def test_one_process_has_no_children(rlframe, recipe, launched):
+    assert rlframe("train", recipe, "ppo.upates=3", "--processes", 1).code == 3
+    assert not launched
+
+
+def test_processes_of_torchrun_start_no_processes(rlframe, recipe, launched, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ended = rlframe("train", recipe, "--processes", 2)
+    assert ended.code == 2
+    assert "WORLD_SIZE is set" in ended.err
+    assert not launched
+
+
+def test_a_refusal_by_all_ranks_is_told_once(recipe, tmp_path):
+    command = [sys.executable, "-m", "rlframe", "train", str(recipe), "--processes", "2"]
+    few = ["rollout.prompts_per_update=1", "--output", str(tmp_path / "run")]
+    done = subprocess.run([*command, *few], capture_output=True, text=True)
+    assert done.returncode == 3
+    told = "error: rollout.prompts_per_update: 1 prompts are too few for 2 processes\n"
+    assert done.stderr == told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (RunError("the loss is not finite"), 1, "error: the loss is not finite"),
+        (KeyError("a bug"), 1, "Traceback (most recent call last)"),
+    ],
+)
+def test_a_rank_leaves_its_error_to_the_launcher(
+    rlframe, recipe, monkeypatch, tmp_path, error, code, told
+):
+    def load_recipe(*_, **__):
+        raise error
+
+    monkeypatch.setenv(REPORTS, str(tmp_path))
+    monkeypatch.setattr(validate, "load_recipe", load_recipe)
+    assert rlframe("validate", recipe) == (code, "", "")
+    report = read_report(report_path(tmp_path, 0))
+    assert report.exit_code == code
+    assert report.message.startswith(told)
+    assert str(error) in report.message
+
+
+def test_two_launchers_of_torchrun_are_one_run(recipe, tmp_path):
+    """As on two machines: each starts its own processes, and they find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--rdzv-id", "t", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    run = tmp_path / "run"
+    words = ["-m", "rlframe", "train", str(recipe), "--output", str(run)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", *meeting, *words]
+    several = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [launcher.communicate(timeout=240)[0] for launcher in several]
+    assert [launcher.returncode for launcher in several] == [0, 0], said
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["status"], manifest["processes"]) == ("finished", 2)
+    assert "".join(said).count("Everything is in") == 1

@@ -3,12 +3,10 @@ from __future__ import annotations
 import io
 
 import pytest
-import torch
 from rich.console import Console
 
-from rlframe.rollout.sampler import pack
-from rlframe.runs.evaluation import HeldOut, before_and_after, what_changed
-from rlframe.types import Prompt, Rollout, StopReason
+from rlframe.runs.evaluation import Answer, HeldOut, before_and_after, what_changed
+from rlframe.types import StopReason
 
 EOS, CUT = StopReason.EOS, StopReason.LENGTH
 
@@ -16,16 +14,12 @@ EOS, CUT = StopReason.EOS, StopReason.LENGTH
 def held_out(
     texts: list[str], scores: list[float], reasons: list[StopReason], groups: list[int]
 ) -> HeldOut:
-    rollout = Rollout(
-        sequences=pack([[1]] * len(texts), [[2]] * len(texts), device=torch.device("cpu")),
-        prompts=tuple(Prompt(f"ask{g}", (1,)) for g in groups),
-        texts=tuple(texts),
-        stop_reasons=tuple(reasons),
-        group_ids=tuple(groups),
-        samples=tuple(range(len(texts))),
-        update=0,
+    return HeldOut(
+        tuple(
+            Answer(i, groups[i], f"ask{groups[i]}", texts[i], reasons[i], s, {"nice": s})
+            for i, s in enumerate(scores)
+        )
     )
-    return HeldOut(rollout, tuple(scores), {"nice": tuple(scores)})
 
 
 BEFORE = held_out(
@@ -66,7 +60,9 @@ def test_figures_of_the_watch() -> None:
         "heldout/nice/raw": 0.0,
         "heldout/finished_share": pytest.approx(2 / 3),
     }
-    assert AFTER.rows()[2] == {
+    assert AFTER.answers[2].row() == {
+        "sample": 2,
+        "group": 1,
         "prompt": "ask1",
         "response": "lovely thing",
         "stop_reason": "eos",

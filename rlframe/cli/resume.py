@@ -1,0 +1,53 @@
+"""`rlframe resume RUN [key=value ...]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
+from rlframe.cli.running import (
+    Processes,
+    plugin_arguments,
+    refuse_processes_inside_others,
+    run,
+)
+from rlframe.recipe import load_recipe
+
+
+def resume(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes to its recipe, as in ppo.microbatch_tokens=1024."),
+    ] = None,
+    processes: Processes = 1,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let changes through that make it another experiment.")
+    ] = False,
+    allow_changed_plugins: Annotated[
+        bool,
+        typer.Option("--allow-changed-plugins", help="Go on although a plugin is another version."),
+    ] = False,
+    no_plugin: NoPlugin = None,
+    allow_local_code: AllowLocalCode = False,
+) -> None:
+    """Go on with a run that was stopped, killed or failed, as if it had never ended."""
+    refuse_processes_inside_others(processes)
+    registry = installed(no_plugin, allow_local_code=allow_local_code)
+    from rlframe.runs.resuming import Allowance, begun
+
+    loaded = load_recipe(begun(directory), overrides or [], registry=registry)
+    given = [str(directory), *(overrides or [])]
+    given += ["--force"] * force + ["--allow-changed-plugins"] * allow_changed_plugins
+    given += plugin_arguments(no_plugin, allow_local_code=allow_local_code)
+    run(
+        loaded,
+        directory,
+        registry,
+        processes=processes,
+        command=["resume", *given],
+        resume=Allowance(force=force, plugins=allow_changed_plugins),
+    )

@@ -1,0 +1,97 @@
+"""What `train` and `resume` share: one process runs the recipe, or several are started that do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from rlframe.hooks.registry import Registry
+from rlframe.recipe import LoadedRecipe
+
+if TYPE_CHECKING:
+    from rlframe.runs.resuming import Allowance
+
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Processes on this machine that share the work; one a GPU where there are any."
+    ),
+]
+
+
+def refuse_processes_inside_others(processes: int) -> None:
+    """Make sure that a process which torchrun started does not start more.
+
+    Raises:
+      BadParameter: it was asked to.
+    """
+    if processes > 1 and "WORLD_SIZE" in os.environ:
+        raise typer.BadParameter(
+            f"WORLD_SIZE is set: this is one of {os.environ['WORLD_SIZE']} processes that torchrun, or "
+            "whoever set it, has started. Leave --processes out, or start rlframe by itself",
+            param_hint="--processes",
+        )
+
+
+def plugin_arguments(no_plugin: Sequence[str] | None, *, allow_local_code: bool) -> list[str]:
+    """The options on plugins, as the ranks are to be given them."""
+    return [f"--no-plugin={name}" for name in no_plugin or ()] + (
+        ["--allow-local-code"] * allow_local_code
+    )
+
+
+def run(
+    loaded: LoadedRecipe,
+    directory: Path,
+    registry: Registry,
+    *,
+    processes: int,
+    command: Sequence[str],
+    resume: Allowance | None = None,
+) -> None:
+    """Run a recipe here, or in several processes.
+
+    Args:
+      loaded: checked before anything is started: a typo answers at once, and torch comes only now.
+      directory: of the run.
+      registry: the installed components.
+      processes: how many share the work.
+      command: the command line of each of several processes, after `rlframe`.
+      resume: how far a run that is gone on with may have changed; None for a new one.
+    """
+    # On a CPU, torch takes large tensors from huge pages, which is faster; tests/benchmarks/README.md
+    # has the command that shows it. torch reads this when it is imported.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if processes > 1:
+        raise typer.Exit(_launched(command, processes, loaded.recipe.runtime.threads))
+    from transformers.utils.logging import disable_progress_bar
+
+    from rlframe.build import run_recipe
+    from rlframe.distributed.child import refuse_missing_gpus
+    from rlframe.runs.display import make_display
+
+    refuse_missing_gpus(loaded.recipe.runtime.device)
+    disable_progress_bar()  # of transformers: the display shows progress
+    display = make_display(Console())
+    try:
+        outcome = run_recipe(loaded, directory, display, registry=registry, resume=resume)
+    finally:
+        display.close()
+    if os.environ.get("RANK", "0") == "0":
+        Console().print(f"Everything is in {outcome.directory}", markup=False, soft_wrap=True)
+
+
+def _launched(arguments: Sequence[str], processes: int, threads: int | None) -> int:
+    """The exit code of `rlframe` with these arguments in several processes."""
+    from rlframe.distributed.launch import launch
+
+    # `-m` puts the current directory in front of the path; a file there must not hide a library.
+    here = os.getcwd() in sys.path or "" in sys.path
+    command = [sys.executable, *([] if here else ["-P"]), "-m", "rlframe", *arguments]
+    return launch(command, processes=processes, threads=threads)

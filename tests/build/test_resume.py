@@ -1,0 +1,263 @@
+"""A run that ended early goes on as if it had not, and refuses to go on as something else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlframe.build import run_recipe
+from rlframe.errors import PluginError, RecipeError, RunError, SetupError, Stopped
+from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider
+from rlframe.hooks.registry import Registry
+from rlframe.recipe import load_recipe
+from rlframe.runs.lock import RunLock
+from rlframe.runs.resuming import Allowance, begun
+from tests.build.test_run import STAGES, Notes, lasting
+
+MODELS = ("sft", "reward_model", "ppo/policy", "ppo/critic")
+
+
+class Ends(Notes):
+    """A display at which somebody presses Ctrl-C twice, after a number of steps of a stage."""
+
+    def __init__(self, stage: str = "", steps: int = -1) -> None:
+        super().__init__()
+        self.at, self.now = (stage, steps), ""
+
+    def stage(self, name: str, detail: str) -> None:
+        super().stage(name, detail)
+        self.now = name
+
+    def step(self, done: int, total: int, figures: Mapping[str, float]) -> None:
+        super().step(done, total, figures)
+        if (self.now, done) == self.at:
+            raise KeyboardInterrupt
+
+
+class Counting(RewardProvider[PluginConfig]):
+    """Remembers how much it has judged, and lets that show: a state that is lost changes the scores."""
+
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.judged = 0
+
+    def score(self, batch: RewardBatch) -> list[float]:
+        self.judged += len(batch)
+        return [self.judged / 100 - len(text) / 50 for text in batch.response_texts]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"judged": self.judged}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.judged = state["judged"]
+
+
+def registry() -> Registry:
+    known = Registry()
+    known.add("reward_providers", "counting", Counting)
+    return known
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Callable[..., Path]) -> Path:
+    return tiny_recipe(
+        **STAGES,
+        rewards={
+            "liked": {"type": "reward_model", "weight": 0.5},
+            "counting": {"type": "counting"},
+        },
+        losses={"ptx": {"type": "ptx", "gamma": 0.5, "data": "reviews", "examples_per_step": 3}},
+        ppo={"updates": 5, "learning_rate": 1e-3, "minibatches": 2, "epochs": 2},
+        checkpoints={"every": 2},
+        evaluation={"prompts": 4, "every": 2},
+    )
+
+
+def train(recipe: Path, directory: Path, *overrides: str, display: Any = None) -> Path:
+    loaded = load_recipe(recipe, overrides, registry=registry())
+    return run_recipe(loaded, directory, display or Notes(), registry=registry()).directory
+
+
+def resume(directory: Path, *overrides: str, display: Any = None, **allowed: bool) -> Path:
+    loaded = load_recipe(begun(directory), overrides, registry=registry())
+    allowance = Allowance(**allowed)
+    run_recipe(loaded, directory, display or Notes(), registry=registry(), resume=allowance)
+    return directory
+
+
+def results(directory: Path) -> tuple[Any, ...]:
+    """The bytes of every model, and everything in the metrics but what the clock says."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    weights = [(directory / name / "model.safetensors").read_bytes() for name in MODELS]
+    samples = {p.name: p.read_text() for p in (directory / "samples").iterdir()}
+    return weights, lasting(rows), samples
+
+
+def statuses(directory: Path) -> list[str]:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    return [*(entry["was"] for entry in manifest["resumed"]), manifest["status"]]
+
+
+def test_it_goes_on_bit_for_bit_wherever_it_was_ended(recipe: Path, tmp_path: Path) -> None:
+    """In the middle of each stage, at its first step, at the end of an epoch, after a checkpoint."""
+    calm = train(recipe, tmp_path / "calm")
+    ended = tmp_path / "ended"
+    per_epoch = 9  # 140 rows in batches of 16
+    first = Ends("sft", 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, ended, "sft.epochs=1", display=first)
+    places = [("sft", per_epoch - 1), ("reward_model", 1), ("reward_model", 3), ("ppo", 1)]
+    for stage, steps in [*places, ("ppo", 3), ("ppo", 4), ("ppo", 5)]:
+        with pytest.raises(KeyboardInterrupt):
+            resume(ended, display=Ends(stage, steps))
+    last = Notes()
+    resume(ended, display=last)
+    assert results(ended) == results(calm)
+    assert statuses(ended) == ["interrupted"] * 8 + ["finished"]
+    assert not any(said.startswith(("sft:", "reward_model:")) for said in last.said)
+    assert any("going on after update 4" in said for said in last.said)
+
+
+def test_what_was_trained_since_the_checkpoint_is_trained_again(
+    recipe: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", display=Ends("ppo", 4))  # before it is saved
+    again = Ends()
+    resume(tmp_path / "run", display=again)
+    assert [done for done, total in again.steps if total == 5] == [3, 4, 5]
+
+
+def test_a_limit_of_time_ends_it_where_it_can_go_on(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Stopped, match=r"limit of .*saved after step 1; go on with: rlframe resume"):
+        train(recipe, run, "checkpoints.stop_after_minutes=0.0001")
+    for _ in range(3):  # it is always a step further
+        with pytest.raises(Stopped):
+            resume(run)
+    resume(run, "checkpoints.stop_after_minutes=null")
+    assert results(run) == results(train(recipe, tmp_path / "calm"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, run, display=Ends("ppo", 5))
+    newest = run / "checkpoints" / "ppo" / "000004" / "optimizer.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-3] ^= 4
+    newest.write_bytes(content)
+    notes = Notes()
+    resume(run, display=notes)
+    assert any("passed over" in said and "optimizer.safetensors" in said for said in notes.said)
+    assert any("going on after update 2" in said for said in notes.said)
+    assert results(run) == results(train(recipe, tmp_path / "calm"))
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(
+    recipe: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, run, display=Ends("ppo", 5))
+    for path in (run / "checkpoints" / "ppo").glob("*/state.json"):
+        path.unlink()
+    with pytest.raises(RunError, match="no checkpoint to go on from"):
+        resume(run)
+
+
+def test_the_best_stay_beside_the_last(recipe: Path, tmp_path: Path) -> None:
+    keep = "checkpoints={every: 1, keep_last: 1, keep_best: 1}"
+    run = train(recipe, tmp_path / "run", keep, "evaluation.every=1", "ppo.updates=6")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seen = {
+        r["update"]: r["heldout/scores"] for r in rows if "episode" in r and "heldout/scores" in r
+    }
+    best = max(seen, key=lambda update: (seen[update], update))
+    kept = sorted(int(path.name) for path in (run / "checkpoints" / "ppo").glob("[0-9]*"))
+    assert kept == sorted({best, 5})  # the sixth is the result itself
+
+
+@pytest.fixture
+def stopped(recipe: Path, tmp_path: Path) -> Path:
+    with pytest.raises(Stopped):
+        train(recipe, tmp_path / "run", "checkpoints.stop_after_minutes=0.0001")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("ppo.learning_rate=1e-4", r"ppo.learning_rate: 0.001 -> 0.0001 \(needs --force\)"),
+        ("~losses.ptx", r"losses.ptx.type: \"ptx\" -> nothing \(needs --force\)"),
+        ("seed=3", r"seed: 0 -> 3 \(refused\)"),
+        ("sft.learning_rate=0.1", r"sft.learning_rate: 0.01 -> 0.1 \(refused\)"),
+    ],
+)
+def test_another_recipe_is_refused_by_its_keys(stopped: Path, override: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        resume(stopped, override)
+    if "refused" in words:
+        with pytest.raises(RecipeError, match="Begin a new run"):
+            resume(stopped, override, force=True)
+
+
+def test_safe_changes_are_told_and_others_can_be_forced(stopped: Path) -> None:
+    notes = Notes()
+    with pytest.raises(Stopped):
+        resume(stopped, "ppo.microbatch_tokens=64", "ppo.clip=0.1", display=notes, force=True)
+    assert "ppo.microbatch_tokens: 4096 -> 64 (safe)" in notes.said
+    assert "ppo.clip: 0.2 -> 0.1 (needs --force)" in notes.said
+    again = Notes()
+    with pytest.raises(Stopped):
+        resume(stopped, display=again)  # what was changed stays changed
+    assert not any("->" in said for said in again.said)
+
+
+def test_another_version_of_a_plugin_is_refused_unless_it_is_meant(stopped: Path) -> None:
+    manifest = json.loads((stopped / "manifest.json").read_text())
+    manifest["plugins"]["rewards.counting"]["version"] = "0.9"
+    (stopped / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PluginError, match=r"rewards.counting \(counting\): version was 0.9, is 0"):
+        resume(stopped)
+    with pytest.raises(Stopped):
+        resume(stopped, plugins=True)
+
+
+def test_one_process_at_a_time_works_in_a_run(stopped: Path) -> None:
+    with RunLock(stopped), pytest.raises(SetupError, match="in use by process"):
+        resume(stopped)
+
+
+def test_a_run_that_is_finished_or_not_there_can_not_go_on(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="holds no run to go on with"):
+        resume(tmp_path / "nothing")
+    done = train(recipe, tmp_path / "done")
+    with pytest.raises(SetupError, match="is finished"):
+        resume(done)
+
+
+def test_data_that_is_gone_is_told_before_anything_changes(
+    tiny_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "\n".join(
+            json.dumps({"text": f"{i} is a fine camera number, and {i} is what it is"})
+            for i in range(90)
+        )
+    )
+    recipe = tiny_recipe(
+        data={"reviews": {"path": str(rows), "heldout": 0.3}}, checkpoints={"every": 1}
+    )
+    with pytest.raises(Stopped):
+        train(recipe, tmp_path / "run", "checkpoints.stop_after_minutes=0.0001")
+    before = (tmp_path / "run" / "manifest.json").read_text()
+    rows.unlink()
+    with pytest.raises(RecipeError, match=r"rows\.jsonl"):
+        resume(tmp_path / "run", "checkpoints.stop_after_minutes=null")
+    assert (tmp_path / "run" / "manifest.json").read_text() == before

@@ -1,0 +1,100 @@
+"""`rlframe resume`: with real processes, another number of them, and every option handed on."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlframe.cli import running
+from rlframe.cli.resume import resume
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Callable[..., Path]) -> Path:
+    losses = {"ptx": {"type": "ptx", "gamma": 0.5, "data": "reviews", "examples_per_step": 3}}
+    return tiny_recipe(
+        sft={"data": "reviews", "batch_size": 16, "learning_rate": 1e-2},
+        losses=losses,
+        ppo={"updates": 4, "learning_rate": 1e-3, "minibatches": 2, "decay": "constant"},
+    )
+
+
+def rlframe(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlframe", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_of_two_processes_goes_on_in_one_and_ends_as_if_it_had_been_one(
+    recipe: Path, tmp_path: Path
+) -> None:
+    calm, run = tmp_path / "calm", tmp_path / "run"
+    assert rlframe("train", recipe, "--output", calm).returncode == 0
+
+    limit = "checkpoints.stop_after_minutes=0.0001"
+    ended = rlframe("train", recipe, limit, "--output", run, "--processes", 2)
+    assert ended.returncode == 130
+    assert f"a checkpoint was saved after step 1; go on with: rlframe resume {run}" in ended.stderr
+    assert ended.stderr.count("saved") == 1
+
+    every = "checkpoints={every: 2, stop_after_minutes: null}"
+    sharded = ["runtime.strategy=deepspeed", "runtime.zero_stage=3", "ppo.updates=3", "--force"]
+    middle = rlframe("resume", run, every, *sharded, "--processes", 2)
+    assert middle.returncode == 0, middle.stderr
+    assert "runtime.zero_stage: nothing -> 3 (safe)" in middle.stdout
+
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["status"] = "interrupted"  # there is a checkpoint of update 2, of four
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    plain = ["runtime.strategy=ddp", "runtime.zero_stage=null", "ppo.updates=4", "--force"]
+    assert rlframe("resume", run, *plain).returncode == 0
+
+    mine, other = rows(run), rows(calm)
+    assert [row.get("update") for row in mine] == [row.get("update") for row in other]
+    for row, same in zip(mine, other, strict=True):
+        for name in ("sft/perplexity", "objective/kl", "objective/scores", "loss/ptx_avg"):
+            if name in same:
+                assert row[name] == pytest.approx(same[name], rel=1e-3, abs=1e-4), name
+
+
+def test_every_option_of_resume_reaches_the_ranks(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr("rlframe.cli.resume.run", lambda *_, **given: seen.append(given))
+    monkeypatch.setattr("rlframe.runs.resuming.begun", lambda _: recipe)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    given: dict[str, Any] = {
+        "directory": tmp_path,
+        "overrides": ["ppo.updates=3"],
+        "processes": 3,
+        "force": True,
+        "allow_changed_plugins": True,
+        "no_plugin": ["rlframe/regex"],
+        "allow_local_code": True,
+    }
+    assert set(given) == set(inspect.signature(resume).parameters)
+    resume(**given)
+    (call,) = seen
+    assert call["processes"] == 3
+    assert (call["resume"].force, call["resume"].plugins) == (True, True)
+    assert call["command"] == [
+        "resume",
+        str(tmp_path),
+        "ppo.updates=3",
+        "--force",
+        "--allow-changed-plugins",
+        "--no-plugin=rlframe/regex",
+        "--allow-local-code",
+    ]
+    assert running.plugin_arguments(None, allow_local_code=False) == []
