@@ -14,16 +14,18 @@ seconds are those of the stage in this process.
                   KL in nats a response, mean of the last 10 updates      6 +- 1.5
                   distinct responses among 64, last rollout               >= 90 %
 
-Measured, in CPU seconds, on a machine whose other core was in use:
+Measured in one run, in CPU seconds, with nothing else at work on the machine:
 
     seed  perplexity        pairs          VADER                    KL    distinct
-    0     21.87 in 124 s    0.952 in 22 s  0.131 -> 0.778 in 49 s   6.04   98 %
-    1     21.91 in 129 s    0.944 in 20 s  0.087 -> 0.765 in 45 s   5.82  100 %
+    0     21.85 in 132 s    0.953 in 22 s  0.185 -> 0.783 in 54 s   6.22   96 %
+    1     21.93 in 125 s    0.941 in 23 s  0.142 -> 0.757 in 55 s   5.59  100 %
+    2     21.98 in 125 s    0.952 in 21 s  0.155 -> 0.758 in 58 s   5.76   98 %
 
-Only the time of sft misses its bound. Seed 2 was run with 1.9 epochs and 96 prompts an update alone:
-perplexity 21.58 in 126 s, pairs 0.948, VADER 0.128 -> 0.762, KL 6.33. What was tried for the time: 3
-layers (longer for the same perplexity), tied embeddings, 4 and 6 rows a batch, learning rates of 2.5e-3
-to 5e-3, a second beta of 0.98: none better at equal cost.
+Only the time of sft misses its bound, by 4 to 10 %. What was tried for it: 3 layers (longer for the
+same perplexity), tied embeddings, 4 and 6 rows a batch, learning rates of 2.5e-3 to 5e-3, a second
+beta of 0.98, and the chunked head over the labels that count in place of the model's own loss: none
+better at equal cost by more than the machine's speed varies from hour to hour (117 to 132 s for the
+same work).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-# As `rlframe train` does, before torch is imported: rlframe/cli/train.py says why.
+# As `rlframe train` does, before torch is imported: rlframe/cli/running.py says why.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch

@@ -86,7 +86,7 @@ class Marks:
 
 def rlframe_side(args):
     """Run the recipe through the same functions, and with the same setting, as `rlframe train`."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # rlframe/cli/train.py says why
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # rlframe/cli/running.py says why
     from transformers.utils.logging import disable_progress_bar
 
     import rlframe.build.alignment as alignment
