@@ -264,7 +264,7 @@ class PPOParts:
             entered.enter_context(self.project.runtime.autocast())
             yield
 
-    def run(self, recorder: Recorder, start: int) -> Run:
+    def run(self, recorder: Recorder, start: int = 0) -> Run:
         """Everything that `engine.ppo.train` needs, from update `start` on."""
         ppo, runtime = self.ppo, self.project.runtime
         return Run(
