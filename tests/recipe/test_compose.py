@@ -166,7 +166,7 @@ def test_the_example_of_the_guide_composes_as_it_says(write, registry, monkeypat
     monkeypatch.setenv("THREADS", "2")
     write((root / "recipes" / "quickstart.yaml").read_text(), "quickstart.yaml")
     recipe = load_recipe(write(text, "fast.yaml"), command.split(), registry=registry).recipe
-    assert recipe.ppo.updates == recipe.ppo.checkpoint_every == 20
+    assert recipe.ppo.updates == recipe.checkpoints.every == 20
     assert list(recipe.rewards) == ["satisfied", "finished", "brief"]
     assert recipe.losses == {}
     assert recipe.kl.controller.options == {"coefficient": 0.1}
