@@ -112,7 +112,9 @@ class PPOParts:
             max_grad_norm=self.ppo.max_grad_norm,
         )
         self.rewards = [
-            WeightedReward(project.instance("rewards", name), entry.weight, entry.timeout_seconds)
+            WeightedReward(
+                project.instance("rewards", name), entry.weight, entry.time_limit_seconds
+            )
             for name, entry in recipe.rewards.items()
         ]
         self.losses = [project.instance("losses", name) for name in recipe.losses]

@@ -32,7 +32,7 @@ class WeightedReward:
 
     instance: Instance[RewardProvider[Any]]
     weight: float
-    timeout_seconds: float | None = None
+    time_limit_seconds: float | None = None
     """For one call on a rollout; None for none."""
 
 
@@ -121,12 +121,12 @@ class Judge:
         def ask() -> Any:
             return self._relay.hook.rlframe_score(provider=instance.component, batch=batch)
 
-        seconds = reward.timeout_seconds
+        seconds = reward.time_limit_seconds
         with self._relay.named("reward", instance, detail=lambda: self._culprit(instance, batch)):
             scores = ask() if seconds is None else _within(seconds, ask)
         if scores is _NOTHING:
             raise RunError(
-                f"reward {instance} has not answered within {seconds:g} seconds (timeout_seconds). Is "
+                f"reward {instance} has not answered within {seconds:g} seconds (time_limit_seconds). Is "
                 "a server that it asks gone? Checkpoints are as they were: `rlframe resume RUN` goes on"
             )
         if not hasattr(scores, "__len__") or len(scores) != len(batch):

@@ -183,7 +183,7 @@ class DataGenerator(Component[C]):
 class RewardProvider(Component[C]):
     """Judges finished responses."""
 
-    reserved: ClassVar[frozenset[str]] = frozenset({"type", "weight", "timeout_seconds"})
+    reserved: ClassVar[frozenset[str]] = frozenset({"type", "weight", "time_limit_seconds"})
 
     def score(self, batch: RewardBatch) -> Sequence[float | Sequence[float] | None]:
         """One value a response, higher is better.

@@ -199,7 +199,7 @@ class RewardEntry(RewardSpec):
     """One named reward of the mix."""
 
     weight: float = 1.0
-    timeout_seconds: PositiveFloat | None = Field(
+    time_limit_seconds: PositiveFloat | None = Field(
         None, description="for one call on a rollout: longer ends the run, which may hang otherwise"
     )
 

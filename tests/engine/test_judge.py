@@ -51,11 +51,13 @@ def rollout() -> Rollout:
 
 
 def judge(
-    *rewards: tuple[Any, float], timeout_seconds: float | None = None, **kwargs: Any
+    *rewards: tuple[Any, float], time_limit_seconds: float | None = None, **kwargs: Any
 ) -> Judge:
     mix = [
         WeightedReward(
-            Instance(f"r{i}", f"scripted (dist {i}.0)", Scripted(answer)), weight, timeout_seconds
+            Instance(f"r{i}", f"scripted (dist {i}.0)", Scripted(answer)),
+            weight,
+            time_limit_seconds,
         )
         for i, (answer, weight) in enumerate(rewards)
     ]
@@ -209,13 +211,13 @@ def test_a_reward_that_hangs_ends_the_run_by_name_and_one_in_time_is_as_without_
 
     begun = time.monotonic()
     with pytest.raises(RunError, match=r"'r0' of type .* has not answered within 0.2 seconds"):
-        judge((slow, 1.0), timeout_seconds=0.2)(rollout())
+        judge((slow, 1.0), time_limit_seconds=0.2)(rollout())
     assert time.monotonic() - begun < 5
 
     def quick(batch: RewardBatch) -> list[float]:
         assert not torch.is_grad_enabled()
         return [1.0, 2.0, 3.0]
 
-    assert judge((quick, 1.0), timeout_seconds=20)(rollout()).scores.tolist() == [1, 2, 3]
+    assert judge((quick, 1.0), time_limit_seconds=20)(rollout()).scores.tolist() == [1, 2, 3]
     with pytest.raises(RunError, match="raised ZeroDivisionError"):
-        judge((lambda b: 1 / 0, 1.0), timeout_seconds=20)(rollout())
+        judge((lambda b: 1 / 0, 1.0), time_limit_seconds=20)(rollout())
