@@ -126,8 +126,8 @@ class Judge:
             scores = ask() if seconds is None else _within(seconds, ask)
         if scores is _NOTHING:
             raise RunError(
-                f"reward {instance} has not answered within {seconds:g} seconds (time_limit_seconds). Is "
-                "a server that it asks gone? Checkpoints are as they were: `rlframe resume RUN` goes on"
+                f"reward {instance} has not answered within {seconds:g} seconds (time_limit_seconds). "
+                "Is its server gone? Checkpoints are as they were: `rlframe resume RUN` goes on"
             )
         if not hasattr(scores, "__len__") or len(scores) != len(batch):
             found = f"{len(scores)} values" if hasattr(scores, "__len__") else repr(scores)
