@@ -214,9 +214,8 @@ def _save(model: Any, project: Project, stage: str) -> None:
         shutil.rmtree(writing, ignore_errors=True)
         model.save_pretrained(writing)
         project.tokenizer.save_pretrained(writing)
-        shutil.rmtree(
-            done, ignore_errors=True
-        )  # whole, but not noted as such by a run that was killed
+        # One may be there, of a run that was killed before it noted that the stage was finished.
+        shutil.rmtree(done, ignore_errors=True)
         writing.rename(done)
     project.runtime.barrier()  # the next stage reads it on every rank
 

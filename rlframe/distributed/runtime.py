@@ -23,9 +23,8 @@ from rlframe.errors import SetupError
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 """Precision of a recipe -> dtype of the weights: whoever computes in bfloat16 keeps float32 weights."""
 
-_PATIENCE = timedelta(
-    hours=4
-)  # ranks may wait for the slowest reward; a dead one ends the run anyway
+# Ranks may wait for the slowest reward; a dead one ends the run anyway.
+_PATIENCE = timedelta(hours=4)
 
 ONE_COPY_EACH = Strategy()
 

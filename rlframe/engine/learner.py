@@ -196,7 +196,7 @@ class Learner:
                 whole = float(self._runtime.sum(total)) if last else whole
                 if not math.isfinite(
                     whole
-                ):  # then so is its gradient, whatever autograd makes of it
+                ):  # then no gradient may be, whatever autograd makes of it
                     loss = loss * math.nan
                 self._training.backward(loss)
         norm = self._training.step()

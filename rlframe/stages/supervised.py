@@ -1,4 +1,6 @@
-"""transformers.Trainer as both supervised stages use it: one process, no files, our own progress."""
+"""transformers.Trainer as both supervised stages use it, on any number of processes: examples in an order
+that does not depend on their number, checkpoints and progress of our own.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from speed import BATCH, EPOCHS, RECIPE, SETTINGS, make_work, start
+from speed import BATCH, SETTINGS, make_work, start, write_recipe
 
 FASTER, CHECKPOINTS_SHARE, BETWEEN_SECONDS = 1.8, 0.02, 600
 PHASES = ("rollout", "reward", "experience", "learn")
@@ -37,19 +36,8 @@ PHASES = ("rollout", "reward", "experience", "learn")
 def measure(name, processes, work, args):
     """Means over the updates after the first: responses a second, and seconds of what there is."""
     out = args.work / f"{name}-{processes}"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    files = {part: work / part for part in ("policy", "critic", "reward")}
-    files["prompts"] = work / "prompts.jsonl"
-    recipe = RECIPE.format(
-        **{role: json.dumps(str(path)) for role, path in files.items()},
-        batch=BATCH,
-        epochs=EPOCHS,
-        updates=args.updates + 2,
-        response=SETTINGS[name]["response"],
-        threads=1,
-    )
-    (out / "recipe.yaml").write_text(recipe + "checkpoints: {every: 1}\n", encoding="utf-8")
+    every = "checkpoints: {every: 1}\n"
+    write_recipe(out, work, name, updates=args.updates + 2, threads=1, more=every)
     strategy = [] if processes == 1 else [f"runtime.strategy={args.strategy}"]
     words = ["-m", "rlframe", "train", out / "recipe.yaml", "--output", out / "run", *strategy]
     start(sys.executable, *words, "--processes", processes, threads=1)

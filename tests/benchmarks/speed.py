@@ -232,9 +232,8 @@ def make_work(name, args):
     return out
 
 
-def run_side(side, name, work, args):
-    """One side of one setting in a fresh process."""
-    out = args.work / f"{side}-{name}"
+def write_recipe(out, work, name, *, updates, threads, more=""):
+    """A new folder `out` with the recipe of a setting in it."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     files = {part: work / part for part in ("policy", "critic", "reward")}
@@ -243,11 +242,17 @@ def run_side(side, name, work, args):
         **{role: json.dumps(str(path)) for role, path in files.items()},
         batch=BATCH,
         epochs=EPOCHS,
-        updates=args.updates + 1,
+        updates=updates,
         response=SETTINGS[name]["response"],
-        threads=args.threads,
+        threads=threads,
     )
-    (out / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    (out / "recipe.yaml").write_text(recipe + more, encoding="utf-8")
+
+
+def run_side(side, name, work, args):
+    """One side of one setting in a fresh process."""
+    out = args.work / f"{side}-{name}"
+    write_recipe(out, work, name, updates=args.updates + 1, threads=args.threads)
     start(
         sys.executable if side == "rlframe" else args.trl_python,
         Path(__file__).resolve(),

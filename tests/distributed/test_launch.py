@@ -65,7 +65,7 @@ class Launched:
 
     def wait_for(self, *names):
         """Until the ranks have left these notes."""
-        until(lambda: all((self.here / name).exists() for name in names))
+        assert happens(lambda: all((self.here / name).exists() for name in names))
 
     def note(self, name):
         return (self.here / name).read_text()
@@ -87,12 +87,12 @@ class Launched:
             return False
 
 
-def until(condition, seconds=10):
-    """Wait for a condition."""
+def happens(condition, *, seconds=10):
+    """Whether a condition comes true within so many seconds."""
     end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
+    while not condition() and time.monotonic() < end:
         time.sleep(0.01)
+    return condition()
 
 
 @pytest.fixture
@@ -389,7 +389,7 @@ def test_a_second_sigint_kills(started):
     launched.wait_for("ready-0", "ready-1")
     launched.send(signal.SIGINT)
     launched.wait_for("count-0", "count-1")
-    until(lambda: launched.note("count-0") == launched.note("count-1") == "1")
+    assert happens(lambda: launched.note("count-0") == launched.note("count-1") == "1")
     since = time.monotonic()
     launched.send(signal.SIGINT)
     assert launched.end() == (130, "", "interrupted\n")
@@ -416,7 +416,7 @@ def test_a_launcher_that_is_killed_takes_its_ranks_along(started):
     )
     launched.wait_for("ready-0", "ready-1")
     launched.send(signal.SIGKILL)
-    until(lambda: not launched.left(), seconds=2)
+    assert happens(lambda: not launched.left(), seconds=2)
 
 
 # The port
