@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -105,16 +104,7 @@ class FullyShard(Training):
         (loss * self._world_size).backward()  # FSDP averages
 
     def step(self) -> float:
-        weights = [p for p in self.models.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        finite = bool(norm.isfinite())
-        if finite:
-            if norm > self.max_grad_norm:
-                nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, norm)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm) if finite else math.nan
+        return self._clipped_step(lambda n: n.full_tensor() if isinstance(n, DTensor) else n)
 
     @contextmanager
     def whole(self) -> Iterator[None]:

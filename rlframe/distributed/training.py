@@ -68,6 +68,18 @@ class Training(ABC):
           The gradient's norm before clipping, NaN if no step was taken; the same on all ranks.
         """
 
+    def _clipped_step(self, whole: Callable[[Tensor], Tensor] = lambda norm: norm) -> float:
+        """`step` by torch's own means; `whole` makes one norm of what a shard knows of it."""
+        weights = [p for p in self.models.parameters() if p.grad is not None]
+        norm = whole(nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None]))
+        finite = bool(norm.isfinite())
+        if finite:
+            if norm > self.max_grad_norm:  # else a pass over all gradients would change nothing
+                nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm) if finite else math.nan
+
     def discard(self) -> None:
         """Forget the gradient so far, and what memory it took."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -159,15 +171,7 @@ class Replicated(Training):
         (loss * self._world_size).backward()  # DDP averages
 
     def step(self) -> float:
-        weights = [p for p in self.models.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-        finite = bool(norm.isfinite())
-        if finite:
-            if norm > self.max_grad_norm:  # else a pass over all gradients would change nothing
-                nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, norm)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm) if finite else math.nan
+        return self._clipped_step()
 
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach() for name, tensor in self.models.state_dict().items()}

@@ -1,5 +1,5 @@
-"""transformers.Trainer as both supervised stages use it, on any number of processes: examples in an order
-that does not depend on their number, checkpoints and progress of our own.
+"""transformers.Trainer as both supervised stages use it, on any number of processes: the order of the
+examples does not depend on their number, and checkpoints and progress are our own.
 """
 
 from __future__ import annotations
