@@ -25,10 +25,18 @@ from torch.utils.checkpoint import checkpoint
 _CPU_TILE = 1024
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _over(x: Tensor, temperature: float) -> Tensor:
+    return x if temperature == 1 else x / temperature
+
+
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     """The logits over τ, in float32 or wider."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return wide if temperature == 1 else wide / temperature
+    return _over(_wide(logits), temperature)
 
 
 def from_logits(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
@@ -75,6 +83,8 @@ class _LinearStatistics(torch.autograd.Function):
 
     s = Σ_v exp(z_v - m)      u = Σ_v (z_v - m) exp(z_v - m)      log Σ exp = m + log s
     H = log s - u / s         ∂ log p_y / ∂ z = onehot(y) - p     ∂ H / ∂ z = -p (log p + H)
+
+    exp(z_v - m) is kept for the backward pass, where the logits would have to go through exp again.
     """
 
     @staticmethod
@@ -94,15 +104,15 @@ class _LinearStatistics(torch.autograd.Function):
         slope, chosen, kept = total.clone(), total.clone(), []
         for start in range(0, len(weight), tile):
             part = slice(start, start + tile)
-            logits = torch.nn.functional.linear(hidden, weight[part], _part(bias, part))
-            if keep:
-                kept.append(logits)
-            logits = _scaled(logits, temperature)
+            found = torch.nn.functional.linear(hidden, weight[part], _part(bias, part))
+            logits = _scaled(found, temperature)
             rows, columns = _inside(targets, start, logits)
             chosen[rows, 0] = logits[rows, columns]
             higher = torch.maximum(top, logits.amax(-1, keepdim=True))
             below = logits - higher
             weights, fade = below.exp(), (top - higher).exp()
+            if keep:
+                kept += [higher, weights.to(found.dtype)]
             slope = fade * (slope + (top - higher) * total)
             slope += below.mul_(weights).sum(-1, keepdim=True)
             total = fade * total + weights.sum(-1, keepdim=True)
@@ -123,18 +133,21 @@ class _LinearStatistics(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         d_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
-        for number, logits in enumerate(kept):
+        for number, (higher, weights) in enumerate(zip(kept[::2], kept[1::2], strict=True)):
             start = number * ctx.tile
             part = slice(start, start + ctx.tile)
-            logp = (_scaled(logits, ctx.temperature) - top).sub_(log_total)
+            shift = higher - top - log_total  # log p = log weight + shift
             slope = torch.zeros_like(top) if d_chosen is None else d_chosen
             if d_entropy is not None:
-                slope = slope + d_entropy * (logp + entropy)
-            d_logits = logp.exp_().mul_(-slope)
+                least = torch.finfo(weights.dtype).tiny  # p of a weight of 0 is 0, whatever its log
+                slope = slope + d_entropy * (
+                    _wide(weights).clamp_min(least).log() + shift + entropy
+                )
+            d_logits = weights * (-slope * shift.exp())
             if d_chosen is not None:
-                rows, columns = _inside(targets, start, logits)
+                rows, columns = _inside(targets, start, weights)
                 d_logits[rows, columns] += d_chosen[rows, 0]
-            d_logits = _scaled(d_logits, ctx.temperature).to(hidden.dtype)
+            d_logits = _over(d_logits, ctx.temperature).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden.addmm_(d_logits, weight[part])
             if d_weight is not None:
