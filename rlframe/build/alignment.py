@@ -13,12 +13,13 @@ import torch
 from rlframe.build.project import Project
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Crediting
-from rlframe.engine.judge import Judge, WeightedReward
+from rlframe.engine.judge import Judge, Judgement, WeightedReward
 from rlframe.engine.kl_control import KLControl
 from rlframe.engine.learner import AuxiliaryData, Learner, LearningSettings, learning_rate_factor
 from rlframe.engine.metrics import Clock
 from rlframe.engine.objective import Objective
 from rlframe.engine.ppo import Run
+from rlframe.engine.sharing import share
 from rlframe.engine.streams import Shuffled
 from rlframe.errors import RecipeError
 from rlframe.hooks.relay import Relay
@@ -274,6 +275,7 @@ class PPOParts:
             whole=self.whole,
             act=self.act,
             judge=self.judge,
+            share=self._share,
             plan=self._plan,
             credit=Crediting(
                 models=self.models,
@@ -291,6 +293,12 @@ class PPOParts:
             tell=self.relay.tell,
             clock=self.clock,
         )
+
+    def _share(self, rollout: Rollout, judgement: Judgement) -> tuple[Rollout, Judgement]:
+        runtime = self.project.runtime
+        if runtime.world_size == 1:
+            return rollout, judgement
+        return share(rollout, judgement, gather=runtime.gather, rank=runtime.rank)
 
     def _plan(self, rollout: Rollout) -> Schedule:
         section = self.project.recipe.rollout

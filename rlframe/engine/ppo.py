@@ -61,6 +61,8 @@ class Run:
     """Around everything that asks the policy: whole weights on every rank, gathered once."""
     act: Callable[[int], Rollout]
     judge: Judge
+    share: Callable[[Rollout, Judgement], tuple[Rollout, Judgement]]
+    """Evens out over ranks what there is to learn from."""
     plan: Callable[[Rollout], Schedule]
     credit: Crediting
     learn: Learner
@@ -81,6 +83,7 @@ def train(run: Run, kl: KLState) -> KLState:
             with run.clock.phase("reward"):
                 judgement = run.judge(rollout)
             with run.clock.phase("experience"):
+                rollout, judgement = run.share(rollout, judgement)
                 schedule = run.plan(rollout)
                 experience = run.credit(rollout, judgement.rewards, schedule, beta=kl.coefficient)
         run.tell("experience_ready", _ready(rollout, judgement, experience))

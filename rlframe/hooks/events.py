@@ -36,7 +36,11 @@ class RolloutFinished:
 
 @dataclass(frozen=True)
 class ExperienceReady:
-    """A rollout was judged and credited; learning comes next. All tensors are [B, T]."""
+    """A rollout was judged and credited; learning comes next. All tensors are [B, T].
+
+    With several processes these are not the responses of `RolloutFinished`: they have changed ranks, so
+    that all have as much to learn from.
+    """
 
     rollout: Rollout
     raw_rewards: Mapping[str, Tensor]

@@ -40,7 +40,7 @@ sys.exit(launch(worker, processes=2, threads=1))
 
 ROUNDING = 1e-9  # of float64, after ten updates
 SINGLE = 1e-4  # of float32, after three
-MARGIN = 1e-2  # by which a planted defect shows: ten million times ROUNDING
+MARGIN = 1e-3  # by which a planted defect shows: a million times ROUNDING
 
 SAME_RUN = dict.fromkeys((*list(EXACT)[:2], *DEFECTS), "everything in a pass")
 """Runs that promise to equal another one, played alone; every other one that of its own name."""

@@ -1,0 +1,125 @@
+"""Judged responses change ranks, so that every rank has as much to learn from.
+
+Lengths are known only once responses are written, and a rank that drew short ones would wait for the
+others in every optimiser step. What changes hands are token ids and scores: little against the passes
+over them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from rlframe.engine.judge import Judgement
+from rlframe.rollout.sampler import pack
+from rlframe.types import Prompt, Rollout, StopReason
+
+
+@dataclass(frozen=True)
+class _Response:
+    """One judged response; no tensors, which would arrive on the device that they came from."""
+
+    sample: int
+    group: int
+    prompt: Prompt
+    ids: list[int]
+    text: str
+    reason: StopReason
+    rewards: list[float]
+    raw: dict[str, float]
+    weighted: dict[str, float]
+
+
+Gather = Callable[[list[_Response]], list[list[_Response]]]
+"""Every rank's value, on every rank."""
+
+
+def share(
+    rollout: Rollout, judgement: Judgement, *, gather: Gather, rank: int
+) -> tuple[Rollout, Judgement]:
+    """The rank's new share of all responses, in the order of their global numbers; groups stay whole.
+
+    Args:
+      rollout: the rank's responses as sampled.
+      judgement: of them.
+      gather: every rank has to come here.
+      rank: of this process.
+    """
+    shares = gather(_responses(rollout, judgement))
+    everything = sorted((r for part in shares for r in part), key=lambda response: response.sample)
+    tokens = Counter[int]()
+    for response in everything:
+        tokens[response.group] += len(response.prompt.ids) + len(response.ids)
+    groups = set(fair(tokens, len(shares))[rank])
+    mine = [response for response in everything if response.group in groups]
+    return _as_rollout(mine, rollout), _as_judgement(mine, judgement)
+
+
+def fair(sizes: Mapping[int, int], count: int) -> list[list[int]]:
+    """Divide things so that the largest share is nearly as small as it can be.
+
+    The largest thing left goes to the share that is smallest so far: at most 4/3 of the best division
+    (Graham 1969, https://doi.org/10.1137/0117039).
+
+    Args:
+      sizes: thing -> size, above 0.
+      count: shares; none is empty if there are as many things.
+    """
+    shares: list[list[int]] = [[] for _ in range(count)]
+    smallest = [(0, number) for number in range(count)]
+    for thing in sorted(sizes, key=lambda thing: (-sizes[thing], thing)):
+        size, number = smallest[0]
+        shares[number].append(thing)
+        heapq.heapreplace(smallest, (size + sizes[thing], number))
+    return shares
+
+
+def _responses(rollout: Rollout, judgement: Judgement) -> list[_Response]:
+    ids, rewards = rollout.response_ids(), judgement.rewards.tolist()
+    raw = {name: values.tolist() for name, values in judgement.raw.items()}
+    weighted = {name: values.tolist() for name, values in judgement.weighted.items()}
+    return [
+        _Response(
+            sample=rollout.samples[row],
+            group=rollout.group_ids[row],
+            prompt=rollout.prompts[row],
+            ids=ids[row],
+            text=rollout.texts[row],
+            reason=rollout.stop_reasons[row],
+            rewards=rewards[row][: len(ids[row])],
+            raw={name: values[row] for name, values in raw.items()},
+            weighted={name: values[row] for name, values in weighted.items()},
+        )
+        for row in range(len(rollout))
+    ]
+
+
+def _as_rollout(responses: list[_Response], like: Rollout) -> Rollout:
+    return Rollout(
+        sequences=pack(
+            [r.prompt.ids for r in responses],
+            [r.ids for r in responses],
+            device=like.sequences.tokens.device,
+        ),
+        prompts=tuple(r.prompt for r in responses),
+        texts=tuple(r.text for r in responses),
+        stop_reasons=tuple(r.reason for r in responses),
+        group_ids=tuple(r.group for r in responses),
+        samples=tuple(r.sample for r in responses),
+        update=like.update,
+    )
+
+
+def _as_judgement(responses: list[_Response], like: Judgement) -> Judgement:
+    as_tensor = partial(torch.tensor, dtype=like.rewards.dtype, device=like.rewards.device)
+    width = max(len(r.rewards) for r in responses)
+    return Judgement(
+        rewards=as_tensor([r.rewards + [0.0] * (width - len(r.rewards)) for r in responses]),
+        raw={name: as_tensor([r.raw[name] for r in responses]) for name in like.raw},
+        weighted={name: as_tensor([r.weighted[name] for r in responses]) for name in like.weighted},
+    )
