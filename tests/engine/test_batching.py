@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +24,36 @@ def test_every_row_is_in_one_pass_and_no_pass_is_over_budget(
 
 def test_similar_lengths_share_a_pass() -> None:
     assert microbatches([9, 2, 8, 1], [0, 1, 2, 3], budget=18) == [[0, 2], [1, 3]]
+
+
+def test_a_pass_ends_early_where_that_saves_more_padding_than_a_pass_costs() -> None:
+    # Up to 160 tokens fit, and a pass costs 10. Together: 6 x 20 + 10. Apart: 2 x 20 + 4 x 10 + 20.
+    assert microbatches([20, 20, 10, 10, 10, 10], list(range(6)), budget=160) == [
+        [0, 1],
+        [2, 3, 4, 5],
+    ]
+    # 2 x 20 + 1 x 15 + 20 is more than 3 x 20 + 10.
+    assert microbatches([20, 20, 15], [0, 1, 2], budget=160) == [[0, 1, 2]]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 120))
+def test_no_division_of_the_sorted_rows_costs_less(lengths: list[int], budget: int) -> None:
+    def cost(passes: list[list[int]]) -> float:
+        return sum(len(rows) * max(lengths[r] for r in rows) + budget / 16 for rows in passes)
+
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    divisions = (
+        [rows[a:b] for a, b in pairwise([0, *cuts, len(rows)])]
+        for count in range(len(rows))
+        for cuts in combinations(range(1, len(rows)), count)
+    )
+    allowed = [
+        passes
+        for passes in divisions
+        if all(len(p) == 1 or len(p) * lengths[p[0]] <= budget for p in passes)
+    ]
+    found = microbatches(lengths, list(range(len(lengths))), budget=budget)
+    assert cost(found) == pytest.approx(min(map(cost, allowed)))
 
 
 @given(st.lists(st.integers(0, 9), max_size=8), st.integers(0, 12))
