@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,11 +12,18 @@ from typing import Any
 import torch
 
 from rlframe.build.project import Project
+from rlframe.distributed.runtime import out_of_memory
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Crediting
 from rlframe.engine.judge import Judge, Judgement, WeightedReward
 from rlframe.engine.kl_control import KLControl
-from rlframe.engine.learner import AuxiliaryData, Learner, LearningSettings, learning_rate_factor
+from rlframe.engine.learner import (
+    AuxiliaryData,
+    Learner,
+    LearningSettings,
+    MemoryWarning,
+    learning_rate_factor,
+)
 from rlframe.engine.metrics import Clock
 from rlframe.engine.objective import Objective
 from rlframe.engine.ppo import Run
@@ -210,12 +218,25 @@ class PPOParts:
         runtime, count = self.project.runtime, self.project.recipe.rollout.prompts_per_update
         prompts = self._prompts.take(update * count, count)
         share = range(len(prompts))[runtime.rank :: runtime.world_size]
-        return self._sampler.sample(
-            self._requests(prompts, share),
-            update=update,
-            purpose="rollout",
-            device=runtime.device,
-        )
+        requests = self._requests(prompts, share)
+        return self._sampled(self._sampler, requests, update=update, purpose="rollout")
+
+    def _sampled(self, sampler: Sampler, requests: list[Request], **which: Any) -> Rollout:
+        """Responses, fewer at a time if memory runs out: they are the same."""
+        while True:
+            try:
+                return sampler.sample(requests, device=self.project.runtime.device, **which)
+            except Exception as error:
+                at_a_time = min(sampler.batch or len(requests), len(requests))
+                if not out_of_memory(error) or at_a_time == 1:
+                    raise
+            sampler.batch = at_a_time // 2  # outside of `except`: the traceback holds memory
+            warnings.warn(
+                f"no memory was left to sample {at_a_time} responses at a time: from here on it is "
+                f"{sampler.batch} (rollout.generation_batch)",
+                MemoryWarning,
+                stacklevel=2,
+            )
 
     def _requests(self, prompts: Sequence[Prompt], share: range) -> list[Request]:
         """Every sample of the prompts numbered in `share`, one group a prompt."""
@@ -235,12 +256,8 @@ class PPOParts:
         share = range(len(self._heldout))[runtime.rank :: runtime.world_size]
         if not share:
             return None
-        return self._sampler.sample(
-            self._requests(self._heldout, share),
-            update=0,
-            purpose="heldout",
-            device=runtime.device,
-        )
+        requests = self._requests(self._heldout, share)
+        return self._sampled(self._sampler, requests, update=0, purpose="heldout")
 
     def _answer_as_reference(self, rollout: Rollout) -> Rollout:
         requests = [
@@ -249,11 +266,8 @@ class PPOParts:
                 rollout.prompts, rollout.samples, rollout.group_ids, strict=True
             )
         ]
-        return self._reference_sampler.sample(
-            requests,
-            update=rollout.update,
-            purpose="reference",
-            device=self.project.runtime.device,
+        return self._sampled(
+            self._reference_sampler, requests, update=rollout.update, purpose="reference"
         )
 
     # The run

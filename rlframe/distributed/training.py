@@ -35,6 +35,10 @@ class Training(ABC):
       max_grad_norm: longer gradients are scaled down to it.
     """
 
+    can_begin_again = False
+    """Whether ranks wait for each other in a step's last pass alone: one that failed before it can be
+    begun again after `discard`."""
+
     def __init__(
         self, models: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float
     ) -> None:
@@ -60,6 +64,10 @@ class Training(ABC):
     def backward(self, loss: Tensor) -> None:
         """Add this loss's gradient: ranks are summed, not averaged."""
 
+    def discard(self) -> None:
+        """Forget the gradient so far, and what memory it took; where `can_begin_again`."""
+        raise NotImplementedError
+
     @abstractmethod
     def step(self) -> float:
         """Clip, step, and clear the gradient; one that is not finite is thrown away.
@@ -79,12 +87,6 @@ class Training(ABC):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm) if finite else math.nan
-
-    def discard(self) -> None:
-        """Forget the gradient so far, and what memory it took."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -123,6 +125,8 @@ _BUFFERS_STAY: dict[str, Any] = {
 
 class Replicated(Training):
     """One process, or DDP: a copy on each rank, gradients averaged in the last backward pass."""
+
+    can_begin_again = True
 
     def __init__(
         self,
@@ -169,6 +173,11 @@ class Replicated(Training):
 
     def backward(self, loss: Tensor) -> None:
         (loss * self._world_size).backward()  # DDP averages
+
+    def discard(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def step(self) -> float:
         return self._clipped_step()

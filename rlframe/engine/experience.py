@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlframe.distributed.runtime import out_of_memory
 from rlframe.engine.batching import Schedule
 from rlframe.functional import kl as kl_estimators
 from rlframe.functional.masked import Moments, masked_sum, moments, whiten
@@ -138,25 +139,35 @@ class Crediting:
         """Log-probabilities of both policies, values and KL, in the passes of the first epoch.
 
         The same rows in the same rectangles as in training: before the first update, every ratio
-        is exactly 1 and the KL to an equal reference exactly 0, not merely close.
+        is exactly 1 and the KL to an equal reference exactly 0, not merely close. A pass for which
+        there is no memory is halved.
         """
         found: dict[str, Tensor] = {}
         passes = [rows for step in schedule.steps(0) for rows in step if rows]
-        for rows in passes:
+        while passes:
+            rows = passes.pop()
             index = torch.tensor(rows, device=mask.device)
-            part = batch.rows(index)
-            seen = self.models.evaluate(part)
-            reference, _ = self.reference.response_logprobs(part, self.reference.trunk(part))
-            values = {
-                "logprobs": seen.logprobs,
-                "reference": reference,
-                "values": seen.values,
-                "kl": self._kl(part, seen.logprobs, reference),
-            }
+            try:
+                values = self._one_pass(batch.rows(index))
+            except Exception as error:
+                if not out_of_memory(error) or len(rows) == 1:
+                    raise
+                passes += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+                continue
             for name, value in values.items():
                 whole = found.setdefault(name, value.new_zeros(mask.shape))
                 whole[index, : value.shape[1]] = value
         return found
+
+    def _one_pass(self, part: Sequences) -> dict[str, Tensor]:
+        seen = self.models.evaluate(part)
+        reference, _ = self.reference.response_logprobs(part, self.reference.trunk(part))
+        return {
+            "logprobs": seen.logprobs,
+            "reference": reference,
+            "values": seen.values,
+            "kl": self._kl(part, seen.logprobs, reference),
+        }
 
     def _kl(self, batch: Sequences, logprobs: Tensor, reference: Tensor) -> Tensor:
         if self.estimator == "full":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from rlframe.distributed.runtime import Runtime, out_of_memory
 from rlframe.distributed.training import Training
-from rlframe.engine.batching import Rows, microbatches
+from rlframe.engine.batching import Rows, microbatches, spread
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import MicroBatch, Normaliser, Objective
@@ -48,6 +49,10 @@ def learning_rate_factor(
         return (update + 1) / (warmup + 1)
     left = 1 - (update - warmup) / max(updates - warmup, 1)
     return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[decay]
+
+
+class _NoMemoryError(Exception):
+    """A rank ran out of memory where all of them can begin again."""
 
 
 class MemoryWarning(RuntimeWarning):
@@ -156,23 +161,25 @@ class Learner:
     def _step_that_fits(
         self, experience: Experience, passes: list[Rows], meter: Meter, beta: float
     ) -> float:
-        """One optimiser step, in smaller passes if memory runs out on a process that is alone."""
+        """One optimiser step, in smaller passes if memory runs out."""
         lengths = experience.sequences.lengths.tolist()
         rows = [row for some in passes for row in some]
         while True:
             if self._halvings:  # the schedule may be older than the last one
                 passes = microbatches(lengths, rows, budget=self.budget)
+                most = self._runtime.max(torch.tensor(len(passes)))
+                passes = spread(passes, int(most))
             try:
                 return self._step(experience, passes, meter, beta)
             except Exception as error:
-                if not out_of_memory(error):
+                if not (out_of_memory(error) or isinstance(error, _NoMemoryError)):
                     raise
                 problem = (
                     f"update {experience.update}: no memory was left in a pass of up to "
                     f"{self.budget} padded tokens"
                 )
                 half = self.budget // 2
-                if self._runtime.world_size > 1 or half < max(lengths):
+                if not self._can_halve(error, longest=max(lengths)):
                     raise RunError(
                         f"{problem}: {error}. Go on from the last checkpoint with a smaller "
                         f"ppo.microbatch_tokens (here: {half}), a smaller ppo.logits_chunk, or a "
@@ -182,23 +189,35 @@ class Learner:
             self._training.discard()
             warnings.warn(f"{problem}: it is halved to {self.budget}", MemoryWarning, stacklevel=2)
 
+    def _can_halve(self, error: Exception, *, longest: int) -> bool:
+        """Whether every rank is here, and the longest response of all of them would still fit."""
+        together = isinstance(error, _NoMemoryError) or self._runtime.world_size == 1
+        if not (together and self._training.can_begin_again):
+            return False
+        return self.budget // 2 >= int(self._runtime.max(torch.tensor(longest)))
+
     def _step(self, experience: Experience, passes: list[Rows], meter: Meter, beta: float) -> float:
         """One optimiser step; returns the gradient norm before clipping, not finite if skipped."""
         batches, over = self._divide(experience, passes)
-        total = torch.zeros((), dtype=torch.float64)
-        sums, whole = Meter(), 0.0
-        for number, batch in enumerate(batches, 1):
-            last = number == len(batches)
-            with self._training.accumulating(last=last):
-                loss, part = self._training(self._objective, batch, over, beta)
-                total += loss.detach().double().cpu()
-                sums.merge(part)
-                whole = float(self._runtime.sum(total)) if last else whole
-                if not math.isfinite(
-                    whole
-                ):  # then no gradient may be, whatever autograd makes of it
-                    loss = loss * math.nan
-                self._training.backward(loss)
+        *before, last = batches
+        total, sums = torch.zeros((), dtype=torch.float64), Meter()
+
+        def loss_of(batch: MicroBatch) -> Tensor:
+            loss, part = self._training(self._objective, batch, over, beta)
+            total.add_(loss.detach().double().cpu())
+            sums.merge(part)
+            return loss
+
+        with self._all_or_none():
+            for batch in before:
+                with self._training.accumulating(last=False):
+                    self._training.backward(loss_of(batch))
+        with self._training.accumulating(last=True):
+            loss = loss_of(last)
+            whole = float(self._runtime.sum(total))
+            if not math.isfinite(whole):  # then no gradient may be, whatever autograd makes of it
+                loss = loss * math.nan
+            self._training.backward(loss)
         norm = self._training.step()
         if math.isfinite(norm):
             self._bad_in_a_row = 0
@@ -207,6 +226,27 @@ class Learner:
             self._skipped(experience.update, whole, norm)
         self._steps += 1
         return norm
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """If one rank runs out of memory in here, all raise `_NoMemoryError`, and can begin again.
+
+        The last pass lies outside: in it ranks wait for each other's gradients.
+        """
+        if not self._training.can_begin_again:
+            yield
+            return
+        lack = None
+        try:
+            yield
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            lack = error
+        if int(self._runtime.max(torch.tensor(int(lack is not None)))):
+            raise _NoMemoryError(
+                "another process has none" if lack is None else str(lack)
+            ) from lack
 
     def _skipped(self, update: int, loss: float, norm: float) -> None:
         self._bad_in_a_row += 1

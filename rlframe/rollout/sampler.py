@@ -71,6 +71,8 @@ class Sampler:
         self._eos = sorted(eos_ids)
         self._params = params
         self._seed = seed
+        self.batch = params.batch
+        """Most responses sampled at a time; all if None. It changes no response."""
 
     @torch.no_grad()
     def sample(
@@ -84,7 +86,7 @@ class Sampler:
           purpose: part of the seed, see `seeds.uniforms`.
           device: where the tokens live.
         """
-        size = self._params.batch or len(requests)
+        size = self.batch or len(requests)
         ids: list[list[int]] = []
         reasons: list[StopReason] = []
         for start in range(0, len(requests), size):

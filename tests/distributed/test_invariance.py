@@ -42,7 +42,9 @@ ROUNDING = 1e-9  # of float64, after ten updates
 SINGLE = 1e-4  # of float32, after three
 MARGIN = 1e-3  # by which a planted defect shows: a million times ROUNDING
 
-SAME_RUN = dict.fromkeys((*list(EXACT)[:2], *DEFECTS), "everything in a pass")
+SAME_RUN = dict.fromkeys(
+    (*list(EXACT)[:2], *DEFECTS, "no memory on a rank"), "everything in a pass"
+)
 """Runs that promise to equal another one, played alone; every other one that of its own name."""
 
 
@@ -236,6 +238,21 @@ def test_the_strategy_that_was_asked_for_is_the_one_that_runs(
         assert ran["zero 3, all offloaded"]["weights offloaded"]
         # A block in policy and critic each, and the root.
         assert (ran["fsdp"]["class"], ran["fsdp"]["sharded modules"]) == ("FullyShard", 3)
+
+
+def test_a_rank_without_memory_changes_no_number(
+    alone: dict[str, Played], pair: Callable[[str], Played]
+) -> None:
+    name = "no memory on a rank"
+    played = pair(name)
+    apart = distance(played, alone[SAME_RUN[name]])
+    assert apart.same_tokens
+    assert apart.metrics < ROUNDING, apart
+    # Rank 0 had enough, and is told because it goes on with rank 1.
+    assert played.told == [
+        "update 0: no memory was left in a pass of up to 56 padded tokens: it is halved to 28"
+    ]
+    assert [row["train/microbatch_tokens"] for row in played.metrics] == [28, 28]
 
 
 # The comparison itself

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -37,6 +38,7 @@ from rlframe.engine.ppo import Update, train
 from rlframe.functional.masked import Moments, moments
 from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig
 from rlframe.hooks.registry import Registry
+from rlframe.models.policy import Policy
 from rlframe.recipe import load_recipe
 from rlframe.runs.recorder import update_metrics
 from rlframe.types import KLState
@@ -165,6 +167,8 @@ class Played:
     """Per update: forward passes through the wrapped models, by rank."""
     ran: list[dict[str, Any]] = field(default_factory=list)
     """By rank: which engine it was."""
+    told: list[str] = field(default_factory=list)
+    """Warnings on rank 0."""
     kl: dict[str, Any] = field(default_factory=dict)
     """The controller's state after SAVED_AFTER updates."""
     seconds: float = 0.0
@@ -418,6 +422,38 @@ DEFECTS: dict[str, Callable[[], Any]] = {
 }
 
 
+# Trouble on one rank, which changes nothing
+
+
+CRAMPED = {"ppo.microbatch_tokens": 56}
+"""Of rank 1, which has memory for 30 tokens in a pass, and for 3 rows to sample."""
+
+
+def _lacking(right: Callable[..., Any], size: Callable[..., int], most: int) -> Callable[..., Any]:
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        if torch.distributed.get_rank() == 1 and size(*args) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return right(*args, **kwargs)
+
+    return wrong
+
+
+@contextmanager
+def _cramped() -> Iterator[None]:
+    def learned(_: Any, models: Any, batch: Any, *rest: Any) -> int:
+        return 0 if batch.experience is None else batch.experience.sequences.tokens.numel()
+
+    with ExitStack() as stack:
+        for owner, name, size, most in (
+            (Policy, "next_logits", lambda _, tokens, *rest: len(tokens), 3),
+            (Crediting, "_one_pass", lambda _, part: part.tokens.numel(), 30),
+            (Objective, "__call__", learned, 30),
+        ):
+            wrong = _lacking(getattr(owner, name), size, most)
+            stack.enter_context(patch.object(owner, name, wrong))
+        yield
+
+
 # What two processes play
 
 
@@ -444,6 +480,14 @@ def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
                 return play(directory, exact, updates=2)
 
         yield name, spoiled
+
+    def cramped() -> Played:
+        with _cramped(), warnings.catch_warnings(record=True, action="always") as told:
+            played = play(directory, exact | CRAMPED, updates=2)
+        played.told = [str(warning.message) for warning in told]
+        return played
+
+    yield "no memory on a rank", cramped
     before = "alone"  # written by the test, in one process
     for name in STRATEGIES:
         changes = strategy_changes(directory, name)
