@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -48,10 +48,18 @@ class Stopped(RlframeError):  # noqa: N818  nothing went wrong
     exit_code = 130
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A question about the nearest of the known words, or an empty string if none is near."""
+def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str]) -> str:
+    """A question about the nearest of the known words, or an empty string if none is near.
+
+    Args:
+      word: as it was written.
+      known: words; a mapping says what is asked in place of each.
+    """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    if not near:
+        return ""
+    asked = known[near[0]] if isinstance(known, Mapping) else near[0]
+    return f" Did you mean {asked!r}?"
 
 
 def listed(words: Iterable[str]) -> str:

@@ -148,3 +148,6 @@ def test_a_block_that_blocks_nothing_is_a_usage_error(rlframe, recipe, menagerie
     assert ended.code == 2
     assert "'m-twinn' blocks nothing" in ended.err
     assert "Did you mean 'm-twin'?" in ended.err
+    ended = rlframe(*command, recipe, "--no-plugin", "lenght")
+    assert ended.code == 2
+    assert "Did you mean 'rlframe/length'?" in ended.err
