@@ -48,18 +48,18 @@ class Stopped(RlframeError):  # noqa: N818  nothing went wrong
     exit_code = 130
 
 
-def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str]) -> str:
+def did_you_mean(
+    word: str, known: Iterable[str], *, called: Mapping[str, str] | None = None
+) -> str:
     """A question about the nearest of the known words, or an empty string if none is near.
 
     Args:
       word: as it was written.
-      known: words; a mapping says what is asked in place of each.
+      known: words.
+      called: what is asked in place of some of them.
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    if not near:
-        return ""
-    asked = known[near[0]] if isinstance(known, Mapping) else near[0]
-    return f" Did you mean {asked!r}?"
+    return f" Did you mean {(called or {}).get(near[0], near[0])!r}?" if near else ""
 
 
 def listed(words: Iterable[str]) -> str:

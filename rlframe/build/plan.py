@@ -44,6 +44,11 @@ def workload(loaded: LoadedRecipe, registry: Registry) -> Workload:
         raise RecipeError(
             "runtime.precision: a plan knows float32 and bfloat16; float64 is for tests"
         )
+    if recipe.model.lora is not None:
+        raise RecipeError(
+            "model.lora: a plan knows training of all weights, which takes more memory than that of "
+            "adapters; for an upper bound plan without it: `rlframe plan RECIPE ~model.lora`"
+        )
     project = _on_cpu(loaded, registry)
     policy = _policy(project)  # and its tokenizer, which prompts need
     prompts = [len(prompt.ids) for part in project.prompts for prompt in part]

@@ -33,11 +33,13 @@ def installed(no_plugin: list[str] | None, *, allow_local_code: bool = False) ->
     for name in no_plugin or ():
         if not registry.blocks(name):
             offers = [offer for kind in KINDS for offer in registry.offers(kind)]
-            known = {o.name: o.qualified for o in offers} | {o.qualified: o.qualified for o in offers}
-            known |= {o.distribution: o.distribution for o in offers if o.distribution != "rlframe"}
+            known = {name for o in offers for name in (o.distribution, o.qualified, o.name)}
+            guess = did_you_mean(
+                name, known - {"rlframe"}, called={o.name: o.qualified for o in offers}
+            )
             raise typer.BadParameter(
                 f"{name!r} blocks nothing: no installed distribution or component is called that."
-                f"{did_you_mean(name, known)} See `rlframe plugins list`",
+                f"{guess} See `rlframe plugins list`",
                 param_hint="--no-plugin",
             )
     return registry

@@ -121,14 +121,15 @@ def test_the_recipes_own_strategy():
     assert zero == Strategy("deepspeed", 3, "all")
 
 
-def test_errors_say_where_and_what(plan, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_errors_say_where_and_what(plan):
     with pytest.raises(RecipeError, match=r"^model\.reference: the config of 'no/such' can not be"):
         plan("model.reference=no/such")
     with pytest.raises(RecipeError, match=r"^model\.policy: the tokenizer of 'no/such' can not be"):
         plan("model.policy=no/such")
     with pytest.raises(RecipeError, match="float64 is for tests"):
         plan("runtime.precision=float64")
+    with pytest.raises(RecipeError, match=r"^model\.lora: .* for an upper bound plan without it"):
+        plan("model.lora={rank: 4}")
     with pytest.raises(RecipeError, match=r"^model\.policy\.architecture: .*'lama'.*'llama'"):
         plan("model.policy.architecture.model_type=lama")
 
