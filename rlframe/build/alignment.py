@@ -50,8 +50,9 @@ def alignment(
         tokenizer=project.tokenizer,
         components=parts.components,
         learner=parts.learner,
+        judge=parts.judge,
         relay=parts.relay,
-        watch=Watch(parts.answer_heldout, parts.judge, project.runtime.gather),
+        watch=Watch(parts.answer_heldout, parts.judge.heldout, project.runtime.gather),
         whole=parts.whole,
         penalty=parts.penalty,
         updates=ppo.updates,
@@ -113,7 +114,10 @@ class PPOParts:
         )
         self.rewards = [
             WeightedReward(
-                project.instance("rewards", name), entry.weight, entry.time_limit_seconds
+                project.instance("rewards", name),
+                entry.weight,
+                entry.time_limit_seconds,
+                entry.normalize,
             )
             for name, entry in recipe.rewards.items()
         ]
@@ -127,6 +131,7 @@ class PPOParts:
             self.rewards,
             self.relay,
             sample_reference=self._answer_as_reference,
+            reduce=project.runtime.sum,
             seed=recipe.seed,
             rank=project.runtime.rank,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,8 @@ class Progress:
     observer_errors: int
     components: Sequence[Mapping[str, Any]]
     """Of each rank: recipe path -> state."""
+    judge: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Statistics of rewards that are normalised, the same on all ranks; none in an older checkpoint."""
 
     def of_rank(self, rank: int) -> Mapping[str, Any]:
         """States of the components of a rank; of rank 0 where the run had fewer processes."""

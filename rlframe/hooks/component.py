@@ -183,7 +183,9 @@ class DataGenerator(Component[C]):
 class RewardProvider(Component[C]):
     """Judges finished responses."""
 
-    reserved: ClassVar[frozenset[str]] = frozenset({"type", "weight", "time_limit_seconds"})
+    reserved: ClassVar[frozenset[str]] = frozenset(
+        {"type", "weight", "time_limit_seconds", "normalize"}
+    )
 
     def score(self, batch: RewardBatch) -> Sequence[float | Sequence[float] | None]:
         """One value a response, higher is better.

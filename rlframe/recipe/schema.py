@@ -202,6 +202,11 @@ class RewardEntry(RewardSpec):
     time_limit_seconds: PositiveFloat | None = Field(
         None, description="for one call on a rollout: longer ends the run, which may hang otherwise"
     )
+    normalize: Literal["none", "scale", "standardize"] = Field(
+        "none",
+        description="before the weight, by all scores so far: divide by their standard deviation, or "
+        "take off their mean and divide",
+    )
 
 
 class KLControllerSpec(ComponentSpec):

@@ -20,6 +20,7 @@ from rlframe.engine.checkpoint import (
     save_models,
     save_progress,
 )
+from rlframe.engine.judge import Judge
 from rlframe.engine.learner import Learner
 from rlframe.engine.metrics import Clock
 from rlframe.engine.ppo import Run, Update, train
@@ -52,6 +53,7 @@ class Recorder:
     tokenizer: PreTrainedTokenizerBase
     components: Mapping[str, Component[Any]]
     learner: Learner
+    judge: Judge
     watch: Watch
     whole: Callable[[], AbstractContextManager[None]]
     relay: Relay
@@ -105,6 +107,7 @@ class Recorder:
             updates=update.number + 1,
             kl=update.next_kl,
             learner=self.learner.state_dict(),
+            judge=self.judge.state_dict(),
             episodes=self.episodes,
             last_kl=self.last_kl,
             observer_errors=self.relay.errors,
@@ -125,6 +128,7 @@ class Recorder:
         self.training.load_weights(load_weights(path, self.models))
         self.training.load_optimizer_state(memory)
         self.learner.load_state_dict(progress.learner)
+        self.judge.load_state_dict(progress.judge)
         for name, state in progress.of_rank(self.runtime.rank).items():
             if name in self.components:
                 self.components[name].load_state_dict(state)

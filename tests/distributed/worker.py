@@ -35,6 +35,7 @@ from rlframe.engine.metrics import Clock, Meter
 from rlframe.engine.objective import Objective
 from rlframe.engine.ppo import Update, train
 from rlframe.functional.masked import Moments, moments
+from rlframe.functional.running import statistics
 from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
@@ -69,11 +70,12 @@ RECIPE: dict[str, Any] = {
         "stop_strings": ["e"],  # lengths differ, and go on to differ
     },
     "rewards": {
-        "vowel": {"type": "regex", "pattern": "[aou]"},
+        "vowel": {"type": "regex", "pattern": "[aou]", "normalize": "standardize"},
         "better": {
             "type": "preference_difference",
             "reward": {"type": "length", "target_tokens": 3},
             "against": "others",
+            "normalize": "scale",
         },
         "ended": {"type": "eos_penalty", "penalty": 1.0},
     },
@@ -167,6 +169,8 @@ class Played:
     """By rank: which engine it was."""
     kl: dict[str, Any] = field(default_factory=dict)
     """The controller's state after SAVED_AFTER updates."""
+    judge: dict[str, list[float]] = field(default_factory=dict)
+    """The statistics of rewards then."""
     seconds: float = 0.0
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """weights/NAME at the end; first/NAME/KEY, the optimiser's after its first step; saved/weights/NAME
@@ -222,7 +226,7 @@ def play(
         played.tokens.append({str(k): everyones[k] for k in sorted(everyones)})
         played.passes.append(runtime.gather(counter.restart()))
         if update.number + 1 == SAVED_AFTER:
-            played.kl = asdict(update.next_kl)
+            played.kl, played.judge = asdict(update.next_kl), parts.judge.state_dict()
             played.tensors |= _flat("saved/weights", {"": training.weights()})
             played.tensors |= _flat("saved/optimizer", training.optimizer_state())
 
@@ -231,6 +235,7 @@ def play(
     if after is not None:
         first, kl = SAVED_AFTER, KLState(**after.kl)
         _restore(training, after, played)
+        parts.judge.load_state_dict(after.judge)
         run.learn._steps = SAVED_AFTER * parts.ppo.epochs * parts.ppo.minibatches
     else:
         _keep_first_step(training, played)
@@ -374,6 +379,10 @@ def _kl_by_rank() -> Any:
     )
 
 
+def _statistics_by_rank() -> Any:
+    return patch("rlframe.engine.judge.statistics", lambda x, _: statistics(x, lambda y: y))
+
+
 def _metrics_by_rank() -> Any:
     right = Meter.means
 
@@ -413,6 +422,7 @@ DEFECTS: dict[str, Callable[[], Any]] = {
     "gradients that are never exchanged": _never_exchanged,
     "whitening by rank": _whitened_by_rank,
     "KL measured by rank": _kl_by_rank,
+    "reward statistics by rank": _statistics_by_rank,
     "metrics averaged by rank": _metrics_by_rank,
     "an auxiliary loss averaged by micro-batch": _auxiliary_mean_of_means,
 }
