@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rlframe.build.project import Project
+from rlframe.engine.average import Average
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Crediting
 from rlframe.engine.judge import Judge, WeightedReward
@@ -58,6 +59,7 @@ def alignment(
         updates=ppo.updates,
         evaluate_every=recipe.evaluation.every,
         saver=saver,
+        average=parts.average,
     )
     return align(
         parts.run,
@@ -121,6 +123,11 @@ class PPOParts:
             )
             for name, entry in recipe.rewards.items()
         ]
+        self.average = (
+            None
+            if self.ppo.ema is None
+            else Average(self.training, decay=self.ppo.ema, main=project.runtime.main)
+        )
         self.losses = [project.instance("losses", name) for name in recipe.losses]
         self.controller = project.instance("kl", "controller")
         self.estimator = project.instance("advantages")

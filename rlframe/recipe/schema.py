@@ -272,6 +272,10 @@ class PPO(RecipeSection):
         None, description="end a rollout's passes when 1/2 E[(log ratio)²] exceeds this, in nats²"
     )
     max_bad_steps: PositiveInt = Field(3, description="skipped steps in a row that end the run")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay an update of a moving average of the policy's weights, saved as ppo/ema",
+    )
 
 
 class Evaluation(RecipeSection):

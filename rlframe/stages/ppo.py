@@ -9,12 +9,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlframe.distributed.runtime import Runtime
 from rlframe.distributed.training import Training
+from rlframe.engine.average import Average
 from rlframe.engine.checkpoint import (
     Progress,
+    load_average,
     load_progress,
     load_weights,
     save_models,
@@ -43,6 +46,7 @@ class Recorder:
     Args:
       updates: of the whole run.
       evaluate_every: updates between two looks at the held-out prompts; None for no look in between.
+      average: of the policy's weights, taken here, before anything is saved of an update.
     """
 
     directory: RunDirectory
@@ -61,6 +65,7 @@ class Recorder:
     penalty: bool
     updates: int
     evaluate_every: int | None
+    average: Average | None = None
     episodes: int = 0
     last_kl: float = 0.0
 
@@ -68,6 +73,9 @@ class Recorder:
         done = update.number + 1
         self.episodes += update.measured.responses
         self.last_kl = update.measured.nats_per_response
+        if self.average is not None:
+            with clock.phase("average"):
+                self.average.update()
         figures = update_metrics(
             update, clock, penalty=self.penalty, episodes=self.episodes, reduce=self.runtime.sum
         )
@@ -97,7 +105,11 @@ class Recorder:
         """Write the models; every rank has to come here."""
         weights = self.training.weights()
         if self.runtime.main:
-            save_models(weights, self.models, self.tokenizer, path)
+            self._write(weights, path)
+
+    def _write(self, weights: Mapping[str, Tensor], path: Path) -> None:
+        average = None if self.average is None else self.average.weights
+        save_models(weights, self.models, self.tokenizer, path, average=average)
 
     def checkpoint(self, update: Update, score: float | None) -> None:
         """Write the models and the engine's state after an update; every rank has to come here."""
@@ -115,7 +127,7 @@ class Recorder:
         )
 
         def fill(path: Path) -> None:
-            save_models(weights, self.models, self.tokenizer, path)
+            self._write(weights, path)
             save_progress(path, progress, memory)
 
         self.directory.sync()
@@ -127,6 +139,10 @@ class Recorder:
         progress, memory = load_progress(path)
         self.training.load_weights(load_weights(path, self.models))
         self.training.load_optimizer_state(memory)
+        if (
+            self.average is not None
+        ):  # after the weights, from which it begins if it was not kept then
+            self.average.begin(load_average(path, self.models))
         self.learner.load_state_dict(progress.learner)
         self.judge.load_state_dict(progress.judge)
         for name, state in progress.of_rank(self.runtime.rank).items():
@@ -195,6 +211,8 @@ def _begin(recorder: Recorder) -> tuple[int, KLState | None, HeldOut]:
     newest = recorder.saver.newest()
     if newest is None:
         recorder.directory.forget_after(0)
+        if recorder.average is not None:
+            recorder.average.begin(None)
         return 0, None, recorder.look("before")
     for damage in newest.passed_over:
         recorder.display.say(f"passed over: {damage}")
