@@ -275,6 +275,7 @@ class PPOParts:
         with ExitStack() as entered:
             with self.clock.phase("gather"):
                 entered.enter_context(self.training.whole())
+                entered.enter_context(self.project.runtime.resident())
             entered.enter_context(self.project.runtime.autocast())
             yield
 

@@ -324,6 +324,11 @@ class Runtime(RecipeSection):
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32", description="bfloat16 computes in it and keeps float32 weights"
     )
+    frozen: Literal["replicate", "shard", "offload"] = Field(
+        "replicate",
+        description="reference and reward models while others learn: whole, as a share on each "
+        "process, or in the memory of the CPU",
+    )
     deepspeed_config: str | None = Field(
         None,
         description="path of a DeepSpeed JSON file; its keys that the recipe decides must agree",

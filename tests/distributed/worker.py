@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -115,6 +115,8 @@ EXACT: dict[str, dict[str, Any]] = {
         "ppo.epochs": 2,
         "ppo.stop_approx_kl": 3e-4,  # the second pass is made after some rollouts only
     },
+    "frozen models in parts": {"runtime.frozen": "shard"},
+    "frozen models on the CPU": {"runtime.frozen": "offload"},
 }
 """Runs in float64: name -> what differs from RECIPE."""
 
@@ -130,6 +132,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "runtime.deepspeed_config": "NO_SMALL_WEIGHTS",
     },
     "fsdp": {"runtime.strategy": "fsdp"},
+    "fsdp, frozen in parts": {"runtime.strategy": "fsdp", "runtime.frozen": "shard"},
+    "zero 3, frozen in parts": {"runtime.zero_stage": 3, "runtime.frozen": "shard"},
 }
 """Runs in float32: name -> what differs from RECIPE and SMALLER."""
 
@@ -241,7 +245,10 @@ def play(
         _keep_first_step(training, played)
     parts.models.register_forward_pre_hook(counter)
     train(replace(run, updates=range(first, updates)), kl)
-    played.ran = runtime.gather(_running(training))
+    reference = {"reference share": _share(parts.reference.parameters())}
+    with parts.whole():
+        reference["reference share, whole"] = _share(parts.reference.parameters())
+    played.ran = runtime.gather(_running(training) | reference)
     played.tensors |= _flat("weights", {"": training.weights()})
     played.seconds = time.process_time() - start
     return played
@@ -330,8 +337,18 @@ def _running(training: Training) -> dict[str, Any]:
     else:
         found["sharded modules"] = sum(isinstance(m, FSDPModule) for m in training.models.modules())
     held = [state["exp_avg"] for state in training.optimizer.state.values()]
-    share = sum((x.to_local() if isinstance(x, DTensor) else x).numel() for x in held)
-    return found | {"weights": len(weights), "optimizer share": share / sum(numbers)}
+    share = sum(map(_held, held)) / sum(numbers)
+    return found | {"weights": len(weights), "optimizer share": share}
+
+
+def _held(x: Tensor) -> int:
+    """Numbers that this rank has memory for."""
+    return (x.to_local() if isinstance(x, DTensor) else x).numel()
+
+
+def _share(weights: Iterable[Tensor]) -> float:
+    every = list(weights)
+    return sum(map(_held, every)) / sum(x.numel() for x in every)
 
 
 # Defects, each planted by the name of what it breaks
