@@ -13,6 +13,7 @@ import torch
 
 from rlframe.build.project import Project
 from rlframe.distributed.runtime import out_of_memory
+from rlframe.engine.average import Average
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Crediting
 from rlframe.engine.judge import Judge, Judgement, WeightedReward
@@ -59,13 +60,15 @@ def alignment(
         tokenizer=project.tokenizer,
         components=parts.components,
         learner=parts.learner,
+        judge=parts.judge,
         relay=parts.relay,
-        watch=Watch(parts.answer_heldout, parts.judge, project.runtime.gather),
+        watch=Watch(parts.answer_heldout, parts.judge.heldout, project.runtime.gather),
         whole=parts.whole,
         penalty=parts.penalty,
         updates=ppo.updates,
         evaluate_every=recipe.evaluation.every,
         saver=saver,
+        average=parts.average,
     )
     return align(
         parts.run,
@@ -122,10 +125,18 @@ class PPOParts:
         )
         self.rewards = [
             WeightedReward(
-                project.instance("rewards", name), entry.weight, entry.time_limit_seconds
+                project.instance("rewards", name),
+                entry.weight,
+                entry.time_limit_seconds,
+                entry.normalize,
             )
             for name, entry in recipe.rewards.items()
         ]
+        self.average = (
+            None
+            if self.ppo.ema is None
+            else Average(self.training, decay=self.ppo.ema, main=project.runtime.main)
+        )
         self.losses = [project.instance("losses", name) for name in recipe.losses]
         self.controller = project.instance("kl", "controller")
         self.estimator = project.instance("advantages")
@@ -136,6 +147,7 @@ class PPOParts:
             self.rewards,
             self.relay,
             sample_reference=self._answer_as_reference,
+            reduce=project.runtime.sum,
             seed=recipe.seed,
             rank=project.runtime.rank,
         )
@@ -278,6 +290,7 @@ class PPOParts:
         with ExitStack() as entered:
             with self.clock.phase("gather"):
                 entered.enter_context(self.training.whole())
+                entered.enter_context(self.project.runtime.resident())
             entered.enter_context(self.project.runtime.autocast())
             yield
 

@@ -27,7 +27,7 @@ def runtime_of(section: RuntimeSection) -> Runtime:
         config=section.deepspeed_config,
         environ=os.environ,
     )
-    return Runtime(asked, device=section.device, threads=section.threads)
+    return Runtime(asked, device=section.device, threads=section.threads, placement=section.frozen)
 
 
 def saver_of(

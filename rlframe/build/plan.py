@@ -71,6 +71,7 @@ def workload(loaded: LoadedRecipe, registry: Registry) -> Workload:
         microbatch_tokens=ppo.microbatch_tokens,
         logits_chunk=ppo.logits_chunk,
         auxiliary=tuple(_auxiliary(project)),
+        placement=recipe.runtime.frozen,
     )
 
 

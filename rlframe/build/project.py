@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -191,7 +192,7 @@ class Project:
 
     @cached_property
     def context(self) -> Context:
-        """What components are built with."""
+        """What rewards are built with."""
         return Context(
             device=self.runtime.device,
             dtype=self.dtype,
@@ -206,7 +207,16 @@ class Project:
             model_path=self.model_path,
             training_rows=lambda name: self.split(name).train,
             tokenize=self.encoder.example,
-            build_reward=self._nested,
+            build_reward=lambda spec: self._nested(spec, self.context),
+        )
+
+    @cached_property
+    def _context_of_others(self) -> Context:
+        """What is no reward may ask its models at any time, so that they do not wait elsewhere."""
+        return replace(
+            self.context,
+            prepare=self.runtime.replicated,
+            build_reward=lambda spec: self._nested(spec, self._context_of_others),
         )
 
     def _prompt_columns(self) -> frozenset[str]:
@@ -233,15 +243,14 @@ class Project:
         """Build the component that stands at a path of the recipe."""
         chosen = self.loaded.chosen[path]
         with _at(".".join(map(str, path))):
-            component = chosen.component(chosen.config, self.context)
+            context = self.context if path[0] == "rewards" else self._context_of_others
+            component = chosen.component(chosen.config, context)
         component.name = str(path[-1])
         return Instance(str(path[-1]), str(chosen.offer), component)
 
-    def _nested(self, spec: RewardSpec) -> Any:
+    def _nested(self, spec: RewardSpec, context: Context) -> Any:
         component = self._registry.load(spec.kind, spec.type)
-        built: Component[Any] = component(
-            component.Config.model_validate(spec.options), self.context
-        )
+        built: Component[Any] = component(component.Config.model_validate(spec.options), context)
         return built
 
     # The check

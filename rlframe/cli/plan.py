@@ -106,10 +106,10 @@ def _heading(work: Workload, device: Device, gpus: int) -> str:
     from rlframe.runs.plan import largest_pass, share
 
     one, trained = largest_pass(work, gpus), work.trained
-    frozen = sum(shape.parameters for shape in work.frozen)
+    waits = {"shard": " in shares", "offload": " on the CPU"}.get(work.placement, "")
     return (
         f"{trained.total / 1e6:,.1f} M parameters trained, {trained.policy / 1e6:,.1f} M of them the "
-        f"policy's; {frozen / 1e6:,.1f} M frozen; {work.precision}\n"
+        f"policy's; {work.frozen_total / 1e6:,.1f} M frozen{waits}; {work.precision}\n"
         f"{gpus} x {device.name} of {device.memory_gib:g} GiB; on each {share(work, gpus)} responses "
         f"of up to {work.response_tokens} tokens to prompts of up to {work.prompt_tokens},\n"
         f"{work.epochs * work.minibatches} steps an update, each of {one.count} passes of up to "
@@ -158,8 +158,8 @@ def _help(rows: list[dict[str, Any]]) -> str:
             hopeless.append(f"{row['strategy']} ({_parts(row, 3)})")
     if hopeless:
         told.append(
-            f"Neither offloading, smaller passes nor {MOST_GPUS:,} GPUs would leave room with "
-            + "; with ".join(hopeless)
+            "Neither offloading, frozen models elsewhere, smaller passes nor "
+            f"{MOST_GPUS:,} GPUs would leave room with " + "; with ".join(hopeless)
         )
     return "".join(f"\n{_filled(text)}\n" for text in told)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,6 +69,36 @@ def unsharded(module: nn.Module) -> Iterator[None]:
             part.set_reshard_after_forward(True, recurse=False)
         for part in parts:
             part.reshard()
+
+
+def sharded(model: nn.Module, mesh: DeviceMesh) -> Callable[[], AbstractContextManager[None]]:
+    """Leave each rank a share of the weights of a model that is not trained, in place.
+
+    Args:
+      model: equal on all ranks, in the dtype that it is to compute in.
+      mesh: of all ranks.
+
+    Returns:
+      Makes the context in which weights are whole, gathered once: every rank has to enter it, and may
+      then make as many passes as it likes. Outside, the model can not be asked.
+    """
+    roof = _Roof(model)
+    shard(roof, mesh, Strategy())
+    roof()
+    assert isinstance(roof, FSDPModule)
+    roof.reshard()  # as in `FullyShard`
+    return partial(unsharded, roof)
+
+
+class _Roof(nn.Module):
+    """Runs first, so that FSDP takes it for the root: the model under it is entered anywhere."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> None:
+        """Nothing."""
 
 
 class FullyShard(Training):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
+from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,9 +15,10 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from rlframe.distributed.strategy import Strategy
+from rlframe.distributed.offload import brought
+from rlframe.distributed.strategy import Placement, Strategy
 from rlframe.distributed.training import Replicated, Training
 from rlframe.errors import SetupError
 
@@ -38,6 +40,7 @@ class Runtime:
       strategy: what was asked for; what runs is compared with it.
       device: "auto" takes a GPU if there is one.
       threads: torch threads of this process; torch's choice if None.
+      placement: where models that are not trained wait while others learn.
 
     Raises:
       SetupError: the device is not there, or the strategy can not run on it.
@@ -49,6 +52,7 @@ class Runtime:
         *,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         threads: int | None = None,
+        placement: Placement = "replicate",
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise SetupError("runtime.device is cuda, but torch sees no GPU on this machine")
@@ -68,6 +72,8 @@ class Runtime:
         self.strategy = strategy
         self.device: torch.device = state.device
         self._waited = 0.0
+        self._placement = placement
+        self._absent: list[Callable[[], AbstractContextManager[None]]] = []
         self.rank: int = state.process_index
         self.world_size: int = state.num_processes
         if self.world_size != int(os.environ.get("WORLD_SIZE", 1)):
@@ -173,8 +179,7 @@ class Runtime:
         if strategy.name == "fsdp":
             from rlframe.distributed.fsdp import FullyShard, shard
 
-            mesh = init_device_mesh(self.device.type, (self.world_size,))
-            shard(models, mesh, strategy)
+            shard(models, self._mesh, strategy)
             return FullyShard(
                 models,
                 optimizer(models),
@@ -190,17 +195,48 @@ class Runtime:
             autocast=self.autocast,
         )
 
+    @cached_property
+    def _mesh(self) -> DeviceMesh:
+        return init_device_mesh(self.device.type, (self.world_size,))
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Around every forward pass: bfloat16 in the computation alone, where weights stay float32."""
         if self.strategy.precision != "bfloat16" or self.strategy.name != "ddp":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def frozen(self, model: nn.Module) -> nn.Module:
+    def replicated(self, model: nn.Module) -> nn.Module:
         """Place a model that is not trained: a copy on each rank, as precise as the computation."""
-        model = model.to(self.device).eval().requires_grad_(False)
+        return self._exact(model).to(self.device)
+
+    def frozen(self, model: nn.Module) -> nn.Module:
+        """Place a model that is not trained, and is asked inside `resident` alone: as the recipe says.
+
+        A share of one process is a copy.
+        """
+        if self._placement == "replicate" or (self._placement, self.world_size) == ("shard", 1):
+            return self.replicated(model)
+        model = self._exact(model)
+        if self._placement == "offload":
+            self._absent.append(partial(brought, model.cpu(), self.device))
+        else:
+            from rlframe.distributed.fsdp import sharded
+
+            self._absent.append(sharded(model, self._mesh))
+        return model
+
+    def _exact(self, model: nn.Module) -> nn.Module:
+        model = model.eval().requires_grad_(False)
         half = self.strategy.precision == "bfloat16" and self.strategy.name != "ddp"
         return model.to(torch.bfloat16) if half else model
+
+    @contextmanager
+    def resident(self) -> Iterator[None]:
+        """Inside, every frozen model is whole on the device. Every rank has to enter it."""
+        with ExitStack() as entered:
+            for present in self._absent:
+                entered.enter_context(present())
+            yield
 
     def peak_memory_mib(self) -> float:
         """Most memory that any process has held, in MiB: of its GPU if there is one."""

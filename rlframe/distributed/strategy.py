@@ -11,6 +11,8 @@ from rlframe.errors import SetupError
 Name = Literal["ddp", "deepspeed", "fsdp"]
 Offload = Literal["none", "optimizer", "all"]
 Precision = Literal["float32", "float64", "bfloat16"]
+Placement = Literal["replicate", "shard", "offload"]
+"""Of a model that is not trained, while others learn: a copy on each rank, a share, or on the CPU."""
 
 
 @dataclass(frozen=True)

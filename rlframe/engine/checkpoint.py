@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,26 @@ def save_models(
     models: ActorCritic,
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
+    *,
+    average: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write policy/ and, if it is a model of its own, critic/: both load with transformers unchanged.
 
     A value head on the policy's trunk is written as critic/value_head.safetensors. Adapters are merged
-    into policy/, and written as they are to adapter/ beside it.
+    into policy/, and written as they are to adapter/ beside it. The policy's average is written to ema/
+    in the same way, its adapters to ema_adapter/.
 
     Args:
       weights: by name, whole, as `Training.weights` gives them.
       models: what they belong to.
       tokenizer: goes with them.
       directory: where to.
+      average: of some of the policy's weights, by name; the others are as they are.
     """
     _save(models.policy.model, "policy.model.", weights, tokenizer, directory / "policy")
+    if average is not None:
+        mean = {**weights, **average}
+        _save(models.policy.model, "policy.model.", mean, tokenizer, directory / "ema")
     if isinstance(models.critic, Critic):
         _save(models.critic.model, "critic.model.", weights, tokenizer, directory / "critic")
     else:
@@ -55,10 +62,15 @@ def _save(
 ) -> None:
     found = _below(prefix, weights)
     if lora.adapted(model):
-        lora.save(model, found, directory.with_name("adapter"))
+        lora.save(model, found, _adapter(directory))
         found = lora.merged(model, found)
     model.save_pretrained(directory, state_dict=found)
     tokenizer.save_pretrained(directory)
+
+
+def _adapter(directory: Path) -> Path:
+    """Where the adapters lie that are merged into a model."""
+    return directory.with_name({"policy": "adapter", "ema": "ema_adapter"}[directory.name])
 
 
 def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,9 +91,15 @@ def load_weights(directory: Path, models: ActorCritic) -> dict[str, Tensor]:
     return found | {f"critic.{name}": tensor for name, tensor in head.items()}
 
 
+def load_average(directory: Path, models: ActorCritic) -> dict[str, Tensor] | None:
+    """The policy's average that `save_models` wrote, by name, or None if it wrote none."""
+    path = directory / "ema"
+    return _loaded(models.policy.model, "policy.model.", path) if path.is_dir() else None
+
+
 def _loaded(model: Any, prefix: str, directory: Path) -> dict[str, Tensor]:
     if lora.adapted(model):
-        fresh = lora.load(model, directory.with_name("adapter"))
+        fresh = lora.load(model, _adapter(directory))
     else:
         fresh = type(model).from_pretrained(directory, dtype=_dtype(directory)).state_dict()
     return {f"{prefix}{name}": tensor for name, tensor in fresh.items()}
@@ -108,6 +126,8 @@ class Progress:
     observer_errors: int
     components: Sequence[Mapping[str, Any]]
     """Of each rank: recipe path -> state."""
+    judge: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Statistics of rewards that are normalised, the same on all ranks; none in an older checkpoint."""
 
     def of_rank(self, rank: int) -> Mapping[str, Any]:
         """States of the components of a rank; of rank 0 where the run had fewer processes."""

@@ -3,23 +3,28 @@
 A provider that raises, returns a wrong number of values or a value that is not finite ends the run
 with its name, its distribution and the sample. Nothing ever becomes 0 silently: for a reward that can
 be negative, 0 is better than average.
+
+A reward may be divided by the standard deviation of all its scores so far (Engstrom et al. 2020,
+"Implementation Matters in Deep RL", https://arxiv.org/abs/2005.12729, scale rewards so). Statistics
+are of raw scores, over all ranks, and only training adds to them.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rlframe.errors import RunError
 from rlframe.functional.rewards import response_mask
+from rlframe.functional.running import Running, normalised, statistics
 from rlframe.hooks.component import Instance, RewardProvider
 from rlframe.hooks.relay import Relay
 from rlframe.rollout.seeds import stream
@@ -34,6 +39,8 @@ class WeightedReward:
     weight: float
     time_limit_seconds: float | None = None
     """For one call on a rollout; None for none."""
+    normalize: Literal["none", "scale", "standardize"] = "none"
+    """By the scores so far: divided by their standard deviation, or their mean taken off before."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ class Judgement:
     raw: dict[str, Tensor]
     """Name -> [B] score before its weight; a row of token rewards counts as its sum."""
     weighted: dict[str, Tensor]
-    """Name -> [B] score times weight."""
+    """Name -> [B] score, normalised if the recipe says so, times weight: what is added."""
+    running: Mapping[str, Running]
+    """Name -> statistics by which a reward was normalised; of those alone that are."""
 
     @property
     def scores(self) -> Tensor:
@@ -60,6 +69,7 @@ class Judge:
       rewards: in the recipe's order.
       relay: components are called through it.
       sample_reference: draws a response of the reference model for each prompt of a rollout.
+      reduce: sums a tensor over ranks.
       seed: of the run.
       rank: of this process.
     """
@@ -70,6 +80,7 @@ class Judge:
         relay: Relay,
         *,
         sample_reference: Callable[[Rollout], Rollout] | None,
+        reduce: Callable[[Tensor], Tensor],
         seed: int,
         rank: int,
     ) -> None:
@@ -78,9 +89,29 @@ class Judge:
         self._sample_reference = sample_reference
         self._seed = seed
         self._rank = rank
+        self._reduce = reduce
+        self._running = {r.instance.name: Running() for r in rewards if r.normalize != "none"}
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Number, mean and squared deviations of the scores so far, of each normalised reward."""
+        return {name: list(seen) for name, seen in self._running.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Take back what `state_dict` gave; a reward that was not normalised then begins anew."""
+        for name in self._running.keys() & state.keys():
+            number, mean, square = state[name]
+            self._running[name] = Running(int(number), mean, square)
+
+    def __call__(self, rollout: Rollout) -> Judgement:
+        """Judge what the policy is to learn from. Every rank has to call it."""
+        return self._judge(rollout, training=True)
+
+    def heldout(self, rollout: Rollout) -> Judgement:
+        """Judge by the statistics so far, which stay as they are: a look changes nothing."""
+        return self._judge(rollout, training=False)
 
     @torch.no_grad()
-    def __call__(self, rollout: Rollout) -> Judgement:
+    def _judge(self, rollout: Rollout, *, training: bool) -> Judgement:
         batch = self._batch(rollout)
         lengths = rollout.sequences.response_lengths
         mask = response_mask(lengths, width=int(lengths.max()))
@@ -89,9 +120,16 @@ class Judge:
         for reward in self._rewards:
             values = self._values(reward, batch, total)
             name = reward.instance.name
-            raw[name], weighted[name] = values.sum(-1), values.sum(-1) * reward.weight
+            raw[name] = values.sum(-1)
+            if training and name in self._running:
+                seen = statistics(raw[name], self._reduce)
+                self._running[name] = self._running[name].joined(seen)
+            if name in self._running:
+                center = reward.normalize == "standardize"
+                values = normalised(values, lengths, self._running[name], center=center)
+            weighted[name] = values.sum(-1) * reward.weight
             total = reward.instance.component.combine(total, values * reward.weight, batch)
-        return Judgement(total, raw, weighted)
+        return Judgement(total, raw, weighted, dict(self._running))
 
     def _batch(self, rollout: Rollout) -> RewardBatch:
         batch = RewardBatch(

@@ -93,7 +93,11 @@ class Context:
     rewards: frozenset[str]
     """What the recipe calls its rewards."""
     prepare: Callable[[Any], Any]
-    """Place a frozen torch module on this rank: `module = context.prepare(module)`."""
+    """Place a frozen torch module on this rank: `module = context.prepare(module)`.
+
+    A reward's is whole on the device whenever the reward is asked, and may wait elsewhere meanwhile
+    (`runtime.frozen`); that of any other component stays.
+    """
     model_path: Callable[[str], str]
     """Turn a recipe's model name into a path or hub id; `stage:NAME` is a stage's result."""
     training_rows: Callable[[str], Sequence[Row]]
@@ -183,7 +187,9 @@ class DataGenerator(Component[C]):
 class RewardProvider(Component[C]):
     """Judges finished responses."""
 
-    reserved: ClassVar[frozenset[str]] = frozenset({"type", "weight", "time_limit_seconds"})
+    reserved: ClassVar[frozenset[str]] = frozenset(
+        {"type", "weight", "time_limit_seconds", "normalize"}
+    )
 
     def score(self, batch: RewardBatch) -> Sequence[float | Sequence[float] | None]:
         """One value a response, higher is better.

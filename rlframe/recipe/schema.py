@@ -202,6 +202,11 @@ class RewardEntry(RewardSpec):
     time_limit_seconds: PositiveFloat | None = Field(
         None, description="for one call on a rollout: longer ends the run, which may hang otherwise"
     )
+    normalize: Literal["none", "scale", "standardize"] = Field(
+        "none",
+        description="before the weight, by all scores so far: divide by their standard deviation, or "
+        "take off their mean and divide",
+    )
 
 
 class KLControllerSpec(ComponentSpec):
@@ -267,6 +272,10 @@ class PPO(RecipeSection):
         None, description="end a rollout's passes when 1/2 E[(log ratio)²] exceeds this, in nats²"
     )
     max_bad_steps: PositiveInt = Field(3, description="skipped steps in a row that end the run")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="decay an update of a moving average of the policy's weights, saved as ppo/ema",
+    )
 
 
 class Evaluation(RecipeSection):
@@ -314,6 +323,11 @@ class Runtime(RecipeSection):
     )
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         "float32", description="bfloat16 computes in it and keeps float32 weights"
+    )
+    frozen: Literal["replicate", "shard", "offload"] = Field(
+        "replicate",
+        description="reference and reward models while others learn: whole, as a share on each "
+        "process, or in the memory of the CPU",
     )
     deepspeed_config: str | None = Field(
         None,

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rlframe.engine.judge import Judge, Judgement
+from rlframe.engine.judge import Judgement
 from rlframe.types import Rollout, StopReason
 
 
@@ -81,14 +81,14 @@ class Watch:
     Args:
       respond: samples this rank's share of the responses, always with the same random numbers; may be
         empty-handed.
-      judge: the rewards that training uses.
+      judge: the rewards that training uses, by a judge that learns nothing from it.
       gather: every rank's value, on every rank.
     """
 
     def __init__(
         self,
         respond: Callable[[], Rollout | None],
-        judge: Judge,
+        judge: Callable[[Rollout], Judgement],
         gather: Callable[[list[Answer]], list[list[Answer]]],
     ) -> None:
         self._respond = respond

@@ -19,6 +19,7 @@ from typing import Literal
 
 from rlframe.runs.gpus import GIB, Device
 from rlframe.runs.plan_strategies import (
+    Placement,
     Precision,
     Strategy,
     Trained,
@@ -27,6 +28,7 @@ from rlframe.runs.plan_strategies import (
     live,
     state,
     stepping,
+    waiting,
 )
 
 Mode = Literal["float32", "bfloat16", "autocast"]
@@ -106,6 +108,8 @@ class Workload:
     logits_chunk: int
     auxiliary: tuple[int, ...] = ()
     """Padded tokens an optimiser step of each auxiliary loss with data of its own, over all ranks."""
+    placement: Placement = "replicate"
+    """Of the models that are not trained."""
 
     @property
     def trained(self) -> Trained:
@@ -120,6 +124,11 @@ class Workload:
     @property
     def frozen(self) -> tuple[Shape, ...]:
         return (self.reference, *self.rewards)
+
+    @property
+    def frozen_total(self) -> int:
+        """Parameters."""
+        return sum(shape.parameters for shape in self.frozen)
 
 
 @dataclass(frozen=True)
@@ -282,20 +291,21 @@ def memory(work: Workload, strategy: Strategy, device: Device, gpus: int) -> Mem
     mode, trained = mode_of(strategy, work.precision), work.trained
     kept = state(strategy, work.precision, gpus)
     size = element(work.precision)
-    # ddp computes under autocast with whatever weights a model has, the frozen ones too.
-    frozen = (4 if strategy.name == "ddp" else size) * sum(s.parameters for s in work.frozen)
+    apart = waiting(work.placement, strategy, work.precision, gpus)
     sequence = work.prompt_tokens + work.response_tokens
     # Ids in 8 bytes; of a response token a mask in 1 and eight numbers in float32.
     always = {
         "weights": round(kept.weights * trained.total),
         "optimizer": round(kept.optimizer * trained.total),
-        "frozen": frozen,
+        "frozen": round(apart.on_gpu * work.frozen_total),
         "experience": share(work, gpus) * (8 * sequence + 33 * work.response_tokens),
         "runtime": round(device.runtime_gib * GIB),
     }
     if strategy.name == "ddp" and gpus > 1:  # its buckets are the gradients, and stay
         always["gradients"] = round(kept.gradients * trained.total)
-    whole = {"gathered": size * trained.total} if strategy.shards_weights else {}
+    gathered = round(apart.gathered * work.frozen_total)
+    gathered += size * trained.total if strategy.shards_weights else 0
+    whole = {"gathered": gathered} if gathered else {}
     moments = {
         "sampling": {**always, **whole, **_sampling(work, mode, gpus)},
         "experience": {**always, **whole, **_untrained(work, mode, device, gpus)},
@@ -304,7 +314,7 @@ def memory(work: Workload, strategy: Strategy, device: Device, gpus: int) -> Mem
             for name, parts in _training(work, strategy, mode, device, gpus).items()
         },
     }
-    return Memory(moments, round(kept.host * trained.total))
+    return Memory(moments, round(kept.host * trained.total + apart.host * work.frozen_total))
 
 
 def _sampling(work: Workload, mode: Mode, gpus: int) -> Parts:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rlframe.runs.gpus import GIB, Device
 from rlframe.runs.plan import Workload, memory, share
-from rlframe.runs.plan_strategies import Strategy
+from rlframe.runs.plan_strategies import Placement, Strategy
 
 MARGIN = 0.1
 """The share of a GPU that is left for what the allocator can not use and the model does not see."""
@@ -40,12 +40,13 @@ class Remedy:
 
 
 def remedies(work: Workload, strategy: Strategy, device: Device, gpus: int) -> list[Remedy]:
-    """What would help a strategy that does not fit: offloading, smaller passes, more GPUs.
+    """What would help a strategy that does not fit: offloading, frozen models elsewhere while others
+    learn, smaller passes, more GPUs.
 
     Each is the first of its kind that fits; one that does not exist is left out.
     """
-    found = [_offloaded(work, strategy, device, gpus), _smaller(work, strategy, device, gpus)]
-    found.append(_more(work, strategy, device, gpus))
+    kinds = (_offloaded, _placed, _smaller, _more)
+    found = [kind(work, strategy, device, gpus) for kind in kinds]
     return [remedy for remedy in found if remedy is not None]
 
 
@@ -68,6 +69,17 @@ def _further(strategy: Strategy) -> Iterator[Literal["optimizer", "all"]]:
         yield "optimizer"
     if strategy.shards_weights and strategy.offload != "all":
         yield "all"
+
+
+def _placed(work: Workload, strategy: Strategy, device: Device, gpus: int) -> Remedy | None:
+    further: tuple[Placement, ...] = ("replicate", "shard", "offload")
+    for placement in further[further.index(work.placement) + 1 :]:
+        other = replace(work, placement=placement)
+        change = f"runtime.frozen={placement}"
+        remedy = _fitting(change, memory(other, strategy, device, gpus).peak, device)
+        if remedy:
+            return remedy
+    return None
 
 
 def _smaller(work: Workload, strategy: Strategy, device: Device, gpus: int) -> Remedy | None:

@@ -19,6 +19,7 @@ from typing import Literal
 Precision = Literal["float32", "bfloat16"]
 Name = Literal["ddp", "deepspeed", "fsdp"]
 Offload = Literal["none", "optimizer", "all"]
+Placement = Literal["replicate", "shard", "offload"]
 
 # DeepSpeed's defaults, in elements (deepspeed/runtime/zero/config.py).
 _REDUCE_BUCKET = 500_000_000
@@ -119,6 +120,35 @@ def state(strategy: Strategy, precision: Precision, gpus: int) -> Bytes:
     if strategy.offload == "all" and strategy.stage == 3:
         return Bytes(0, left, 0, moved + weights)
     return Bytes(weights, left, 0, moved)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Bytes a parameter of models that are not trained."""
+
+    on_gpu: float
+    """Always."""
+    gathered: float
+    """Besides, while they are asked."""
+    host: float
+    """In the memory of the CPU, for one GPU."""
+
+
+def waiting(placement: Placement, strategy: Strategy, precision: Precision, gpus: int) -> Waiting:
+    """Where the weights of frozen models are.
+
+    Args:
+      placement: `runtime.frozen`.
+      strategy: ddp computes under autocast with whatever weights a model has, the frozen ones too.
+      precision: of the computation.
+      gpus: N, that share what is sharded; one alone keeps all of it.
+    """
+    size = 4 if strategy.name == "ddp" else element(precision)
+    if placement == "offload":
+        return Waiting(0, size, size)
+    if placement == "shard" and gpus > 1:
+        return Waiting(size / gpus, size, 0)
+    return Waiting(size, 0, 0)
 
 
 @dataclass(frozen=True)

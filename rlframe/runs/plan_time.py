@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from rlframe.runs.gpus import PER_NODE, Device
 from rlframe.runs.plan import Shape, Workload, cache, largest_pass, mode_of, share
-from rlframe.runs.plan_strategies import Strategy, element
+from rlframe.runs.plan_strategies import Strategy, element, waiting
 
 # Counted in transformers' code: kernels that a block starts for one token, and a step beside its
 # blocks.
@@ -144,7 +144,7 @@ def _communication(
     ddp reduces and gathers float32 gradients once a step; ZeRO-1 gradients and weights once a step,
     ZeRO-2 gradients in each pass; ZeRO-3 gathers weights twice a pass and reduces; FSDP gathers twice a
     pass and reduces float32 gradients once a step. Sharded weights are gathered whole for sampling, and
-    again for the passes without gradient.
+    again for the passes without gradient. Frozen models come once an update, from ranks or the CPU.
     """
     own, steps = element(work.precision), work.epochs * work.minibatches
     passes = steps * largest_pass(work, gpus).count
@@ -161,4 +161,6 @@ def _communication(
     if strategy.offload == "all":  # each rank's part of the weights comes from the CPU
         gathers = own * (2 * passes + 2) * work.trained.total / gpus
         time += gathers / (device.host_link * efficiency.link)
-    return time
+    apart = waiting(work.placement, strategy, work.precision, gpus)
+    come = (apart.gathered - apart.on_gpu if apart.gathered else 0) * work.frozen_total
+    return time + come / ((device.host_link if apart.host else device.link) * efficiency.link)

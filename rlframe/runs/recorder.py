@@ -48,7 +48,7 @@ def update_metrics(
     return {
         "episode": episodes,
         "eps": responses / sum(seconds.values()),
-        **dict(sorted((found | deviations).items())),
+        **dict(sorted((found | deviations | _running(update)).items())),
         "critic/explained_variance": _explained(update, reduce),
         "kl/coefficient": update.kl.coefficient,
         "kl/nats_per_response": update.measured.nats_per_response,
@@ -96,6 +96,15 @@ def _deviations(update: Update, reduce: Reduce) -> dict[str, float]:
         )
         for name, values in columns.items()
     }
+
+
+def _running(update: Update) -> dict[str, float]:
+    """By what rewards were normalised: the same on all ranks."""
+    found = {}
+    for name, seen in update.judgement.running.items():
+        found[f"reward/{name}/running_mean"] = seen.mean
+        found[f"reward/{name}/running_std"] = seen.std
+    return found
 
 
 def _explained(update: Update, reduce: Reduce) -> float:

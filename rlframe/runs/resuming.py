@@ -19,6 +19,7 @@ SAFE = (
     "runtime.strategy",
     "runtime.zero_stage",
     "runtime.offload",
+    "runtime.frozen",
     "runtime.deepspeed_config",
     "checkpoints",
     "evaluation.every",

@@ -9,17 +9,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlframe.distributed.runtime import Runtime
 from rlframe.distributed.training import Training
+from rlframe.engine.average import Average
 from rlframe.engine.checkpoint import (
     Progress,
+    load_average,
     load_progress,
     load_weights,
     save_models,
     save_progress,
 )
+from rlframe.engine.judge import Judge
 from rlframe.engine.learner import Learner
 from rlframe.engine.metrics import Clock
 from rlframe.engine.ppo import Run, Update, train
@@ -42,6 +46,7 @@ class Recorder:
     Args:
       updates: of the whole run.
       evaluate_every: updates between two looks at the held-out prompts; None for no look in between.
+      average: of the policy's weights, taken here, before anything is saved of an update.
     """
 
     directory: RunDirectory
@@ -52,6 +57,7 @@ class Recorder:
     tokenizer: PreTrainedTokenizerBase
     components: Mapping[str, Component[Any]]
     learner: Learner
+    judge: Judge
     watch: Watch
     whole: Callable[[], AbstractContextManager[None]]
     relay: Relay
@@ -59,6 +65,7 @@ class Recorder:
     penalty: bool
     updates: int
     evaluate_every: int | None
+    average: Average | None = None
     episodes: int = 0
     last_kl: float = 0.0
 
@@ -66,6 +73,9 @@ class Recorder:
         done = update.number + 1
         self.episodes += update.measured.responses
         self.last_kl = update.measured.nats_per_response
+        if self.average is not None:
+            with clock.phase("average"):
+                self.average.update()
         figures = update_metrics(
             update, clock, penalty=self.penalty, episodes=self.episodes, reduce=self.runtime.sum
         )
@@ -95,7 +105,11 @@ class Recorder:
         """Write the models; every rank has to come here."""
         weights = self.training.weights()
         if self.runtime.main:
-            save_models(weights, self.models, self.tokenizer, path)
+            self._write(weights, path)
+
+    def _write(self, weights: Mapping[str, Tensor], path: Path) -> None:
+        average = None if self.average is None else self.average.weights
+        save_models(weights, self.models, self.tokenizer, path, average=average)
 
     def checkpoint(self, update: Update, score: float | None) -> None:
         """Write the models and the engine's state after an update; every rank has to come here."""
@@ -105,6 +119,7 @@ class Recorder:
             updates=update.number + 1,
             kl=update.next_kl,
             learner=self.learner.state_dict(),
+            judge=self.judge.state_dict(),
             episodes=self.episodes,
             last_kl=self.last_kl,
             observer_errors=self.relay.errors,
@@ -112,7 +127,7 @@ class Recorder:
         )
 
         def fill(path: Path) -> None:
-            save_models(weights, self.models, self.tokenizer, path)
+            self._write(weights, path)
             save_progress(path, progress, memory)
 
         self.directory.sync()
@@ -124,7 +139,12 @@ class Recorder:
         progress, memory = load_progress(path)
         self.training.load_weights(load_weights(path, self.models))
         self.training.load_optimizer_state(memory)
+        if (
+            self.average is not None
+        ):  # after the weights, from which it begins if it was not kept then
+            self.average.begin(load_average(path, self.models))
         self.learner.load_state_dict(progress.learner)
+        self.judge.load_state_dict(progress.judge)
         for name, state in progress.of_rank(self.runtime.rank).items():
             if name in self.components:
                 self.components[name].load_state_dict(state)
@@ -191,6 +211,8 @@ def _begin(recorder: Recorder) -> tuple[int, KLState | None, HeldOut]:
     newest = recorder.saver.newest()
     if newest is None:
         recorder.directory.forget_after(0)
+        if recorder.average is not None:
+            recorder.average.begin(None)
         return 0, None, recorder.look("before")
     for damage in newest.passed_over:
         recorder.display.say(f"passed over: {damage}")

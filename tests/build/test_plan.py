@@ -98,6 +98,7 @@ def test_what_a_recipe_changes(plan):
     assert plan("losses.ptx.gamma=0").auxiliary == ()
     assert plan("rollout.top_p=0.9").sorts
     assert plan("~rewards.satisfied").rewards == ()
+    assert (plan().placement, plan("runtime.frozen=shard").placement) == ("replicate", "shard")
 
 
 def test_a_reward_model_inside_another_reward_counts(plan):

@@ -38,6 +38,7 @@ MORE_NAMES = (
     "time/reward_seconds time/experience_seconds time/learn_seconds "
     "speed/rollout_tokens_per_second reward/short/raw reward/short/weighted reward/short/std"
 ).split()
+NORMALISED = ("reward/liked/raw", "reward/liked/running_mean", "reward/liked/running_std")
 
 
 class Notes:
@@ -111,7 +112,7 @@ def whole(tiny_recipe: Callable[..., Path]) -> Path:
     return tiny_recipe(
         **STAGES,
         rewards={
-            "liked": {"type": "reward_model", "weight": 0.5},
+            "liked": {"type": "reward_model", "weight": 0.5, "normalize": "standardize"},
             "short": {"type": "length", "target_tokens": 4},
             "finished": {"type": "eos_penalty", "penalty": 1.0},
         },
@@ -172,7 +173,7 @@ def test_every_metric_has_its_name_and_a_finite_value(
 ) -> None:
     first, second, after = metrics(run(whole))
     for row in (first, second):
-        for name in (*ISSUE_NAMES, *MORE_NAMES, "loss/ptx_avg", "reward/liked/raw"):
+        for name in (*ISSUE_NAMES, *MORE_NAMES, *NORMALISED, "loss/ptx_avg"):
             assert isinstance(row[name], int | float), name
             assert math.isfinite(row[name]), name
     assert all(documented(name) for name in {*first, *second, *after} - {"stage", "update"})

@@ -60,7 +60,7 @@ def test_memory_can_be_given(planned, rlframe, recipe):
     assert {row["verdict"] for row in planned(*least)["strategies"]} == {"no"}
     ended = rlframe("plan", recipe, *least)
     assert ended.code == 0
-    assert "Neither offloading, smaller passes nor 1,024 GPUs" in ended.out
+    assert "Neither offloading, frozen models elsewhere, smaller passes nor 1,024 GPUs" in ended.out
 
 
 def test_what_would_help_is_said(planned):

@@ -43,7 +43,13 @@ SINGLE = 1e-4  # of float32, after three
 MARGIN = 1e-3  # by which a planted defect shows: a million times ROUNDING
 
 SAME_RUN = dict.fromkeys(
-    (*list(EXACT)[:2], *DEFECTS, "no memory on a rank"), "everything in a pass"
+    (
+        *list(EXACT)[:2],
+        *(name for name in EXACT if name.startswith("frozen")),
+        *DEFECTS,
+        "no memory on a rank",
+    ),
+    "everything in a pass",
 )
 """Runs that promise to equal another one, played alone; every other one that of its own name."""
 
@@ -238,6 +244,17 @@ def test_the_strategy_that_was_asked_for_is_the_one_that_runs(
         assert ran["zero 3, all offloaded"]["weights offloaded"]
         # A block in policy and critic each, and the root.
         assert (ran["fsdp"]["class"], ran["fsdp"]["sharded modules"]) == ("FullyShard", 3)
+        assert ran["fsdp, frozen in parts"]["sharded modules"] == 3
+
+
+def test_a_frozen_model_is_in_parts_where_that_was_asked_for_and_whole_while_it_is_asked(
+    pair: Callable[[str], Played],
+) -> None:
+    for name in (*STRATEGIES, *EXACT):
+        for rank in pair(name).ran:
+            assert rank["reference share, whole"] == 1, name
+            in_parts = name.endswith("in parts")
+            assert rank["reference share"] == pytest.approx(0.5 if in_parts else 1, abs=0.05), name
 
 
 def test_a_rank_without_memory_changes_no_number(

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -36,6 +36,7 @@ from rlframe.engine.metrics import Clock, Meter
 from rlframe.engine.objective import Objective
 from rlframe.engine.ppo import Update, train
 from rlframe.functional.masked import Moments, moments
+from rlframe.functional.running import statistics
 from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig
 from rlframe.hooks.registry import Registry
 from rlframe.models.policy import Policy
@@ -71,11 +72,12 @@ RECIPE: dict[str, Any] = {
         "stop_strings": ["e"],  # lengths differ, and go on to differ
     },
     "rewards": {
-        "vowel": {"type": "regex", "pattern": "[aou]"},
+        "vowel": {"type": "regex", "pattern": "[aou]", "normalize": "standardize"},
         "better": {
             "type": "preference_difference",
             "reward": {"type": "length", "target_tokens": 3},
             "against": "others",
+            "normalize": "scale",
         },
         "ended": {"type": "eos_penalty", "penalty": 1.0},
     },
@@ -115,6 +117,8 @@ EXACT: dict[str, dict[str, Any]] = {
         "ppo.epochs": 2,
         "ppo.stop_approx_kl": 3e-4,  # the second pass is made after some rollouts only
     },
+    "frozen models in parts": {"runtime.frozen": "shard"},
+    "frozen models on the CPU": {"runtime.frozen": "offload"},
 }
 """Runs in float64: name -> what differs from RECIPE."""
 
@@ -130,6 +134,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "runtime.deepspeed_config": "NO_SMALL_WEIGHTS",
     },
     "fsdp": {"runtime.strategy": "fsdp"},
+    "fsdp, frozen in parts": {"runtime.strategy": "fsdp", "runtime.frozen": "shard"},
+    "zero 3, frozen in parts": {"runtime.zero_stage": 3, "runtime.frozen": "shard"},
 }
 """Runs in float32: name -> what differs from RECIPE and SMALLER."""
 
@@ -171,6 +177,8 @@ class Played:
     """Warnings on rank 0."""
     kl: dict[str, Any] = field(default_factory=dict)
     """The controller's state after SAVED_AFTER updates."""
+    judge: dict[str, list[float]] = field(default_factory=dict)
+    """The statistics of rewards then."""
     seconds: float = 0.0
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """weights/NAME at the end; first/NAME/KEY, the optimiser's after its first step; saved/weights/NAME
@@ -226,7 +234,7 @@ def play(
         played.tokens.append({str(k): everyones[k] for k in sorted(everyones)})
         played.passes.append(runtime.gather(counter.restart()))
         if update.number + 1 == SAVED_AFTER:
-            played.kl = asdict(update.next_kl)
+            played.kl, played.judge = asdict(update.next_kl), parts.judge.state_dict()
             played.tensors |= _flat("saved/weights", {"": training.weights()})
             played.tensors |= _flat("saved/optimizer", training.optimizer_state())
 
@@ -235,12 +243,16 @@ def play(
     if after is not None:
         first, kl = SAVED_AFTER, KLState(**after.kl)
         _restore(training, after, played)
+        parts.judge.load_state_dict(after.judge)
         run.learn._steps = SAVED_AFTER * parts.ppo.epochs * parts.ppo.minibatches
     else:
         _keep_first_step(training, played)
     parts.models.register_forward_pre_hook(counter)
     train(replace(run, updates=range(first, updates)), kl)
-    played.ran = runtime.gather(_running(training))
+    reference = {"reference share": _share(parts.reference.parameters())}
+    with parts.whole():
+        reference["reference share, whole"] = _share(parts.reference.parameters())
+    played.ran = runtime.gather(_running(training) | reference)
     played.tensors |= _flat("weights", {"": training.weights()})
     played.seconds = time.process_time() - start
     return played
@@ -329,8 +341,18 @@ def _running(training: Training) -> dict[str, Any]:
     else:
         found["sharded modules"] = sum(isinstance(m, FSDPModule) for m in training.models.modules())
     held = [state["exp_avg"] for state in training.optimizer.state.values()]
-    share = sum((x.to_local() if isinstance(x, DTensor) else x).numel() for x in held)
-    return found | {"weights": len(weights), "optimizer share": share / sum(numbers)}
+    share = sum(map(_held, held)) / sum(numbers)
+    return found | {"weights": len(weights), "optimizer share": share}
+
+
+def _held(x: Tensor) -> int:
+    """Numbers that this rank has memory for."""
+    return (x.to_local() if isinstance(x, DTensor) else x).numel()
+
+
+def _share(weights: Iterable[Tensor]) -> float:
+    every = list(weights)
+    return sum(map(_held, every)) / sum(x.numel() for x in every)
 
 
 # Defects, each planted by the name of what it breaks
@@ -378,6 +400,10 @@ def _kl_by_rank() -> Any:
     )
 
 
+def _statistics_by_rank() -> Any:
+    return patch("rlframe.engine.judge.statistics", lambda x, _: statistics(x, lambda y: y))
+
+
 def _metrics_by_rank() -> Any:
     right = Meter.means
 
@@ -417,6 +443,7 @@ DEFECTS: dict[str, Callable[[], Any]] = {
     "gradients that are never exchanged": _never_exchanged,
     "whitening by rank": _whitened_by_rank,
     "KL measured by rank": _kl_by_rank,
+    "reward statistics by rank": _statistics_by_rank,
     "metrics averaged by rank": _metrics_by_rank,
     "an auxiliary loss averaged by micro-batch": _auxiliary_mean_of_means,
 }

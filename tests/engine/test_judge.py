@@ -51,18 +51,24 @@ def rollout() -> Rollout:
 
 
 def judge(
-    *rewards: tuple[Any, float], time_limit_seconds: float | None = None, **kwargs: Any
+    *rewards: tuple[Any, float],
+    time_limit_seconds: float | None = None,
+    normalize: Any = "none",
+    **kwargs: Any,
 ) -> Judge:
     mix = [
         WeightedReward(
             Instance(f"r{i}", f"scripted (dist {i}.0)", Scripted(answer)),
             weight,
             time_limit_seconds,
+            normalize,
         )
         for i, (answer, weight) in enumerate(rewards)
     ]
-    options = {"sample_reference": None, "seed": 0, "rank": 0, **kwargs}
-    return Judge(mix, Relay(), **options)
+    return Judge(mix, Relay(), **{**ALONE, **kwargs})
+
+
+ALONE: Any = {"sample_reference": None, "reduce": lambda x: x, "seed": 0, "rank": 0}
 
 
 def test_a_score_lands_on_the_last_generated_token_eos_included() -> None:
@@ -170,7 +176,7 @@ def test_a_wrapper_around_the_hook_changes_what_is_scored() -> None:
 
     reward = WeightedReward(Instance("r", "scripted", Scripted(lambda b: [1.0, 2.0, 3.0])), 1.0)
     relay = Relay([Instance("twice", "doubling", Doubling(PluginConfig(), None))])
-    found = Judge([reward], relay, sample_reference=None, seed=0, rank=0)(rollout())
+    found = Judge([reward], relay, **ALONE)(rollout())
     assert found.scores.tolist() == [2, 4, 6]
 
 
@@ -191,7 +197,7 @@ def test_a_wrapper_that_raises_is_blamed_and_not_the_reward_inside_it() -> None:
         reward = WeightedReward(Instance("r", "scripted (s 1)", Scripted(score)), 1.0)
         relay = Relay([Instance("w", "wrapper (w 2)", plugin(PluginConfig(), None))])
         with pytest.raises(RunError) as caught:
-            Judge([reward], relay, sample_reference=None, seed=0, rank=0)(rollout())
+            Judge([reward], relay, **ALONE)(rollout())
         return str(caught.value).splitlines()[0]
 
     def fails(batch: Any) -> Any:
@@ -221,3 +227,92 @@ def test_a_reward_that_hangs_ends_the_run_by_name_and_one_in_time_is_as_without_
     assert judge((quick, 1.0), time_limit_seconds=20)(rollout()).scores.tolist() == [1, 2, 3]
     with pytest.raises(RunError, match="raised ZeroDivisionError"):
         judge((lambda b: 1 / 0, 1.0), time_limit_seconds=20)(rollout())
+
+
+# Normalised by the scores so far
+
+
+def in_turn(*scores: list[Any]) -> Any:
+    """A provider that says this of the first rollout, that of the second, and so on."""
+    left = list(scores)
+    return lambda batch: left.pop(0)
+
+
+def test_scores_are_divided_by_the_deviation_of_all_so_far() -> None:
+    """1 3 5: std sqrt(8/3). With 7 7 7 besides: mean 5, std sqrt((16 + 4 + 0 + 3 * 4) / 6)."""
+    asked = judge((in_turn([1.0, 3.0, 5.0], [7.0] * 3), 2.0), normalize="scale")
+    first, second = asked(rollout()), asked(rollout())
+    one, two = math.sqrt(8 / 3), math.sqrt(32 / 6)
+    assert first.scores.tolist() == pytest.approx([2 / one, 6 / one, 10 / one])
+    assert second.scores.tolist() == pytest.approx([14 / two] * 3)
+    assert second.weighted["r0"].tolist() == second.scores.tolist()
+    assert second.raw["r0"].tolist() == [7.0] * 3
+    assert (first.running["r0"].std, second.running["r0"].std) == pytest.approx((one, two))
+    assert (first.running["r0"].mean, second.running["r0"].mean) == pytest.approx((3, 5))
+
+
+def test_standardized_scores_lose_the_mean_of_all_so_far() -> None:
+    asked = judge((in_turn([1.0, 3.0, 5.0], [7.0] * 3), -1.0), normalize="standardize")
+    one, two = math.sqrt(8 / 3), math.sqrt(32 / 6)
+    assert asked(rollout()).scores.tolist() == pytest.approx([2 / one, 0, -2 / one])
+    found = asked(rollout())
+    assert found.rewards[0].tolist() == pytest.approx([0, -2 / two, 0])
+    assert found.scores.tolist() == pytest.approx([-2 / two] * 3)
+
+
+def test_a_row_of_token_rewards_counts_as_its_sum() -> None:
+    rows = [[1.0, 2.0], [1.0], [0.0, 2.0, 3.0]]  # scores 3, 1, 5
+    std = math.sqrt(8 / 3)
+    found = judge((lambda b: rows, 1.0), normalize="scale")(rollout())
+    assert found.rewards[2].tolist() == pytest.approx([0, 2 / std, 3 / std])
+    found = judge((lambda b: rows, 1.0), normalize="standardize")(rollout())
+    assert found.rewards[2].tolist() == pytest.approx([0, 2 / std, 0])
+    assert found.scores.tolist() == pytest.approx([0, -2 / std, 2 / std])
+    assert found.running["r0"].mean == pytest.approx(3)
+
+
+def test_a_look_at_held_out_prompts_uses_the_statistics_and_leaves_them() -> None:
+    asked = judge((in_turn([9.0] * 3, [1.0, 3.0, 5.0], [9.0] * 3), 1.0), normalize="standardize")
+    assert asked.heldout(rollout()).scores.tolist() == [9.0] * 3  # nothing is known yet
+    asked(rollout())
+    before = asked.state_dict()
+    assert asked.heldout(rollout()).scores.tolist() == pytest.approx([6 / math.sqrt(8 / 3)] * 3)
+    assert asked.state_dict() == before
+
+
+def test_statistics_go_on_after_a_save_and_a_load() -> None:
+    import json
+
+    answers = ([1.0, 3.0, 5.0], [0.1, 7.0, 7.3], [2.0, 2.5, 9.0])
+    calm = judge((in_turn(*answers), 1.0), normalize="standardize")
+    expected = [calm(rollout()) for _ in answers][-1]
+    first = judge((in_turn(*answers[:2]), 1.0), normalize="standardize")
+    for _ in range(2):
+        first(rollout())
+    again = judge((in_turn(answers[2]), 1.0), normalize="standardize")
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert again(rollout()).scores.tolist() == expected.scores.tolist()
+    assert again.state_dict() == calm.state_dict()
+
+
+def test_rewards_that_are_not_normalised_have_no_statistics() -> None:
+    asked = judge((lambda b: [1.0, 2.0, 3.0], 1.0))
+    assert asked(rollout()).running == {}
+    assert asked.state_dict() == {}
+    asked.load_state_dict({"gone": [3, 1.0, 2.0]})
+    assert asked.state_dict() == {}
+
+
+def test_a_penalty_that_replaces_takes_the_place_of_normalised_scores() -> None:
+    from rlframe.builtin.eos_penalty import EosPenalty, EosPenaltyConfig
+
+    config = EosPenaltyConfig(penalty=4.0, mode="replace")
+    mix = [
+        WeightedReward(
+            Instance("r", "scripted", Scripted(lambda b: [1.0, 3.0, 5.0])), 1.0, None, "standardize"
+        ),
+        WeightedReward(Instance("e", "eos", EosPenalty(config, None)), 1.0),  # type: ignore[arg-type]
+    ]
+    found = Judge(mix, Relay(), **ALONE)(rollout())
+    std = math.sqrt(8 / 3)
+    assert found.scores.tolist() == pytest.approx([-2 / std, -4, 2 / std])

@@ -27,7 +27,16 @@ from rlframe.runs.plan import (
     share,
 )
 from rlframe.runs.plan_remedies import MARGIN, remedies, verdict
-from rlframe.runs.plan_strategies import STRATEGIES, Strategy, Trained, accumulated, live, state
+from rlframe.runs.plan_strategies import (
+    STRATEGIES,
+    Strategy,
+    Trained,
+    Waiting,
+    accumulated,
+    live,
+    state,
+    waiting,
+)
 
 H200 = GPUS["h200"]
 DDP, FSDP = Strategy("ddp"), Strategy("fsdp")
@@ -107,6 +116,14 @@ def test_buffers_that_nobody_touches_count_on_a_gpu_alone():
     assert live(ZERO[2], "bfloat16", trained, lazy=False) == 2 * 500_000_000
     assert live(FSDP, "bfloat16", trained, lazy=False) == 2 * (2 * 100 + 300)
     assert live(DDP, "bfloat16", trained, lazy=False) == 0
+
+
+def test_where_a_parameter_waits_that_is_not_trained():
+    assert waiting("replicate", FSDP, "bfloat16", 4) == Waiting(2, 0, 0)
+    assert waiting("shard", FSDP, "bfloat16", 4) == Waiting(0.5, 2, 0)
+    assert waiting("offload", FSDP, "bfloat16", 4) == Waiting(0, 2, 2)
+    assert waiting("shard", FSDP, "bfloat16", 1) == waiting("replicate", FSDP, "bfloat16", 1)
+    assert waiting("shard", DDP, "bfloat16", 4) == Waiting(1, 4, 0)  # autocast's are float32
 
 
 # Activations, against autograd
@@ -289,6 +306,39 @@ def test_offloading_never_needs_more_of_the_gpu(gpus):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_frozen_models_that_wait_elsewhere_are_there_when_they_are_asked_and_not_in_training(
+    strategy,
+):
+    size = 4 if strategy == DDP else 2
+    frozen = size * LARGE.frozen_total
+    asked = ("sampling", "experience")
+    whole = memory(LARGE, strategy, H200, 8)
+    for placement, kept, host in (("shard", frozen // 8, 0), ("offload", 0, frozen)):
+        found = memory(replace(LARGE, placement=placement), strategy, H200, 8)
+        for name, parts in found.moments.items():
+            before = whole.moments[name]
+            change = sum(parts.values()) - sum(before.values())
+            assert parts["frozen"] == kept
+            assert change == (kept if name in asked else kept - frozen), name
+        assert found.host - whole.host == host
+
+
+def test_bringing_frozen_models_takes_time_once_an_update():
+    """An all-gather of 8 billion weights in bfloat16, and the same by the CPU's link, at full speed."""
+    full = plan_time.Efficiency(1, 1, 1)
+
+    def seconds(placement, epochs):
+        work = replace(LARGE, placement=placement, epochs=epochs)
+        return plan_time.seconds(work, ZERO[3], H200, 8, full).communication
+
+    size = 2 * LARGE.frozen_total
+    for epochs in (1, 4):
+        none = seconds("replicate", epochs)
+        assert seconds("shard", epochs) - none == pytest.approx(size * 7 / 8 / H200.link)
+        assert seconds("offload", epochs) - none == pytest.approx(size / H200.host_link)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 def test_activations_are_linear_in_the_tokens_of_a_pass(strategy):
     sizes = [
         memory(replace(LARGE, microbatch_tokens=rows * 1024), strategy, H200, 8).moments[
@@ -378,13 +428,29 @@ def test_each_remedy_fits_when_it_is_taken():
     device = GPUS["a100-80gb"]
     found = remedies(LARGE, replace(ZERO[3], offload="optimizer"), device, 8)
     told = {r.change.split("=")[0].split()[0]: r for r in found}
-    assert set(told) == {"runtime.offload", "ppo.microbatch_tokens", "--gpus"}
+    assert set(told) == {"runtime.offload", "runtime.frozen", "ppo.microbatch_tokens", "--gpus"}
     for remedy in found:
         assert verdict(remedy.peak, device) == "fits"
     tokens = int(told["ppo.microbatch_tokens"].change.split("=")[1])
     smaller = replace(LARGE, microbatch_tokens=tokens)
     taken = memory(smaller, replace(ZERO[3], offload="optimizer"), device, 8)
     assert taken.peak == told["ppo.microbatch_tokens"].peak
+
+
+def test_frozen_models_go_to_the_cpu_where_shares_do_not_help():
+    tight = replace(LARGE, rewards=(BIG,))
+
+    for gpus, strategy, expected in ((8, ZERO[3], "shard"), (1, DDP, "offload")):
+        without = [
+            memory(replace(tight, placement=placement), strategy, H200, gpus).peak
+            for placement in ("replicate", expected)
+        ]
+        enough = replace(H200, memory_gib=without[1] / GIB / (1 - MARGIN) + 0.01)
+        assert verdict(without[0], enough) != "fits"
+        changes = [remedy.change for remedy in remedies(tight, strategy, enough, gpus)]
+        assert [change for change in changes if "frozen" in change] == [
+            f"runtime.frozen={expected}"
+        ]
 
 
 def test_sampling_is_helped_by_a_smaller_batch():
