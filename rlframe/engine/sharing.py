@@ -122,4 +122,5 @@ def _as_judgement(responses: list[_Response], like: Judgement) -> Judgement:
         rewards=as_tensor([r.rewards + [0.0] * (width - len(r.rewards)) for r in responses]),
         raw={name: as_tensor([r.raw[name] for r in responses]) for name in like.raw},
         weighted={name: as_tensor([r.weighted[name] for r in responses]) for name in like.weighted},
+        running=like.running,
     )

@@ -141,7 +141,7 @@ class Recorder:
         self.training.load_optimizer_state(memory)
         if (
             self.average is not None
-        ):  # after the weights, from which it begins if it was not kept then
+        ):  # after the weights: from them it begins if it was not kept then
             self.average.begin(load_average(path, self.models))
         self.learner.load_state_dict(progress.learner)
         self.judge.load_state_dict(progress.judge)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlframe.engine.judge import Judgement
 from rlframe.engine.sharing import fair, share
+from rlframe.functional.running import Running
 from rlframe.rollout.sampler import pack
 from rlframe.types import Prompt, Rollout, StopReason
 
@@ -51,7 +52,7 @@ def judged(samples, *, group_of=lambda sample: sample):
     for row, tokens in enumerate(ids):
         rewards[row, len(tokens) - 1] = samples[row] / 3  # no number that is exact in binary
     scores = rewards.sum(-1)
-    return rollout, Judgement(rewards, {"a": scores}, {"a": scores * 2})
+    return rollout, Judgement(rewards, {"a": scores}, {"a": scores * 2}, {"a": Running(9, 0.5, 2.0)})
 
 
 def shared(parts):
@@ -86,6 +87,7 @@ def test_every_response_arrives_whole_with_what_was_said_of_it():
     for rollout, judgement in shared(before):
         assert list(rollout.samples) == sorted(rollout.samples)
         assert rollout.update == 3
+        assert judgement.running == everything.running
         width = int(rollout.sequences.response_lengths.max())
         assert judgement.rewards.shape == (len(rollout), width)
         for row, sample in enumerate(rollout.samples):
