@@ -15,7 +15,7 @@ LAYERS = (  # an import points to an earlier line, or stays inside its own packa
     {"functional"},
     {"hooks"},
     {"recipe"},
-    {"builtin", "models", "rollout", "data", "distributed"},
+    {"builtin", "models", "rollout", "data", "distributed", "planning"},
     {"engine"},
     {"runs"},
     {"stages"},

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from rlframe.build.project import Project
-from rlframe.distributed.runtime import out_of_memory
+from rlframe.build.rollouts import Rollouts
 from rlframe.engine.average import Average
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Crediting
@@ -22,7 +21,6 @@ from rlframe.engine.learner import (
     AuxiliaryData,
     Learner,
     LearningSettings,
-    MemoryWarning,
     learning_rate_factor,
 )
 from rlframe.engine.metrics import Clock
@@ -36,13 +34,12 @@ from rlframe.models import loading, lora
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.policy import Policy, check_head
 from rlframe.recipe.schema import PPO, NewModel, Recipe
-from rlframe.rollout.sampler import Request, Sampler, SamplingParams
 from rlframe.runs.directory import RunDirectory
 from rlframe.runs.display import Display
 from rlframe.runs.evaluation import Watch
 from rlframe.runs.saving import Saver
 from rlframe.stages.ppo import Aligned, Recorder, align
-from rlframe.types import Prompt, Rollout
+from rlframe.types import Rollout
 
 
 def alignment(
@@ -62,7 +59,7 @@ def alignment(
         learner=parts.learner,
         judge=parts.judge,
         relay=parts.relay,
-        watch=Watch(parts.answer_heldout, parts.judge.heldout, project.runtime.gather),
+        watch=Watch(parts.rollouts.heldout, parts.judge.heldout, project.runtime.gather),
         whole=parts.whole,
         penalty=parts.penalty,
         updates=ppo.updates,
@@ -141,19 +138,15 @@ class PPOParts:
         self.controller = project.instance("kl", "controller")
         self.estimator = project.instance("advantages")
         self.learner = self._learner()
-        self._sampler = self._sampler_of(self.policy)
-        self._reference_sampler = self._sampler_of(self.reference)
+        self.rollouts = Rollouts(project, self.policy, self.reference)
         self.judge = Judge(
             self.rewards,
             self.relay,
-            sample_reference=self._answer_as_reference,
+            sample_reference=self.rollouts.as_reference,
             reduce=project.runtime.sum,
             seed=recipe.seed,
             rank=project.runtime.rank,
         )
-        train, heldout = project.prompts
-        self._prompts = Shuffled(train, key=(recipe.seed, "prompts"))
-        self._heldout = heldout[: recipe.evaluation.prompts]
 
     @property
     def components(self) -> dict[str, Any]:
@@ -206,82 +199,6 @@ class PPOParts:
             loading.load_scalar_model(path, head=section.head, dtype=self.project.dtype, seed=seed)
         )
 
-    # Rollouts
-
-    def _sampler_of(self, policy: Policy) -> Sampler:
-        section, tokenizer = self.project.recipe.rollout, self.project.tokenizer
-        return Sampler(
-            policy.next_logits,
-            tokenizer,
-            eos_ids=_eos_ids(policy.model, tokenizer.eos_token_id),
-            params=SamplingParams(
-                max_new_tokens=section.max_new_tokens,
-                top_k=section.top_k,
-                top_p=section.top_p,
-                min_p=section.min_p,
-                stop_strings=section.stop_strings,
-                batch=section.generation_batch,
-            ),
-            seed=self.project.recipe.seed,
-        )
-
-    def act(self, update: int) -> Rollout:
-        """Sample responses to the prompts of an update: this rank's share, groups complete."""
-        runtime, count = self.project.runtime, self.project.recipe.rollout.prompts_per_update
-        prompts = self._prompts.take(update * count, count)
-        share = range(len(prompts))[runtime.rank :: runtime.world_size]
-        requests = self._requests(prompts, share)
-        return self._sampled(self._sampler, requests, update=update, purpose="rollout")
-
-    def _sampled(self, sampler: Sampler, requests: list[Request], **which: Any) -> Rollout:
-        """Responses, fewer at a time if memory runs out: they are the same."""
-        while True:
-            try:
-                return sampler.sample(requests, device=self.project.runtime.device, **which)
-            except Exception as error:
-                at_a_time = min(sampler.batch or len(requests), len(requests))
-                if not out_of_memory(error) or at_a_time == 1:
-                    raise
-            sampler.batch = at_a_time // 2  # outside of `except`: the traceback holds memory
-            warnings.warn(
-                f"no memory was left to sample {at_a_time} responses at a time: from here on it is "
-                f"{sampler.batch} (rollout.generation_batch)",
-                MemoryWarning,
-                stacklevel=2,
-            )
-
-    def _requests(self, prompts: Sequence[Prompt], share: range) -> list[Request]:
-        """Every sample of the prompts numbered in `share`, one group a prompt."""
-        samples = self.project.recipe.rollout.samples_per_prompt
-        return [
-            Request(prompts[group], group * samples + sample, group)
-            for group in share
-            for sample in range(samples)
-        ]
-
-    def answer_heldout(self) -> Rollout | None:
-        """Responses to the rank's share of held-out prompts, always with the same random numbers.
-
-        As many a prompt as in training, so that a reward that compares them can. None without a share.
-        """
-        runtime = self.project.runtime
-        share = range(len(self._heldout))[runtime.rank :: runtime.world_size]
-        if not share:
-            return None
-        requests = self._requests(self._heldout, share)
-        return self._sampled(self._sampler, requests, update=0, purpose="heldout")
-
-    def _answer_as_reference(self, rollout: Rollout) -> Rollout:
-        requests = [
-            Request(prompt, sample, group)
-            for prompt, sample, group in zip(
-                rollout.prompts, rollout.samples, rollout.group_ids, strict=True
-            )
-        ]
-        return self._sampled(
-            self._reference_sampler, requests, update=rollout.update, purpose="reference"
-        )
-
     # The run
 
     @contextmanager
@@ -300,7 +217,7 @@ class PPOParts:
         return Run(
             updates=range(start, ppo.updates),
             whole=self.whole,
-            act=self.act,
+            act=self.rollouts.act,
             judge=self.judge,
             share=self._share,
             plan=self._plan,
@@ -387,13 +304,6 @@ class PPOParts:
         cut = [e if context is None else e.cut(context) for e in examples]
         key = (self.project.recipe.seed, "losses", loss.name)
         return AuxiliaryData(loss, Shuffled(cut, key=key))
-
-
-def _eos_ids(model: Any, eos: int) -> frozenset[int]:
-    """Every token that ends a response: the tokenizer's EOS and those of the generation config."""
-    more = getattr(model.generation_config, "eos_token_id", None)
-    listed = more if isinstance(more, list) else [more] if more is not None else []
-    return frozenset({eos, *listed})
 
 
 def _optimizer(models: Any, *, recipe: Recipe, ppo: PPO) -> torch.optim.Optimizer:

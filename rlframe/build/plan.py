@@ -15,11 +15,11 @@ from rlframe.builtin.reward_model import RewardModel
 from rlframe.errors import RecipeError
 from rlframe.hooks.registry import Registry
 from rlframe.models import loading
+from rlframe.planning.memory import MLP, Shape, Workload
+from rlframe.planning.strategies import Strategy
 from rlframe.recipe import LoadedRecipe
 from rlframe.recipe.schema import NewModel, Recipe
 from rlframe.recipe.schema import Runtime as RuntimeSection
-from rlframe.runs.plan import MLP, Shape, Workload
-from rlframe.runs.plan_strategies import Strategy
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _GATES = ("gate_proj", "gate_up_proj")

@@ -12,12 +12,12 @@ import typer
 
 from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
 from rlframe.errors import did_you_mean, listed
+from rlframe.planning.gpus import GIB, GPUS, PER_NODE, Device
 from rlframe.recipe import load_recipe
-from rlframe.runs.gpus import GIB, GPUS, PER_NODE, Device
 
 if TYPE_CHECKING:
-    from rlframe.runs.plan import Workload
-    from rlframe.runs.plan_strategies import Strategy
+    from rlframe.planning.memory import Workload
+    from rlframe.planning.strategies import Strategy
 
 _COLUMNS = ("strategy", "GiB a GPU", "fullest at", "GiB of CPU", "s an update", "verdict")
 
@@ -43,7 +43,7 @@ def plan(
     loaded = load_recipe(recipe, overrides or [], registry=registry)
     # The recipe is checked first: a typo answers at once, and torch is imported only now.
     from rlframe.build.plan import strategy, workload
-    from rlframe.runs.plan_strategies import STRATEGIES
+    from rlframe.planning.strategies import STRATEGIES
 
     work, asked = workload(loaded, registry), strategy(loaded.recipe)
     strategies = [*STRATEGIES, *([asked] if asked not in STRATEGIES else [])]
@@ -70,7 +70,7 @@ def _device(name: str, memory_gib: float | None) -> Device:
 
 
 def _question(work: Workload, device: Device, gpus: int) -> dict[str, Any]:
-    from rlframe.runs.plan_time import Efficiency
+    from rlframe.planning.duration import Efficiency
 
     return {
         "gpus": gpus,
@@ -81,9 +81,9 @@ def _question(work: Workload, device: Device, gpus: int) -> dict[str, Any]:
 
 
 def _row(work: Workload, strategy: Strategy, device: Device, gpus: int) -> dict[str, Any]:
-    from rlframe.runs.plan import memory
-    from rlframe.runs.plan_remedies import remedies, verdict
-    from rlframe.runs.plan_time import seconds
+    from rlframe.planning.duration import seconds
+    from rlframe.planning.memory import memory
+    from rlframe.planning.remedies import remedies, verdict
 
     found, time = memory(work, strategy, device, gpus), seconds(work, strategy, device, gpus)
     judged = verdict(found.peak, device)
@@ -103,7 +103,7 @@ def _row(work: Workload, strategy: Strategy, device: Device, gpus: int) -> dict[
 
 
 def _heading(work: Workload, device: Device, gpus: int) -> str:
-    from rlframe.runs.plan import largest_pass, share
+    from rlframe.planning.memory import largest_pass, share
 
     one, trained = largest_pass(work, gpus), work.trained
     waits = {"shard": " in shares", "offload": " on the CPU"}.get(work.placement, "")
@@ -144,7 +144,7 @@ def _table(rows: list[dict[str, Any]], device: Device) -> str:
 
 def _help(rows: list[dict[str, Any]]) -> str:
     """A paragraph for each strategy that something would help, and one for the others."""
-    from rlframe.runs.plan_remedies import MOST_GPUS
+    from rlframe.planning.remedies import MOST_GPUS
 
     told, hopeless = [], []
     for row in rows:
@@ -177,8 +177,8 @@ def _filled(text: str) -> str:
 
 
 def _small_print(rows: list[dict[str, Any]], gpus: int) -> str:
-    from rlframe.runs.plan_remedies import MARGIN
-    from rlframe.runs.plan_time import Efficiency
+    from rlframe.planning.duration import Efficiency
+    from rlframe.planning.remedies import MARGIN
 
     reached = Efficiency()
     asked = next(row for row in rows if row["recipe"])

@@ -151,10 +151,10 @@ def predict(args):
 
     from rlframe.build.plan import strategy, workload
     from rlframe.hooks.registry import Registry
+    from rlframe.planning.duration import Efficiency, seconds
+    from rlframe.planning.gpus import cpu
+    from rlframe.planning.memory import memory
     from rlframe.recipe import load_recipe
-    from rlframe.runs.gpus import cpu
-    from rlframe.runs.plan import memory
-    from rlframe.runs.plan_time import Efficiency, seconds
 
     torch.set_num_threads(args.threads)
     registry = Registry()

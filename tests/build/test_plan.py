@@ -11,8 +11,8 @@ from transformers import GPT2Config, LlamaConfig, MixtralConfig
 from rlframe.build.plan import shape_of, strategy, workload
 from rlframe.errors import RecipeError
 from rlframe.hooks.registry import Registry
+from rlframe.planning.strategies import Strategy
 from rlframe.recipe import load_recipe
-from rlframe.runs.plan_strategies import Strategy
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"

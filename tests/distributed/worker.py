@@ -217,7 +217,7 @@ def play(
     parts = _parts(directory, changes)
     runtime, training = parts.project.runtime, parts.training
     counter = _Counter()
-    episodes = len(parts._prompts.take(0, parts.project.recipe.rollout.prompts_per_update))
+    episodes = len(parts.rollouts._prompts.take(0, parts.project.recipe.rollout.prompts_per_update))
 
     def record(update: Update, clock: Clock) -> None:
         played.metrics.append(

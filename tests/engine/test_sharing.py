@@ -52,7 +52,9 @@ def judged(samples, *, group_of=lambda sample: sample):
     for row, tokens in enumerate(ids):
         rewards[row, len(tokens) - 1] = samples[row] / 3  # no number that is exact in binary
     scores = rewards.sum(-1)
-    return rollout, Judgement(rewards, {"a": scores}, {"a": scores * 2}, {"a": Running(9, 0.5, 2.0)})
+    return rollout, Judgement(
+        rewards, {"a": scores}, {"a": scores * 2}, {"a": Running(9, 0.5, 2.0)}
+    )
 
 
 def shared(parts):

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rlframe.runs.gpus import GIB, Device
-from rlframe.runs.plan_strategies import (
+from rlframe.planning.gpus import GIB, Device
+from rlframe.planning.strategies import (
     Placement,
     Precision,
     Strategy,

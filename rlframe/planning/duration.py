@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from rlframe.runs.gpus import PER_NODE, Device
-from rlframe.runs.plan import Shape, Workload, cache, largest_pass, mode_of, share
-from rlframe.runs.plan_strategies import Strategy, element, waiting
+from rlframe.planning.gpus import PER_NODE, Device
+from rlframe.planning.memory import Shape, Workload, cache, largest_pass, mode_of, share
+from rlframe.planning.strategies import Strategy, element, waiting
 
 # Counted in transformers' code: kernels that a block starts for one token, and a step beside its
 # blocks.

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from rlframe.runs import plan_time
-from rlframe.runs.gpus import GIB, GPUS, cpu
-from rlframe.runs.plan import (
+from rlframe.planning import duration
+from rlframe.planning.gpus import GIB, GPUS, cpu
+from rlframe.planning.memory import (
     Shape,
     Workload,
     activations,
@@ -26,8 +26,8 @@ from rlframe.runs.plan import (
     memory,
     share,
 )
-from rlframe.runs.plan_remedies import MARGIN, remedies, verdict
-from rlframe.runs.plan_strategies import (
+from rlframe.planning.remedies import MARGIN, remedies, verdict
+from rlframe.planning.strategies import (
     STRATEGIES,
     Strategy,
     Trained,
@@ -325,11 +325,11 @@ def test_frozen_models_that_wait_elsewhere_are_there_when_they_are_asked_and_not
 
 def test_bringing_frozen_models_takes_time_once_an_update():
     """An all-gather of 8 billion weights in bfloat16, and the same by the CPU's link, at full speed."""
-    full = plan_time.Efficiency(1, 1, 1)
+    full = duration.Efficiency(1, 1, 1)
 
     def seconds(placement, epochs):
         work = replace(LARGE, placement=placement, epochs=epochs)
-        return plan_time.seconds(work, ZERO[3], H200, 8, full).communication
+        return duration.seconds(work, ZERO[3], H200, 8, full).communication
 
     size = 2 * LARGE.frozen_total
     for epochs in (1, 4):
@@ -374,43 +374,41 @@ def test_learning_costs_six_flops_a_parameter_and_token():
     """Forward 2 and backward 4, Kaplan et al. 2020, section 2.1: here of policy and critic."""
     work = replace(LARGE, epochs=1, logits_chunk=512)
     fast = replace(H200, memory_rate=1e30)
-    found = plan_time.seconds(work, DDP, fast, 1, plan_time.Efficiency(1, 1, 1)).learn
+    found = duration.seconds(work, DDP, fast, 1, duration.Efficiency(1, 1, 1)).learn
     products = work.trained.total - 2 * BIG.lookup
     tokens = share(work, 1) * (128 + 768)
     assert found * H200.bfloat16 == pytest.approx(6 * products * tokens, rel=0.05)
 
 
 def test_a_token_costs_at_least_reading_the_weights_and_starting_the_kernels():
-    found = plan_time.seconds(LARGE, ZERO[2], H200, 8).sampling
+    found = duration.seconds(LARGE, ZERO[2], H200, 8).sampling
     reading = 2 * (BIG.parameters - BIG.lookup) / (H200.memory_rate * 0.6)
     starting = (32 * 40 + 40) * H200.launch
     assert found > 768 * max(reading, starting)
     slow = replace(H200, memory_rate=H200.memory_rate / 8)
-    assert plan_time.seconds(LARGE, ZERO[2], slow, 8).sampling > 2 * found
+    assert duration.seconds(LARGE, ZERO[2], slow, 8).sampling > 2 * found
 
 
 def test_epochs_multiply_what_is_learned_and_nothing_else():
-    once, thrice = (plan_time.seconds(replace(LARGE, epochs=n), ZERO[2], H200, 8) for n in (1, 3))
+    once, thrice = (duration.seconds(replace(LARGE, epochs=n), ZERO[2], H200, 8) for n in (1, 3))
     assert thrice.learn == pytest.approx(3 * once.learn)
     assert (thrice.sampling, thrice.experience) == (once.sampling, once.experience)
 
 
 def test_one_gpu_talks_to_nobody_and_sharded_weights_talk_most():
-    assert plan_time.seconds(LARGE, ZERO[2], H200, 1).communication == 0
-    sizes = [
-        plan_time.seconds(LARGE, s, H200, 8).communication for s in (ZERO[1], ZERO[2], ZERO[3])
-    ]
+    assert duration.seconds(LARGE, ZERO[2], H200, 1).communication == 0
+    sizes = [duration.seconds(LARGE, s, H200, 8).communication for s in (ZERO[1], ZERO[2], ZERO[3])]
     assert sizes == sorted(sizes)
 
 
 def test_ddp_carries_its_gradient_around_the_ring_once_a_step():
-    found = plan_time.seconds(LARGE, DDP, H200, 8, plan_time.Efficiency(1, 1, 1)).communication
+    found = duration.seconds(LARGE, DDP, H200, 8, duration.Efficiency(1, 1, 1)).communication
     assert found == pytest.approx(4 * 2 * 7 / 8 * 4 * LARGE.trained.total / H200.link)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 def test_twice_the_gpus_are_faster_but_not_twice_as_fast(strategy):
-    few, many = (plan_time.seconds(LARGE, strategy, H200, n).total for n in (4, 8))
+    few, many = (duration.seconds(LARGE, strategy, H200, n).total for n in (4, 8))
     assert few / 2 < many < few
 
 

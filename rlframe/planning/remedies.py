@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rlframe.runs.gpus import GIB, Device
-from rlframe.runs.plan import Workload, memory, share
-from rlframe.runs.plan_strategies import Placement, Strategy
+from rlframe.planning.gpus import GIB, Device
+from rlframe.planning.memory import Workload, memory, share
+from rlframe.planning.strategies import Placement, Strategy
 
 MARGIN = 0.1
 """The share of a GPU that is left for what the allocator can not use and the model does not see."""

@@ -1,0 +1,1 @@
+"""A run on paper: the memory and time that it would take, and what would make it fit."""
