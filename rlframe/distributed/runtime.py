@@ -15,6 +15,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlframe.distributed.offload import brought
@@ -69,6 +70,10 @@ class Runtime:
         for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
             os.environ.pop(name, None)
         state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+        if strategy.name != "ddp" and not dist.is_initialized():  # engines want a group of one too
+            backend = "gloo" if on_cpu else "nccl"
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+            os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed looks there
         self.strategy = strategy
         self.device: torch.device = state.device
         self._waited = 0.0

@@ -107,7 +107,7 @@ class Judge:
         return self._judge(rollout, training=True)
 
     def heldout(self, rollout: Rollout) -> Judgement:
-        """Judge by the statistics so far, which stay as they are: a look changes nothing."""
+        """Judge without normalising: looks are compared with each other over the whole run."""
         return self._judge(rollout, training=False)
 
     @torch.no_grad()
@@ -124,7 +124,6 @@ class Judge:
             if training and name in self._running:
                 seen = statistics(raw[name], self._reduce)
                 self._running[name] = self._running[name].joined(seen)
-            if name in self._running:
                 center = reward.normalize == "standardize"
                 values = normalised(values, lengths, self._running[name], center=center)
             weighted[name] = values.sum(-1) * reward.weight

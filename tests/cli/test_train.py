@@ -276,6 +276,30 @@ def test_a_reward_that_compares_the_samples_of_a_prompt_trains(rlframe, recipe, 
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.parametrize(("strategy", "called"), [("deepspeed", "ZeRO-2"), ("fsdp", "FSDP2")])
+def test_a_process_that_is_alone_runs_any_strategy(tiny_recipe, tmp_path, strategy, called):
+    # In a process of its own: the engines' group of one would stay in this one.
+    command = [
+        sys.executable,
+        "-m",
+        "rlframe",
+        "train",
+        tiny_recipe(),
+        "--output",
+        tmp_path / "run",
+    ]
+    done = subprocess.run(
+        [*map(str, command), f"runtime.strategy={strategy}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["strategy"].startswith(called)
+
+
 # Several processes. What the launcher promises is in tests/distributed/test_launch.py.
 
 

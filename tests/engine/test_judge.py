@@ -271,12 +271,12 @@ def test_a_row_of_token_rewards_counts_as_its_sum() -> None:
     assert found.running["r0"].mean == pytest.approx(3)
 
 
-def test_a_look_at_held_out_prompts_uses_the_statistics_and_leaves_them() -> None:
-    asked = judge((in_turn([9.0] * 3, [1.0, 3.0, 5.0], [9.0] * 3), 1.0), normalize="standardize")
-    assert asked.heldout(rollout()).scores.tolist() == [9.0] * 3  # nothing is known yet
+def test_a_look_at_held_out_prompts_is_not_normalised_and_leaves_the_statistics() -> None:
+    asked = judge((in_turn([9.0] * 3, [1.0, 3.0, 5.0], [9.0] * 3), 2.0), normalize="standardize")
+    assert asked.heldout(rollout()).scores.tolist() == [18.0] * 3
     asked(rollout())
     before = asked.state_dict()
-    assert asked.heldout(rollout()).scores.tolist() == pytest.approx([6 / math.sqrt(8 / 3)] * 3)
+    assert asked.heldout(rollout()).scores.tolist() == [18.0] * 3  # as before: looks are compared
     assert asked.state_dict() == before
 
 
