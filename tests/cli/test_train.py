@@ -276,7 +276,9 @@ def test_a_reward_that_compares_the_samples_of_a_prompt_trains(rlframe, recipe, 
     assert ended.code == 0, ended.err
 
 
-@pytest.mark.parametrize(("strategy", "called"), [("deepspeed", "ZeRO-2"), ("fsdp", "FSDP2")])
+@pytest.mark.parametrize(
+    ("strategy", "called"), [("deepspeed", "DeepSpeed ZeRO-2"), ("fsdp", "FSDP2")]
+)
 def test_a_process_that_is_alone_runs_any_strategy(tiny_recipe, tmp_path, strategy, called):
     # In a process of its own: the engines' group of one would stay in this one.
     command = [
