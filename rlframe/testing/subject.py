@@ -44,6 +44,10 @@ class Subject(Generic[K]):
     @cached_property
     def context(self) -> Context:
         """What the component is built with."""
+        return self.new_context()
+
+    def new_context(self) -> Context:
+        """The same that no component has been built with yet, unless the caller has given one."""
         return self.given_context or tiny_context(data=self.columns)
 
     @cached_property

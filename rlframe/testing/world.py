@@ -6,6 +6,7 @@ Everything is made in process from the built-in text, in about a second, and onl
 from __future__ import annotations
 
 import atexit
+import copy
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -87,7 +88,8 @@ def tiny_context(*, data: Mapping[str, Sequence[Any]] | None = None) -> Context:
     Every data set of this world is `rows(data)`, whatever it is called; `stage:reward_model` and
     `stage:sft` are tiny models with random weights.
     """
-    tokenizer, table = tiny_tokenizer(), rows(data)
+    # A copy: a component that changes it must not change the next one's.
+    tokenizer, table = copy.deepcopy(tiny_tokenizer()), rows(data)
 
     def build_reward(spec: RewardSpec) -> RewardProvider[Any]:
         component: Any = Registry().load(spec.kind, spec.type)

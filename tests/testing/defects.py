@@ -152,6 +152,47 @@ class ForgetsItsMean(Reward):
         return scores
 
 
+class GroupSpread(Reward):
+    """Whitens the samples of each prompt, which may all be the same."""
+
+    def score(self, batch):
+        scores = torch.tensor(super().score(batch))
+        for group in set(batch.group_ids):
+            samples = torch.tensor([other == group for other in batch.group_ids])
+            scores[samples] = (scores[samples] - scores[samples].mean()) / scores[samples].std()
+        return scores
+
+
+class HashesText(Reward):
+    def score(self, batch):
+        return [float(hash(text) % 10) for text in batch.response_texts]
+
+
+class CachesByResponse(Reward):
+    def score(self, batch):
+        known = self.__dict__.setdefault("known", {})
+        asked = zip(batch.prompts, batch.response_texts, strict=True)
+        return [known.setdefault(text, float(len(text + prompt.text))) for prompt, text in asked]
+
+
+class PadsOnTheLeft(Reward):
+    def score(self, batch):
+        self.context.tokenizer.padding_side = "left"
+        return super().score(batch)
+
+
+class AddsATokenWhenItIsBuilt(Reward):
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        context.tokenizer.add_tokens(["<score>"])
+
+
+class SetsTheDefaultType(Reward):
+    def score(self, batch):
+        torch.set_default_dtype(torch.float64)
+        return super().score(batch)
+
+
 class Sleeps(Reward):
     def score(self, batch):
         return [float(sum(range(200))) for _ in batch.response_texts]
@@ -189,6 +230,26 @@ class NeverMoves(Controller):
 class AimsElsewhere(Controller):
     def error(self, measured):
         return min(max(measured.kl / 3.0 - 1, -1.0), 1.0)
+
+
+class Absolute(Controller):
+    def error(self, measured):
+        return min(max(abs(measured.kl) / self.target - 1, -1.0), 1.0)
+
+
+class StaysAtZero(Controller):
+    def update(self, state, measured):
+        return replace(state, coefficient=state.coefficient * (1 + self.error(measured)))
+
+
+class WindsUp(Controller):
+    def initial(self):
+        return KLState(0.1, {"integral": 0.0})
+
+    def update(self, state, measured):
+        integral = state.memory["integral"] + min(max(measured.kl / self.target - 1, -1.0), 50.0)
+        factor = 1 + 0.1 * min(max(integral, -1.0), 1.0)
+        return KLState(state.coefficient * factor, {"integral": integral})
 
 
 class Unclamped(Controller):
@@ -307,6 +368,26 @@ class OtherTokens(OwnData):
         return [TokenExample((1, 2, 50_000), 0)]
 
 
+class ShufflesExamples(OwnData):
+    def examples(self):
+        examples = super().examples()
+        random.Random().shuffle(examples)  # seeded by the operating system
+        return examples
+
+
+class ShufflesGlobally(OwnData):
+    def examples(self):
+        examples = super().examples()
+        random.shuffle(examples)
+        return examples
+
+
+class ReseedsLoss(Loss):
+    def loss(self, policy, batch):
+        torch.manual_seed(0)
+        return super().loss(policy, batch)
+
+
 class Estimator(AdvantageEstimator[PluginConfig]):
     """Right: what came after."""
 
@@ -356,6 +437,38 @@ class InPlace(Estimator):
         return super().estimate(rewards, values, mask)
 
 
+class InSingle(Estimator):
+    def estimate(self, rewards, values, mask):
+        return tuple(x.float() for x in super().estimate(rewards, values, mask))
+
+
+class Swapped(Estimator):
+    def estimate(self, rewards, values, mask):
+        return super().estimate(rewards, values, mask)[::-1]
+
+
+class AddsTheBaseline(Estimator):
+    def estimate(self, rewards, values, mask):
+        return super().estimate(rewards, -values, mask)
+
+
+class TurnsRewards(Estimator):
+    def estimate(self, rewards, values, mask):
+        return super().estimate(-rewards, values, mask)
+
+
+class SumsFromTheLeft(Estimator):
+    def estimate(self, rewards, values, mask):
+        returns = rewards.masked_fill(~mask, 0).cumsum(1).masked_fill(~mask, 0)
+        return returns - values.masked_fill(~mask, 0), returns
+
+
+class ReseedsEstimator(Estimator):
+    def estimate(self, rewards, values, mask):
+        torch.manual_seed(0)
+        return super().estimate(rewards, values, mask)
+
+
 RIGHT = (Reward, Controller, Loss, OwnData, Estimator)
 
 PLANTED = {
@@ -380,12 +493,21 @@ PLANTED = {
         (TossesTensors, "global_rng_untouched"),
         (Reseeds, "global_rng_untouched"),
         (ForgetsItsMean, "state_survives_a_checkpoint"),
+        (GroupSpread, "finite"),
+        (HashesText, "deterministic_under_a_seed"),
+        (CachesByResponse, "state_survives_a_checkpoint"),
+        (PadsOnTheLeft, "surroundings_untouched"),
+        (AddsATokenWhenItIsBuilt, "surroundings_untouched"),
+        (SetsTheDefaultType, "surroundings_untouched"),
         (Sleeps, "time_per_thousand"),
     ],
     "kl_controllers": [
         (InBits, "unit_declared"),
         (WrongWay, "direction"),
         (NeverMoves, "direction"),
+        (Absolute, "direction"),
+        (StaysAtZero, "comes_back"),
+        (WindsUp, "comes_back"),
         (AimsElsewhere, "fixed_point"),
         (Unclamped, "bound"),
         (Negative, "bound"),
@@ -404,6 +526,9 @@ PLANTED = {
         (HasAFloor, "zero_weight_costs_no_forward"),
         (AllContext, "examples_can_be_learned_from"),
         (OtherTokens, "examples_can_be_learned_from"),
+        (ShufflesExamples, "examples_can_be_learned_from"),
+        (ShufflesGlobally, "global_rng_untouched"),
+        (ReseedsLoss, "global_rng_untouched"),
     ],
     "advantage_estimators": [
         (OneAResponse, "shapes"),
@@ -413,6 +538,12 @@ PLANTED = {
         (WhitensAdvantages, "rows_are_independent"),
         (DividesByTheSpread, "finite"),
         (InPlace, "inputs_untouched"),
+        (InSingle, "shapes"),
+        (Swapped, "direction"),
+        (AddsTheBaseline, "direction"),
+        (TurnsRewards, "direction"),
+        (SumsFromTheLeft, "direction"),
+        (ReseedsEstimator, "global_rng_untouched"),
     ],
 }
 """Kind -> (component, the check that must fail)."""

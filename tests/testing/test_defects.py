@@ -12,6 +12,13 @@ from tests.testing.defects import PLANTED, RIGHT, Controller, Sleeps
 ALL = [(component, check) for planted in PLANTED.values() for component, check in planted]
 
 
+@pytest.fixture(autouse=True)
+def default_type():
+    """One of the defects sets it for the whole process."""
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def results(component):
     settings = {}
     if issubclass(component, Controller):

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlframe.functional.rewards import response_mask
 from rlframe.hooks.component import AdvantageEstimator
 from rlframe.testing.check import Broken, check
-from rlframe.testing.checks.common import COMMON
+from rlframe.testing.checks.common import COMMON, random_states_moved
 from rlframe.testing.subject import Subject
 
 Estimator = Subject[AdvantageEstimator[Any]]
@@ -69,17 +69,55 @@ def _shown(row: Tensor) -> str:
 
 
 @check(
-    expected="(advantages, returns), both with the shape of the rewards and floating",
-    likely="one value a response is returned, or a single tensor",
-    do="return one advantage and one value target for each token: [B, T] each",
+    expected="(advantages, returns), both with the shape and the type of the rewards",
+    likely="one value a response is returned, a single tensor, or a tensor of a type of its own",
+    do="return one advantage and one value target for each token, [B, T] each; make new tensors from "
+    "those that are given: `torch.zeros_like(rewards)`",
 )
 def shapes(subject: Estimator) -> None:
     """The policy's loss takes the one, the critic's the other, token by token."""
     for width in (max(LENGTHS), 1):
         given = _Inputs(*(tensor[:, :width] for tensor in _inputs()))
         for name, found in zip(NAMES, _estimated(subject, given), strict=True):
-            if not found.is_floating_point():
-                raise Broken(f"{name} are {found.dtype}")
+            if found.dtype != given.rewards.dtype:
+                raise Broken(f"{name} are {found.dtype} for rewards in {given.rewards.dtype}")
+
+
+@check(
+    expected="more reward does not lower advantages or returns; a critic that expected more does not "
+    "raise advantages or lower returns; and a reward counts for the tokens up to it, not those after",
+    likely="a sign is turned, the answer is (returns, advantages), or a sum runs from the left",
+    do="advantage = what came after the token - what the critic expected; sum from the right",
+)
+def direction(subject: Estimator) -> None:
+    """The wrong sign makes the worst likelier. Sums of a response: it may have a baseline."""
+    given = _inputs()
+    more = given.mask.double()
+    for what, changed, signs in (
+        ("rewards are 1 higher", given._replace(rewards=given.rewards + more), (1, 1)),
+        ("the critic expects 1 more", given._replace(values=given.values + more), (-1, 1)),
+    ):
+        for name, moved, sign in zip(NAMES, _moved(subject, given, changed), signs, strict=True):
+            worst = float((sign * moved.sum(1)).min())
+            if worst < -1e-6:
+                fall = "fall" if sign > 0 else "rise"
+                raise Broken(f"{name} of a response {fall} by up to {-worst:.4g} when {what}")
+    row, end = 0, LENGTHS[0] - 1
+    first, last = given.rewards.clone(), given.rewards.clone()
+    first[row, 0] += 1
+    last[row, end] += 1
+    forwards = _moved(subject, given, given._replace(rewards=first))[0][row, 1:]
+    backwards = _moved(subject, given, given._replace(rewards=last))[0][row, :end]
+    if float(forwards.abs().max()) > 1e-9 and float(backwards.abs().max()) <= 1e-9:
+        raise Broken(
+            "the first token's reward counts for the last token, and not the other way round"
+        )
+
+
+def _moved(subject: Estimator, given: _Inputs, changed: _Inputs) -> list[Tensor]:
+    """By how much advantages and returns change."""
+    before, after = _estimated(subject, given), _estimated(subject, changed)
+    return [new - old for old, new in zip(before, after, strict=True)]
 
 
 @check(
@@ -154,12 +192,26 @@ def inputs_untouched(subject: Estimator) -> None:
             raise Broken(f"`estimate` changed {name}")
 
 
+@check(
+    expected="the global random states of Python, NumPy and torch as they were",
+    likely="`torch.rand` or `manual_seed` without a generator of its own",
+    do="draw from a generator that is seeded by `context.seed`",
+)
+def global_rng_untouched(subject: Estimator) -> None:
+    """Random numbers that a plugin takes change those of everything after it."""
+    changed = random_states_moved(lambda: _estimated(subject, _inputs()))
+    if changed:
+        raise Broken(f"`estimate` moved the global random state of {', '.join(changed)}")
+
+
 ADVANTAGE = (
     *COMMON,
     shapes,
+    direction,
     zero_outside_the_mask,
     padding_changes_nothing,
     rows_are_independent,
     finite,
     inputs_untouched,
+    global_rng_untouched,
 )

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import numpy
+import torch
 
 from rlframe.testing.check import Broken, check
 from rlframe.testing.subject import Subject
@@ -37,6 +43,40 @@ def picklable_config(subject: Subject[Any]) -> None:
     plain = config.model_dump(mode="json")
     if type(config).model_validate(plain) != config:
         raise Broken(f"another config came back from {plain}")
+
+
+def random_states_moved(action: Callable[[], object]) -> list[str]:
+    """The global random states that an action leaves changed; they are put back."""
+    with _odd_random_states():
+        before = _random_states()
+        action()
+        after = _random_states()
+    return [name for name in before if before[name] != after[name]]
+
+
+def _random_states() -> dict[str, bytes]:
+    states: dict[str, Any] = {
+        "random": random.getstate(),
+        "numpy.random": numpy.random.get_state(),
+        "torch": torch.get_rng_state().numpy(),
+    }
+    return {name: pickle.dumps(state) for name, state in states.items()}
+
+
+@contextmanager
+def _odd_random_states() -> Iterator[None]:
+    """States that nobody seeds by habit, so that a component which sets them shows; then the old."""
+    python, array, tensor = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    seed = 987_654_321
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(array)
+        torch.set_rng_state(tensor)
 
 
 COMMON = (builds_from_config, picklable_config)

@@ -77,8 +77,10 @@ def unit_declared(subject: Controller) -> None:
 
 
 @check(
-    expected="beta that rises or stays while KL is far above any target, and falls or stays at KL 0",
-    likely="the sign of the error is turned: target - KL where KL - target was meant",
+    expected="beta that rises or stays while KL is far above any target, and falls or stays at KL 0 "
+    "and below",
+    likely="the sign of the error is turned: target - KL where KL - target was meant; or it takes "
+    "abs(KL)",
     do="raise the price when the policy is too far from the reference",
 )
 def direction(subject: Controller) -> None:
@@ -92,6 +94,29 @@ def direction(subject: Controller) -> None:
         )
     if low[-1] > low[0] or (has_target and 0 < low[0] == low[-1]):
         raise Broken(f"beta went from {low[0]:.6g} to {low[-1]:.6g} at KL 0")
+    below = _coefficients(subject, [-10 * _typical(subject)] * FAR)  # estimates may be below 0
+    if below[-1] > below[0]:
+        raise Broken(f"beta went from {below[0]:.6g} to {below[-1]:.6g} under a KL far below 0")
+
+
+@check(
+    expected="beta that turns round: down at KL 0 after rollouts far above the target, up again after "
+    "rollouts at KL 0",
+    likely="beta became 0, and a product of it stays 0; or a sum of errors grew without a bound and "
+    "takes as long to shrink",
+    do="keep every factor above 0, and clamp what is summed up in the memory",
+)
+def comes_back(subject: Controller) -> None:
+    """The beginning of a run must not decide its end."""
+    if _target(subject) is None:
+        raise DoesNotApply("no target is known, so nothing is far above it")
+    high, nothing = [50 * _typical(subject)], [0.0]
+    for first, then, rises in ((high, nothing, False), (nothing, high, True)):
+        betas = _coefficients(subject, first * 20 + then * FAR)
+        before, after = betas[20], betas[-1]
+        if (after <= before) if rises else (after >= before > 0):
+            kl = f"a KL of {then[0]:.6g}, 20 of {first[0]:.6g} before them"
+            raise Broken(f"beta went from {before:.6g} to {after:.6g} in {FAR} rollouts with {kl}")
 
 
 @check(
@@ -183,6 +208,7 @@ CONTROLLER = (
     *COMMON,
     unit_declared,
     direction,
+    comes_back,
     fixed_point,
     bound,
     finite_under_any_kl,

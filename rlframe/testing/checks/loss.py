@@ -16,7 +16,7 @@ from rlframe.errors import RecipeError
 from rlframe.hooks.component import AuxiliaryLoss
 from rlframe.models.policy import Policy
 from rlframe.testing.check import Broken, DoesNotApply, check
-from rlframe.testing.checks.common import COMMON
+from rlframe.testing.checks.common import COMMON, random_states_moved
 from rlframe.testing.subject import Subject
 from rlframe.testing.world import reward_batch, tiny_policy
 from rlframe.types import LossTerm, PolicyView, TokenBatch, TokenExample
@@ -251,10 +251,11 @@ def zero_weight_costs_no_forward(subject: Loss) -> str:
 
 
 @check(
-    expected="examples of tokens that the policy has, each with something to learn from, and how many "
-    "of them a step takes",
-    likely="an example is all context, or was tokenised with another tokenizer",
-    do="make examples with `context.tokenize(row)`, and leave out rows without a response",
+    expected="the same examples on every rank, of tokens that the policy has, each with something to "
+    "learn from, and how many of them a step takes",
+    likely="an example is all context, was tokenised with another tokenizer, or they are shuffled",
+    do="make examples with `context.tokenize(row)`, leave out rows without a response, and leave the "
+    "order to the engine",
 )
 def examples_can_be_learned_from(subject: Loss) -> str:
     """Read once at the start; the engine shuffles, batches and pads."""
@@ -272,7 +273,26 @@ def examples_can_be_learned_from(subject: Loss) -> str:
                 f"example {number} has {len(example.ids)} tokens, of which "
                 f"{example.context_tokens} are context: nothing counts"
             )
+    if list(subject.build().examples() or ()) != list(own):
+        raise Broken("a second instance, as another rank has one, made other examples")
     return f"{len(own)} examples"
+
+
+@check(
+    expected="the global random states of Python, NumPy and torch as they were",
+    likely="`random.shuffle`, `torch.rand` or `manual_seed` without a generator of its own",
+    do="draw from a generator that is seeded by `context.seed` and made where it is used",
+)
+def global_rng_untouched(subject: Loss) -> None:
+    """Random numbers that a plugin takes change those of everything after it."""
+    batch = _batch(_examples(subject))
+    for name, action in (
+        ("examples", lambda: subject.build().examples()),
+        ("loss", lambda: _term(subject.instance, _policy(), batch)),
+    ):
+        changed = random_states_moved(action)
+        if changed:
+            raise Broken(f"`{name}` moved the global random state of {', '.join(changed)}")
 
 
 LOSS = (
@@ -284,4 +304,5 @@ LOSS = (
     mask_respected,
     zero_weight_costs_no_forward,
     examples_can_be_learned_from,
+    global_rng_untouched,
 )

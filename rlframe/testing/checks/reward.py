@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import json
 import math
-import pickle
-import random
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from numbers import Real
 from typing import Any
 
-import numpy
 import torch
 
-from rlframe.hooks.component import RewardProvider
+from rlframe.hooks.component import Context, RewardProvider
 from rlframe.testing.check import Broken, check
-from rlframe.testing.checks.common import COMMON
+from rlframe.testing.checks.common import COMMON, random_states_moved
 from rlframe.testing.subject import Subject
 from rlframe.testing.world import part, reward_batch
 from rlframe.types import RewardBatch
@@ -44,6 +43,13 @@ UNUSUAL = (
 
 def _batch(subject: Reward) -> RewardBatch:
     return reward_batch(subject.context, data=subject.columns, responses=subject.texts)
+
+
+def _with_responses_moved(batch: RewardBatch, index: Sequence[int]) -> RewardBatch:
+    """The same prompts, answered by the responses at these places."""
+    ids = [list(batch.response_ids[n]) for n in index]
+    texts = [batch.response_texts[n] for n in index]
+    return batch.with_responses(texts, ids, [batch.stop_reasons[n] for n in index])
 
 
 def _asked(provider: RewardProvider[Any], batch: RewardBatch, *, seed: int = 0) -> Any:
@@ -124,10 +130,13 @@ def one_value_a_response(subject: Reward) -> str | None:
 def finite(subject: Reward) -> None:
     """NaN in one score would be NaN in every weight after one step."""
     batch = _batch(subject)
-    for number, row in enumerate(_scores(subject, batch)):
-        if not all(map(math.isfinite, row)):
-            text = batch.response_texts[number]
-            raise Broken(f"{_shown(row)} (None counts as nan) for response {number}, {text[:60]!r}")
+    first = {group: batch.group_ids.index(group) for group in batch.group_ids}
+    alike = _with_responses_moved(batch, [first[group] for group in batch.group_ids])
+    for given, when in ((batch, ""), (alike, " when the samples of its prompt are all the same")):
+        for number, row in enumerate(_scores(subject, given)):
+            if not all(map(math.isfinite, row)):
+                text = f"{given.response_texts[number][:60]!r}{when}"
+                raise Broken(f"{_shown(row)} (None counts as nan) for response {number}, {text}")
 
 
 @check(
@@ -166,9 +175,11 @@ def permutation_equivariance(subject: Reward) -> str | None:
 
 
 @check(
-    expected="the same scores when it is asked twice, and from a second instance",
-    likely="random numbers from somewhere else than `batch.generator`, or dropout in a model",
-    do="draw from `batch.generator` alone; hand models to `context.prepare`, which puts them in eval",
+    expected="the same scores when it is asked twice, from a second instance, and in another process",
+    likely="random numbers from somewhere else than `batch.generator`, dropout in a model, or `hash` "
+    "of a text, which Python salts anew in every process",
+    do="draw from `batch.generator` alone; hand models to `context.prepare`, which puts them in eval; "
+    "take `zlib.crc32(text.encode())` for a hash",
 )
 def deterministic_under_a_seed(subject: Reward) -> None:
     """A resumed run must see the rewards of the run that was not interrupted."""
@@ -177,6 +188,29 @@ def deterministic_under_a_seed(subject: Reward) -> None:
     _compare(first, _scores(subject, batch), batch, "when asked again")
     other = subject.build()
     _compare(first, _values(_asked(other, batch), batch), batch, "from a second instance")
+    with _hashes_of_another_process():
+        salted = _scores(subject, batch)
+    _compare(first, salted, batch, "with the `hash` of another process")
+
+
+@contextmanager
+def _hashes_of_another_process() -> Iterator[None]:
+    """`hash` gives other numbers for texts, as it does on another rank and after a restart.
+
+    Dictionaries do not ask it, and a `__hash__` that does is answered as before, since objects lie in
+    dictionaries under what it said then.
+    """
+    usual = builtins.hash
+
+    def salted(value: object) -> int:
+        inner = sys._getframe(1).f_code.co_name == "__hash__"
+        return usual(value) if inner or not isinstance(value, str | bytes) else ~usual(value)
+
+    builtins.hash = salted
+    try:
+        yield
+    finally:
+        builtins.hash = usual
 
 
 @check(
@@ -246,49 +280,58 @@ def no_mutation(subject: Reward) -> None:
 def global_rng_untouched(subject: Reward) -> None:
     """Random numbers that a plugin takes change those of everything after it."""
     batch = _batch(subject)
-    with _odd_random_states():
-        before = _random_states()
-        _asked(subject.instance, batch)
-        after = _random_states()
-    changed = [name for name in before if before[name] != after[name]]
+    changed = random_states_moved(lambda: _asked(subject.instance, batch))
     if changed:
         raise Broken(f"`score` moved the global random state of {', '.join(changed)}")
 
 
-def _random_states() -> dict[str, bytes]:
-    states: dict[str, Any] = {
-        "random": random.getstate(),
-        "numpy.random": numpy.random.get_state(),
-        "torch": torch.get_rng_state().numpy(),
-    }
-    return {name: pickle.dumps(state) for name, state in states.items()}
-
-
-@contextmanager
-def _odd_random_states() -> Iterator[None]:
-    """States that nobody seeds by habit, so that a reward which sets them shows; then the old ones."""
-    python, array, tensor = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    seed = 987_654_321
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+@check(
+    expected="torch's default type and number of threads, and the tokenizer of the run, as they were",
+    likely="`torch.set_default_dtype`, `set_num_threads`, or `context.tokenizer.padding_side = ...`",
+    do="give the type to the tensor, the side to the call, and change a copy of the tokenizer",
+)
+def surroundings_untouched(subject: Reward) -> None:
+    """What a reward sets for itself holds for the policy, too, from then on."""
+    context, kind = subject.new_context(), torch.get_default_dtype()
+    threads = torch.get_num_threads()
     try:
-        yield
+        torch.set_default_dtype(torch.float32)  # another check may have left what `score` set
+        torch.set_num_threads(3)  # which nobody sets by habit
+        before = _surroundings(context)
+        _asked(subject.component(subject.instance.config, context), _batch(subject))
+        after = _surroundings(context)
     finally:
-        random.setstate(python)
-        numpy.random.set_state(array)
-        torch.set_rng_state(tensor)
+        torch.set_default_dtype(kind)
+        torch.set_num_threads(threads)
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        raise Broken(f"it changed {', '.join(changed)}")
+
+
+def _surroundings(context: Context) -> dict[str, object]:
+    tokenizer = context.tokenizer
+    sides = (tokenizer.padding_side, tokenizer.truncation_side)
+    return {
+        "torch's default type": torch.get_default_dtype(),
+        "torch's number of threads": torch.get_num_threads(),
+        "the tokenizer's sides": sides,
+        "the tokenizer's tokens": (len(tokenizer), dict(tokenizer.special_tokens_map)),
+    }
 
 
 @check(
     expected="a state that comes back from JSON, with which a second instance scores as the first",
-    likely="something is remembered on `self` that `state_dict` leaves out, or that is no JSON",
-    do="return all of it from `state_dict` and take all of it back in `load_state_dict`",
+    likely="something is remembered on `self` that `state_dict` leaves out, that is no JSON, or "
+    "that was kept under a response and given for another prompt",
+    do="return all of it from `state_dict` and take all of it back in `load_state_dict`; a cache goes "
+    "by prompt and response",
 )
 def state_survives_a_checkpoint(subject: Reward) -> None:
     """A resumed run must see the rewards of the run that was not interrupted."""
     used, resumed, batch = subject.build(), subject.build(), _batch(subject)
-    _asked(used, batch)
+    # To other prompts, so that what is remembered under the response alone shows.
+    count = len(batch)
+    _asked(used, _with_responses_moved(batch, [(n + count // 2) % count for n in range(count)]))
     resumed.load_state_dict(json.loads(json.dumps(dict(used.state_dict()))))
     _compare(
         _values(_asked(used, batch), batch),
@@ -336,6 +379,7 @@ REWARD = (
     no_gradient,
     no_mutation,
     global_rng_untouched,
+    surroundings_untouched,
     state_survives_a_checkpoint,
     time_per_thousand,
 )
