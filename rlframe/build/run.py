@@ -73,7 +73,8 @@ def run_recipe(
     }
     project.runtime.agree("the recipe", loaded.digest)
     for path, used in plugins.items():
-        project.runtime.agree(f"the plugin at {path}", used)
+        for part, value in used.items():
+            project.runtime.agree(f"{part} of the plugin at {path}", value)
     project.check()  # before anything is written: a recipe that is refused can be mended and run
     check_adapters(project)
     if resume is not None:

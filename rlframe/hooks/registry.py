@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import (
@@ -211,7 +212,8 @@ def fingerprint(offer: Offer, component: type[Component[Any]], config: Any) -> d
       config: its validated config.
 
     Returns:
-      Plain data; `sha256` is of the file that the class is in, None where there is none (a notebook).
+      Plain data; `sha256` is of the package that the class is in, or of its file where that is no
+      package or ships with rlframe, whose version says the rest. None without a file (a notebook).
     """
     return {
         "name": offer.name,
@@ -226,9 +228,27 @@ def fingerprint(offer: Offer, component: type[Component[Any]], config: Any) -> d
 def _digest_of_source(component: type[Component[Any]]) -> str | None:
     try:
         file = inspect.getsourcefile(component)
-        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return None if file is None else _digest(_sources(component.__module__, Path(file)))
     except (TypeError, OSError):  # what inspect raises for a class of no file
         return None
+
+
+def _sources(module: str, file: Path) -> dict[str, Path]:
+    """What a component's code is made of: place in its package -> file."""
+    top = module.partition(".")[0]
+    init = getattr(sys.modules.get(top), "__file__", None)
+    if top == CORE or init is None or Path(init).name != "__init__.py":
+        return {"": file}
+    package = Path(init).parent
+    return {path.relative_to(package).as_posix(): path for path in sorted(package.rglob("*.py"))}
+
+
+def _digest(sources: dict[str, Path]) -> str:
+    """sha256 of one file as it is, or of the names and hashes of several."""
+    hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sources.items()}
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
 
 
 def unmet(requirements: Iterable[str]) -> list[tuple[int, str, type[RecipeError | PluginError]]]:

@@ -335,6 +335,31 @@ def test_a_fingerprint_changes_with_the_code_and_with_the_config(install):
     assert {key for key, value in taken(1).items() if value != first[key]} == {"sha256"}
 
 
+def test_a_fingerprint_changes_with_any_module_of_the_package(install):
+    file = install("acme", offers={"polite": "Reward"})
+    package = file.parent / "acme"
+    (package / "deep").mkdir(parents=True)
+    file.rename(package / "__init__.py")
+    helper = package / "deep" / "words.py"
+    helper.write_text("POLITE = ['please']\n")
+
+    def taken():
+        registry = Registry()
+        component = registry.load("reward_providers", "polite")
+        offer = registry.find("reward_providers", "polite")
+        return fingerprint(offer, component, component.Config())["sha256"]
+
+    first = taken()
+    assert first == taken()
+    (package / "notes.txt").write_text("no code")
+    assert first == taken()
+    helper.write_text("POLITE = ['please', 'thanks']\n")
+    changed = taken()
+    assert changed != first
+    helper.rename(package / "words.py")
+    assert taken() not in (first, changed)
+
+
 def test_a_class_of_a_notebook_has_a_fingerprint_without_a_source():
     # inspect knows no file of a class whose module is not imported: __main__ of a notebook, say
     component = type("Own", (RewardProvider,), {"__module__": "nowhere", "Config": PluginConfig})

@@ -1,0 +1,66 @@
+"""A plugin that differs on one machine is told before step 0, to two processes as torchrun starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.broken import distribution
+from tests.cli.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(folder: Path, sites: list[Path]) -> list[subprocess.CompletedProcess[str]]:
+    """Run a recipe as one run of as many processes as there are places that plugins come from."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "rlframe", "train", "recipe.yaml", "--output", "run"]
+    meeting = {"WORLD_SIZE": str(len(sites)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = []
+    for rank, site in enumerate(sites):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": f"{ROOT}:{site}"}
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, **meeting, **own},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=240) for process in started]
+    return [
+        subprocess.CompletedProcess(command, process.returncode, *streams)
+        for process, streams in zip(started, said, strict=True)
+    ]
+
+
+def installed(site: Path, words: str) -> Path:
+    """A reward in a package, of one version whatever its other module holds."""
+    (site / "acme").mkdir(parents=True)
+    distribution(site, "acme", offers={"polite": "Reward"}).rename(site / "acme" / "__init__.py")
+    (site / "acme" / "words.py").write_text(words)
+    return site
+
+
+def test_a_plugin_that_differs_on_one_rank_is_named_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    words = {"one": "POLITE = ['please']\n", "other": "POLITE = ['please', 'thanks']\n"}
+    sites = [installed(tmp_path / name, text) for name, text in words.items()]
+    (tmp_path / "recipe.yaml").write_text(
+        TINY.replace("brevity: {type: length, target_tokens: 4}", "kind: {type: polite}")
+    )
+    told = "error: sha256 of the plugin at rewards.kind is not the same on all ranks: rank 1 has "
+    for done in train(tmp_path, sites):
+        assert done.returncode == 5, done.stderr
+        assert told in done.stderr
+        assert "Install the same versions on every machine" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
