@@ -65,6 +65,18 @@ def test_a_reference_to_a_mapping_takes_it_filled_in(filled):
     assert filled("a: ${ref:b}\nb: {x: '${ref:c}'}\nc: 3\n")["a"] == {"x": 3}
 
 
+def test_the_guess_for_a_variable_is_its_name_and_never_what_it_holds(write, monkeypatch):
+    monkeypatch.setenv("RLFRAME_JUDGE_KEY", "a-secret")
+    (problem,) = compose(write("a: ${env:RLFRAME_JUDGE_KEI}\n")).problems
+    assert "Did you mean 'RLFRAME_JUDGE_KEY'?" in problem.message
+    assert "a-secret" not in problem.message
+
+
+def test_the_guess_for_a_reference_is_the_key_and_not_its_value(write):
+    (problem,) = compose(write("seed: 1\na: ${ref:sead}\n")).problems
+    assert "Did you mean 'seed'?" in problem.message
+
+
 def test_two_dollars_are_one(filled):
     assert filled("a: '$${env:HOME}'\nb: $5 and $$\n") == {"a": "${env:HOME}", "b": "$5 and $$"}
 
