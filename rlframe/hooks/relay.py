@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pluggy
@@ -18,6 +21,7 @@ import pluggy
 from rlframe.errors import PluginError, RunError
 from rlframe.hooks.component import HookPlugin, Instance
 from rlframe.hooks.spec import plugin_manager
+from rlframe.types import KLMeasurement, KLState
 
 TRACE = "RLFRAME_TRACE_HOOKS"
 """Environment variable: anything but empty or 0 writes every hook call to stderr."""
@@ -46,9 +50,9 @@ class Relay:
                 self._manager.check_pending()
             except pluggy.PluginValidationError as error:
                 raise PluginError(f"hooks.{instance.name}: {instance}: {error}") from error
-        if os.environ.get(TRACE, "0") not in ("", "0"):
-            self._manager.trace.root.setwriter(_write)
-            self._manager.enable_tracing()
+        self._tracing = os.environ.get(TRACE, "0") not in ("", "0")
+        if self._tracing:
+            self._trace_component_calls()
         self.errors = 0
         """How often an observer raised."""
 
@@ -66,16 +70,41 @@ class Relay:
         """
         caller = getattr(self._manager.hook, f"rlframe_{name}")
         for implementation in reversed(caller.get_hookimpls()):
-            try:
-                implementation.function(*[event for _ in implementation.argnames])
-            except Exception as error:
+            start = time.perf_counter()
+            call = partial(implementation.function, *[event for _ in implementation.argnames])
+            outcome: pluggy.Result[Any] = pluggy.Result.from_call(call)
+            error = outcome.exception
+            if self._tracing:
+                given = {"event": event}
+                _trace(f"rlframe_{name}", [implementation.plugin_name], given, start, outcome)
+            if isinstance(error, Exception):
                 self.errors += 1
                 warnings.warn(
                     f"{implementation.plugin_name}: {self._named(implementation.plugin)} raised in "
-                    f"rlframe_{name} and is ignored: {type(error).__name__}: {error}",
+                    f"rlframe_{name} and is ignored: {type(error).__name__}: {error} "
+                    f"[{_place(error, implementation.plugin)}]",
                     ObserverWarning,
                     stacklevel=2,
                 )
+            elif error is not None:  # Ctrl-C is nobody's mistake
+                raise error
+
+    def _trace_component_calls(self) -> None:
+        begun: list[float] = []  # a component may call another through its hook
+
+        def before(*_: Any) -> None:
+            begun.append(time.perf_counter())
+
+        def after(
+            outcome: pluggy.Result[Any],
+            name: str,
+            implementations: Sequence[pluggy.HookImpl],
+            given: Mapping[str, Any],
+        ) -> None:
+            by = [one.plugin_name for one in reversed(implementations)]
+            _trace(name, by, given, begun.pop(), outcome)
+
+        self._manager.add_hookcall_monitoring(before, after)
 
     @contextmanager
     def named(
@@ -95,11 +124,14 @@ class Relay:
             yield
         except Exception as error:
             culprit = self._blame(error)
-            whose = f"{culprit}, around {noun}" if culprit else noun
-            told = f"{whose} {instance} raised {type(error).__name__}: {error}\n{detail()}"
+            whose = f"hook plugin {culprit}, around {noun}" if culprit else noun
+            place = _place(error, (culprit or instance).component)
+            told = (
+                f"{whose} {instance} raised {type(error).__name__}: {error} [{place}]\n{detail()}"
+            )
             raise RunError(told.rstrip()) from error
 
-    def _blame(self, error: BaseException) -> str | None:
+    def _blame(self, error: BaseException) -> Instance[HookPlugin[Any]] | None:
         """The hook plugin in whose code an error arose, or None: then it was the component's own."""
         trace, culprit = error.__traceback__, None
         while trace is not None:
@@ -110,11 +142,43 @@ class Relay:
             elif owner is not None and hasattr(owner, "rlframe_api"):
                 culprit = None  # deeper than the wrapper, a component was at work
             trace = trace.tb_next
-        return None if culprit is None else f"hook plugin {culprit}"
+        return culprit
 
     def _named(self, plugin: object) -> str:
         return next((str(p) for p in self._plugins if p.component is plugin), "rlframe")
 
 
-def _write(text: str) -> None:
-    sys.stderr.write(text)
+def _place(error: BaseException, component: object) -> str:
+    """FILE:LINE of the last call in the component's own package, or else of the last one."""
+    package = type(component).__module__.partition(".")[0]
+    calls = list(traceback.walk_tb(error.__traceback__))
+    own = [c for c in calls if c[0].f_globals.get("__name__", "").partition(".")[0] == package]
+    frame, line = (own or calls)[-1]
+    return f"{frame.f_code.co_filename}:{line}"
+
+
+def _trace(
+    name: str,
+    by: Sequence[str],
+    given: Mapping[str, Any],
+    begun: float,
+    outcome: pluggy.Result[Any],
+) -> None:
+    """One line on stderr: which hook, with what, who took part, what came of it and in what time."""
+    seconds = time.perf_counter() - begun
+    error = outcome.exception
+    came = f"raised {error!r}" if error is not None else f"-> {_shown(outcome.get_result())}"
+    arguments = ", ".join(f"{key}={_shown(value)}" for key, value in given.items())
+    sys.stderr.write(f"{name}({arguments}) by {', '.join(by)} {came} in {1e3 * seconds:.2f} ms\n")
+
+
+def _shown(value: object) -> str:
+    """A value in a word: a rollout would fill the screen at every call."""
+    if value is None or isinstance(value, bool | int | float | str | KLState | KLMeasurement):
+        return repr(value)
+    kind = type(value).__name__
+    if hasattr(value, "shape"):
+        return f"{kind}{list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
+    return f"{kind}[{len(value)}]" if isinstance(value, Sized) else kind

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
+import torch
 
+from rlframe.errors import RunError
 from rlframe.hooks import HookPlugin, PluginConfig, hookimpl
 from rlframe.hooks.component import Instance
 from rlframe.hooks.events import Metrics
@@ -99,7 +103,88 @@ def test_tracing_shows_each_call(
 
     monkeypatch.setenv("RLFRAME_TRACE_HOOKS", "1")
     Relay().hook.rlframe_score(provider=Provider(), batch=None)
-    assert "rlframe_score" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert re.fullmatch(
+        r"rlframe_score\(provider=Provider, batch=None\) by rlframe -> list\[1\] in [\d.]+ ms\n",
+        told,
+    )
     monkeypatch.setenv("RLFRAME_TRACE_HOOKS", "0")
     Relay().hook.rlframe_score(provider=Provider(), batch=None)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore::rlframe.hooks.relay.ObserverWarning")
+def test_tracing_shows_who_took_part_what_came_of_it_and_the_observers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Veto(HookPlugin[PluginConfig]):
+        @hookimpl(wrapper=True)
+        def rlframe_score(self, provider: Any, batch: Any) -> Any:
+            yield
+            raise RuntimeError("veto")
+
+    class Provider:
+        def score(self, batch: Any) -> list[float]:
+            return [1.0]
+
+    monkeypatch.setenv("RLFRAME_TRACE_HOOKS", "1")
+    relay = Relay(
+        [
+            instance(Veto, "veto"),
+            instance(observer([], "fine"), "fine"),
+            instance(observer([], "-", ValueError("no disk")), "broken"),
+        ]
+    )
+    with pytest.raises(RuntimeError):
+        relay.hook.rlframe_score(provider=Provider(), batch=torch.zeros(2, 3))
+    relay.tell("metrics", EVENT)
+    told = [line.rpartition(" in ")[0] for line in capsys.readouterr().err.splitlines()]
+    call = "rlframe_score(provider=Provider, batch=Tensor[2, 3])"
+    assert told == [
+        f"{call} by hooks.veto, rlframe raised RuntimeError('veto')",
+        "rlframe_metrics(event=Metrics) by hooks.fine -> None",
+        "rlframe_metrics(event=Metrics) by hooks.broken raised ValueError('no disk')",
+    ]
+
+
+def test_ctrl_c_in_an_observer_is_not_swallowed() -> None:
+    class Slow(HookPlugin[PluginConfig]):
+        @hookimpl
+        def rlframe_metrics(self, event: Metrics) -> None:
+            raise KeyboardInterrupt
+
+    relay = Relay([instance(Slow)])
+    with pytest.raises(KeyboardInterrupt):
+        relay.tell("metrics", EVENT)
+    assert relay.errors == 0
+
+
+def test_what_raised_is_told_with_its_own_line_and_not_that_of_a_library() -> None:
+    class Reads(HookPlugin[PluginConfig]):
+        @hookimpl(wrapper=True)
+        def rlframe_score(self, provider: Any, batch: Any) -> Any:
+            json.loads("{")
+            return (yield)
+
+        @hookimpl
+        def rlframe_metrics(self, event: Metrics) -> None:
+            json.loads("{")
+
+    class Provider:
+        def score(self, batch: Any) -> list[float]:
+            return [1.0]
+
+    def line(name: str) -> int:
+        return int(getattr(Reads, name).__code__.co_firstlineno) + 2
+
+    judge: Instance[Any] = Instance("judge", "provider (dist 1)", Provider())
+    relay = Relay([instance(Reads)])
+    where = re.escape(f"[{__file__}:{line('rlframe_score')}]")
+    with (
+        pytest.raises(RunError, match=f"hook plugin 'mine'.*around reward 'judge'.*{where}$"),
+        relay.named("reward", judge),
+    ):
+        relay.hook.rlframe_score(provider=judge.component, batch=None)
+    where = re.escape(f"[{__file__}:{line('rlframe_metrics')}]")
+    with pytest.warns(ObserverWarning, match=f"JSONDecodeError.*{where}$"):
+        relay.tell("metrics", EVENT)
