@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+from rlframe.hooks import PluginConfig
+from rlframe.hooks.component import Instance
+from rlframe.hooks.events import Metrics
 from rlframe.hooks.registry import KINDS, Registry
+from rlframe.hooks.relay import Relay
 from rlframe.recipe import schema
 from rlframe.recipe.schema import Recipe
 
@@ -30,6 +37,14 @@ def read(name: str) -> str:
 
 def snippets(name: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", read(name), re.DOTALL)
+
+
+def run_snippet(number: int) -> dict[str, Any]:
+    """What a piece of Python in the guide defines, run as it would be in a file of its own."""
+    space: dict[str, Any] = {}
+    source = snippets("docs/plugins.md", "python")[number]
+    exec(compile(source, "guide", "exec", dont_inherit=True), space)  # the documentation is ours
+    return space
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda model: model.__name__)
@@ -63,12 +78,60 @@ def test_the_recipe_of_the_readme_has_valid_keys() -> None:
     assert Recipe.model_validate(data).model_fields_set == set(data)
 
 
+def commands() -> list[list[str]]:
+    """Every `rlframe` command in a block of code, as words, without what brackets mark as optional."""
+    pages = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").iterdir()))]
+    blocks = [b for page in pages for b in re.findall(r"```\w*\n(.*?)```", read(page), re.S)]
+    lines = [line for block in blocks for line in block.splitlines()]
+    told = [line for line in lines if re.match(r"(\S*/)?rlframe ", line)]
+    return [shlex.split(re.sub(r"[\[\]]", "", line), comments=True)[1:] for line in told]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_of_the_documentation_is_one_with_those_options(words: list[str]) -> None:
+    from rlframe.cli.main import COMMANDS
+
+    name, *rest = words
+    assert name in COMMANDS
+    module = import_module(f"rlframe.cli.{name}")
+    app = getattr(module, "app", None)
+    if app is None:
+        app = typer.Typer()
+        app.command(name)(getattr(module, name))
+    command: Any = typer.main.get_command(app)
+    if hasattr(module, "app"):
+        command, rest = command.commands[rest[0]], rest[1:]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in rest if word.startswith("--")} <= known
+
+
+def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    space = run_snippet(4) | run_snippet(5)
+    sums = space["Sums"]
+    rows = sums.rows(sums.Config(rows=5, seed=3))
+    assert rows == sums.rows(sums.Config(rows=5, seed=3)) != sums.rows(sums.Config(rows=5, seed=4))
+    assert all(sum(map(int, row["prompt"][:-1].split("+"))) == int(row["answer"]) for row in rows)
+    relay = Relay([Instance("watch", "stopwatch", space["Stopwatch"](PluginConfig(), None))])
+
+    class Provider:
+        name = "judge"
+
+        def score(self, batch: Any) -> list[float]:
+            return [1.0]
+
+    assert relay.hook.rlframe_score(provider=Provider(), batch=None) == [1.0]
+    relay.tell("metrics", Metrics(3, {"objective/scores": 0.5}))
+    assert re.fullmatch(r"judge [\d.e-]+\n3 0.5\n", capsys.readouterr().out)
+    assert relay.errors == 0
+
+
 @pytest.mark.parametrize("number", range(6))
 def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
     from rlframe.hooks import Component
 
-    space: dict[str, Any] = {}
-    exec(snippets("docs/plugins.md", "python")[number], space)  # the documentation is ours
+    space = run_snippet(number)
     made = [
         value
         for value in space.values()
@@ -84,8 +147,7 @@ def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
 
 
 def test_the_advantage_estimator_of_the_guide_sums_what_came_after() -> None:
-    space: dict[str, Any] = {}
-    exec(snippets("docs/plugins.md", "python")[3], space)
+    space = run_snippet(3)
     estimator = space["RewardToGo"](None, None)
     mask = torch.tensor([[True, True, False]])
     advantages, returns = estimator.estimate(
