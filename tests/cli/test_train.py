@@ -439,3 +439,31 @@ def test_two_launchers_of_torchrun_are_one_run(recipe, tmp_path):
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["status"], manifest["processes"]) == ("finished", 2)
     assert "".join(said).count("Everything is in") == 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "called"),
+    [
+        (
+            "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 1}",
+            "DeepSpeed ZeRO-1, float32",
+        ),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}", "FSDP2, float32"),
+    ],
+)
+def test_accelerate_launch_runs_the_engine_of_its_config_file(recipe, tmp_path, engine, called):
+    config = tmp_path / "accelerate.yaml"
+    machine = "compute_environment: LOCAL_MACHINE\nuse_cpu: true\nmixed_precision: 'no'"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    count = f"num_machines: 1\nmachine_rank: 0\nnum_processes: 2\nmain_process_port: {port}"
+    config.write_text(f"{machine}\n{count}\n{engine}\n")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    run = tmp_path / "run"
+    words = ["-m", "rlframe", "train", str(recipe), "ppo.updates=1", "--output", str(run)]
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((run / "manifest.json").read_text())
+    found = {key: manifest[key] for key in ("status", "processes", "strategy")}
+    assert found == {"status": "finished", "processes": 2, "strategy": called}
