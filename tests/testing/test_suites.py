@@ -48,6 +48,7 @@ def test_a_failure_says_what_was_expected_and_what_came_and_shows_none_of_the_ki
         class TestWhitens(RewardProviderSuite):
             component, config = Whitens, {}
     """)
+    assert outcome.ret == pytest.ExitCode.TESTS_FAILED
     outcome.stdout.fnmatch_lines(
         [
             "*TestWhitens.test_batch_split_invariance*",
@@ -157,9 +158,11 @@ def test_an_author_may_share_a_base_and_add_tests():
         component = Controller
 
         def test_of_its_own(self):
-            return self.subject().target
+            assert self.subject().target == 6.0
 
-    assert Own().test_of_its_own() == 6.0
+    Own().test_of_its_own()
+    Base.target = 5.0
+    assert Own.subject().target == 6.0, "a subject is made once"
 
 
 def test_classes_do_not_share_a_component():
