@@ -22,7 +22,7 @@ from rlframe.hooks.registry import KINDS, Offer, Registry, unmet
 from rlframe.recipe import wording
 from rlframe.recipe.compose import compose
 from rlframe.recipe.document import Document, Path_, Problem
-from rlframe.recipe.references import broken_lookups, broken_references
+from rlframe.recipe.references import PPO_ONLY, broken_lookups, broken_references
 from rlframe.recipe.schema import Recipe
 from rlframe.recipe.yaml12 import read_text
 
@@ -49,7 +49,10 @@ class LoadedRecipe:
     """What the recipe was made from, with the place of every value."""
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe with every default filled in: plain data that loads to the same digest."""
+        """The recipe with every default filled in: plain data that loads to the same digest.
+
+        Without what nothing reads: a recipe may not name what belongs to PPO alone and have no PPO.
+        """
         plain = self.recipe.model_dump(mode="json")
         for path, chosen in self.chosen.items():
             node: Any = plain
@@ -58,14 +61,15 @@ class LoadedRecipe:
             for name, value in chosen.config.model_dump(mode="json").items():
                 # A nested component's own defaults are filled in by its own entry of `chosen`.
                 node[name] = value
-        return plain
+        unread = PPO_ONLY if self.recipe.ppo is None else ()
+        return {section: value for section, value in plain.items() if section not in unread}
 
     @property
     def digest(self) -> str:
         """sha256 of the resolved recipe: equal digests describe the same run."""
         plain = self.resolved()
         # The order of keys means nothing but where each joins or wraps those beside it.
-        for ordered in ("rewards", "hooks"):
+        for ordered in {"rewards", "hooks"} & plain.keys():
             plain[ordered] = list(plain[ordered].items())
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

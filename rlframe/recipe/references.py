@@ -10,7 +10,7 @@ from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import Models, NewModel, NewTokenizer, Recipe
 
 STAGES = ("sft", "reward_model", "ppo")
-_PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "advantages", "hooks", "evaluation"}
+PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "advantages", "hooks", "evaluation"}
 
 
 def broken_references(recipe: Recipe) -> list[tuple[Path_, str]]:
@@ -73,7 +73,7 @@ def _stages(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
 
 def _ppo(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     if recipe.ppo is None:
-        for section in sorted(_PPO_ONLY & recipe.model_fields_set):
+        for section in sorted(PPO_ONLY & recipe.model_fields_set):
             if getattr(recipe, section):
                 yield (section,), "only PPO reads this, and the recipe has no `ppo:`"
         if recipe.model.lora is not None:

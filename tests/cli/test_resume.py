@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,34 @@ def test_a_run_of_two_processes_goes_on_in_one_and_ends_as_if_it_had_been_one(
         for name in ("sft/perplexity", "objective/kl", "objective/scores", "loss/ptx_avg"):
             if name in same:
                 assert row[name] == pytest.approx(same[name], rel=1e-3, abs=1e-4), name
+
+
+def test_fine_tuning_alone_goes_on_bit_for_bit_in_a_later_epoch_on_two_processes(
+    tiny_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    nothing = dict.fromkeys(("prompts", "rollout", "rewards", "kl", "ppo", "evaluation"))
+    stage = {
+        "data": "reviews",
+        "batch_size": 16,
+        "learning_rate": 1e-2,
+        "epochs": 30,
+    }  # 9 steps each
+    recipe = tiny_recipe(**nothing, sft=stage, checkpoints={"every": 1})
+    calm, run = tmp_path / "calm", tmp_path / "run"
+    assert rlframe("train", recipe, "--output", calm, "--processes", 2).returncode == 0
+
+    words = ["train", str(recipe), "--output", str(run), "--processes", "2"]
+    begun = subprocess.Popen([sys.executable, "-m", "rlframe", *words], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (run / "checkpoints" / "sft" / "000012").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    begun.terminate()
+    assert begun.wait(timeout=60) == 130
+    ended = rlframe("resume", run, "--processes", 2)
+    assert ended.returncode == 0, ended.stderr
+    weights = [(path / "sft" / "model.safetensors").read_bytes() for path in (calm, run)]
+    assert weights[0] == weights[1]
+    assert rows(calm) == rows(run)
 
 
 def test_every_option_of_resume_reaches_the_ranks(

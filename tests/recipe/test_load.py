@@ -353,10 +353,18 @@ def test_a_resolved_recipe_has_every_default_of_sections_and_components(load, mi
     assert resolved["advantages"] == {"type": "gae", "gamma": 1.0, "lam": 0.95}
 
 
-@pytest.mark.parametrize("which", ["quickstart", "nested"])
+def alone(stage):
+    """The quickstart with one stage that is not PPO."""
+    whole = YAML(typ="safe").load(QUICKSTART.read_text(encoding="utf-8"))
+    policy = {"policy": whole["model"]["policy"]}
+    kept = {key: whole[key] for key in ("version", "seed", "data", stage, "runtime")}
+    return as_yaml(kept | {"model": policy})
+
+
+@pytest.mark.parametrize("which", ["quickstart", "nested", "sft", "reward_model"])
 def test_a_resolved_recipe_loads_again_to_the_same_recipe(load, minimal, which):
-    text = QUICKSTART.read_text(encoding="utf-8") if which == "quickstart" else nested(minimal)
-    first = load(text)
+    whole = {"quickstart": QUICKSTART.read_text(encoding="utf-8"), "nested": nested(minimal)}
+    first = load(whole[which] if which in whole else alone(which))
     second = load(as_yaml(first.resolved()))
     assert second.resolved() == first.resolved()
     assert second.digest == first.digest
