@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def flip_a_bit(run: Path, draw: random.Random) -> bool:
 def fill_disk(run: Path) -> Path:
     """Leave less room than a checkpoint takes."""
     filler = run.parent / "filler"
-    with filler.open("wb") as file:
+    # The run may write at the same time, and leave even less.
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
         left = shutil.disk_usage(run.parent).free - 200_000
         file.write(b"\0" * max(left, 0))
     return filler
