@@ -104,15 +104,15 @@ class _LinearStatistics(torch.autograd.Function):
         slope, chosen, kept = total.clone(), total.clone(), []
         for start in range(0, len(weight), tile):
             part = slice(start, start + tile)
-            found = torch.nn.functional.linear(hidden, weight[part], _part(bias, part))
-            logits = _scaled(found, temperature)
+            logits = torch.nn.functional.linear(hidden, weight[part], _part(bias, part))
+            logits = _scaled(logits, temperature)  # the name is taken again: half ones need not stay
             rows, columns = _inside(targets, start, logits)
             chosen[rows, 0] = logits[rows, columns]
             higher = torch.maximum(top, logits.amax(-1, keepdim=True))
             below = logits - higher
             weights, fade = below.exp(), (top - higher).exp()
             if keep:
-                kept += [higher, weights.to(found.dtype)]
+                kept += [higher, weights.to(hidden.dtype)]
             slope = fade * (slope + (top - higher) * total)
             slope += below.mul_(weights).sum(-1, keepdim=True)
             total = fade * total + weights.sum(-1, keepdim=True)

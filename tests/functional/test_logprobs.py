@@ -52,6 +52,17 @@ def test_the_result_is_the_gathered_log_softmax_and_minus_the_sum_of_p_log_p():
     torch.testing.assert_close(found[1], -(logp.exp() * logp).sum(-1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_logits_stay_finite_through_the_head_too(dtype):
+    # What it keeps for its backward pass is exp(z - m), which is 0 for two of the three.
+    weight = torch.tensor([[1e4], [0.0], [-1e4]], dtype=dtype, requires_grad=True)
+    hidden = torch.ones(1, 1, dtype=dtype)
+    logp, entropy = logprobs.from_linear(hidden, torch.tensor([1]), weight, None, temperature=1)
+    (logp + entropy).sum().backward()
+    assert (logp.item(), entropy.item()) == (weight[1].item() - weight[0].item(), 0)
+    assert weight.grad.flatten().tolist() == [-1, 1, 0]
+
+
 def test_extreme_logits_stay_finite_with_their_gradients():
     logits = torch.tensor([[1e4, 0.0, -1e4]], requires_grad=True)  # p = (1, 0, 0) in float32
     logp, entropy = logprobs.from_logits(logits, torch.tensor([1]), temperature=1)
