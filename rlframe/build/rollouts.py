@@ -10,6 +10,7 @@ from rlframe.build.project import Project
 from rlframe.distributed.runtime import out_of_memory
 from rlframe.engine.learner import MemoryWarning
 from rlframe.engine.streams import Shuffled
+from rlframe.errors import RunError
 from rlframe.models.policy import Policy
 from rlframe.rollout.sampler import Request, Sampler, SamplingParams
 from rlframe.types import Prompt, Rollout
@@ -63,9 +64,15 @@ class Rollouts:
             try:
                 return sampler.sample(requests, device=self._project.runtime.device, **which)
             except Exception as error:
-                at_a_time = min(sampler.batch or len(requests), len(requests))
-                if not out_of_memory(error) or at_a_time == 1:
+                if not out_of_memory(error):
                     raise
+                at_a_time = min(sampler.batch or len(requests), len(requests))
+                if at_a_time == 1:
+                    raise RunError(
+                        f"no memory was left to sample a single response: {error}. Make "
+                        "rollout.max_new_tokens smaller, or choose another runtime.strategy or "
+                        "runtime.frozen: `rlframe plan RECIPE` says what fits"
+                    ) from error
             sampler.batch = at_a_time // 2  # outside of `except`: the traceback holds memory
             warnings.warn(
                 f"no memory was left to sample {at_a_time} responses at a time: from here on it is "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlframe.distributed.runtime import out_of_memory
 from rlframe.engine.batching import Schedule
+from rlframe.errors import RunError
 from rlframe.functional import kl as kl_estimators
 from rlframe.functional.masked import Moments, masked_sum, moments, whiten
 from rlframe.functional.rewards import penalised, response_mask
@@ -150,8 +151,14 @@ class Crediting:
             try:
                 values = self._one_pass(batch.rows(index))
             except Exception as error:
-                if not out_of_memory(error) or len(rows) == 1:
+                if not out_of_memory(error):
                     raise
+                if len(rows) == 1:
+                    raise RunError(
+                        f"no memory was left to credit a single response: {error}. Make "
+                        "ppo.logits_chunk smaller, or choose another runtime.strategy or "
+                        "runtime.frozen: `rlframe plan RECIPE` says what fits"
+                    ) from error
                 passes += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
                 continue
             for name, value in values.items():

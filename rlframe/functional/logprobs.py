@@ -105,7 +105,9 @@ class _LinearStatistics(torch.autograd.Function):
         for start in range(0, len(weight), tile):
             part = slice(start, start + tile)
             logits = torch.nn.functional.linear(hidden, weight[part], _part(bias, part))
-            logits = _scaled(logits, temperature)  # the name is taken again: half ones need not stay
+            logits = _scaled(
+                logits, temperature
+            )  # the name is taken again: half ones need not stay
             rows, columns = _inside(targets, start, logits)
             chosen[rows, 0] = logits[rows, columns]
             higher = torch.maximum(top, logits.amax(-1, keepdim=True))

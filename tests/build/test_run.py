@@ -21,10 +21,12 @@ from transformers import (
 from rlframe.build import Outcome, run_recipe
 from rlframe.build.alignment import PPOParts
 from rlframe.engine.checkpoint import load_progress
+from rlframe.engine.learner import MemoryWarning
 from rlframe.errors import RunError
 from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider
 from rlframe.hooks.registry import Registry
 from rlframe.models.loading import weights_hash
+from rlframe.models.policy import Policy
 from rlframe.recipe import load_recipe
 
 ISSUE_NAMES = (
@@ -390,3 +392,24 @@ def test_a_bfloat16_run_starts_at_ratio_one(
     assert rows[0]["objective/kl"] == 0.0
     assert rows[0]["val/ratio"] == 1.0
     assert torch.tensor(rows[1]["objective/scores"]).isfinite()
+
+
+def test_sampling_goes_on_with_fewer_at_a_time_until_one_response_alone_is_too_much(
+    tiny_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = run_recipe(load_recipe(tiny_recipe()), tmp_path / "calm", Notes()).directory
+    right, most = Policy.next_logits, 3
+
+    def cramped(self: Policy, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(tokens) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return right(self, tokens, *rest)
+
+    monkeypatch.setattr(Policy, "next_logits", cramped)
+    with pytest.warns(MemoryWarning, match=r"at a time: from here on it is 2 \(rollout.gen"):
+        found = run_recipe(load_recipe(tiny_recipe()), tmp_path / "run", Notes()).directory
+    assert (found / "samples/after.jsonl").read_text() == (calm / "samples/after.jsonl").read_text()
+    most = 0
+    words = r"no memory was left to sample a single response: CUDA.*Make rollout.max_new_tokens"
+    with pytest.warns(MemoryWarning), pytest.raises(RunError, match=words):
+        run_recipe(load_recipe(tiny_recipe()), tmp_path / "none", Notes())

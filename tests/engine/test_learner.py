@@ -452,6 +452,30 @@ def test_when_memory_runs_out_the_step_is_done_again_in_smaller_passes(language_
     assert again.budget == 20  # a run that goes on makes the same passes
 
 
+def test_crediting_goes_on_in_smaller_passes_until_one_response_alone_is_too_much(
+    language_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
+    expected = experience_of(models, models.policy, budget=10_000)
+    right, seen = Crediting._one_pass, []
+
+    def cramped(self: Crediting, part: Any) -> Any:
+        seen.append(len(part))
+        if len(part) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return right(self, part)
+
+    monkeypatch.setattr(Crediting, "_one_pass", cramped)
+    most = 2
+    found = experience_of(models, models.policy, budget=10_000)
+    assert max(seen) > 2
+    for name in ("logprobs", "reference", "values", "advantages"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    most = 0
+    with pytest.raises(RunError, match=r"credit a single response.*smaller, or choose another"):
+        experience_of(models, models.policy, budget=10_000)
+
+
 def test_when_not_even_the_longest_response_fits_the_run_ends_and_says_what_to_do(
     language_model: Any,
 ) -> None:
