@@ -48,7 +48,24 @@ def new_language_model(
     shape = new_config(architecture, vocab_size=len(tokenizer), **special)
     with _making_sense(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
+        _read_something(model, architecture)
+        return model
+
+
+@torch.no_grad()
+def _read_something(model: Any, architecture: dict[str, Any]) -> None:
+    """Not every config whose model can be made can be run, such as one with 2 heads and 32 of keys."""
+    try:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
+    except Exception as error:
+        settled = {**model.config.get_text_config().to_dict(), **architecture}
+        sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+        told = ", ".join(f"{key} {settled[key]}" for key in sizes if settled.get(key))
+        raise RuntimeError(
+            f"a model of this shape can not read a token: {error}. Usual cause: sizes that do not "
+            f"divide each other, and some have defaults (here: {told})"
+        ) from error
 
 
 def new_config(architecture: dict[str, Any], **given: Any) -> Any:

@@ -38,6 +38,10 @@ def test_a_new_model_takes_vocabulary_and_special_tokens_from_the_tokenizer(toke
         ({}, "model_type"),
         ({"model_type": "llama", "hiden_size": 16}, "a llama config has no hiden_size"),
         ({"model_type": "llama", "hidden_size": 15, "num_attention_heads": 2}, "15"),
+        (
+            {"model_type": "qwen3", "hidden_size": 16, "num_attention_heads": 2},
+            "num_key_value_heads 32",
+        ),
     ],
 )
 def test_a_config_that_makes_no_model_is_a_recipe_error(

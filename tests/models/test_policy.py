@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlframe.errors import RecipeError
 from rlframe.models.policy import Policy, check_head, exact_kl
+from rlframe.rollout.cache import GrowingCache
 from rlframe.rollout.sampler import pack
 from rlframe.types import Sequences
 
@@ -116,3 +118,40 @@ def test_dropout_is_off(language_model: Any) -> None:
     first, _ = policy.response_logprobs(batch, policy.trunk(batch))
     second, _ = policy.response_logprobs(batch, policy.trunk(batch))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "qwen3"])
+@pytest.mark.parametrize("gaps", [(0, 0, 0), (0, 3, 5)])
+def test_beyond_a_sliding_window_tokens_are_sampled_as_they_are_learned_from(
+    kind: str, gaps: tuple[int, ...]
+) -> None:
+    more: dict[str, dict[str, Any]] = {
+        "mistral": {},
+        "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]},
+        "qwen3": {"use_sliding_window": True, "max_window_layers": 1},
+    }
+    config = AutoConfig.for_model(
+        kind, vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8, initializer_range=0.5,
+        sliding_window=4, **more[kind],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    policy = Policy(
+        AutoModelForCausalLM.from_config(config, dtype=torch.float64), temperature=1.0, chunk=64
+    )
+    tokens = torch.randint(3, 50, (3, 20))
+    rows, width = torch.arange(3), 6
+    padding = torch.tensor(gaps)[:, None]
+    columns = torch.arange(width)
+    with torch.no_grad():
+        whole = policy.head(policy.hidden(tokens, use_cache=False).last_hidden_state)
+        cache = GrowingCache(20)
+        positions = (columns - padding).clamp(min=0)
+        read = tokens.gather(1, positions)
+        mask = (columns >= padding).long() if any(gaps) else None
+        for _ in range(12):
+            logits = policy.next_logits(read, positions, mask, cache)
+            torch.testing.assert_close(logits, whole[rows, positions[:, -1]])
+            positions = positions[:, -1:] + 1
+            read = tokens.gather(1, positions)
+            mask = None if mask is None else torch.cat([mask, mask.new_ones(3, 1)], 1)
