@@ -24,6 +24,16 @@ class RunError(RlframeError):
     exit_code = 1
 
 
+class OutOfMemoryError(RunError):
+    """Memory ran out where the run can not begin the step again; `remedy` is a change of the recipe
+    with which it can go on from its last checkpoint, as key=value, or None.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
 class RecipeError(RlframeError):
     """The recipe, or the data and models it names, cannot make a run. Raised before training."""
 

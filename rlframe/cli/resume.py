@@ -49,5 +49,6 @@ def resume(
         registry,
         processes=processes,
         command=["resume", *given],
+        again=["resume", *given],
         resume=Allowance(force=force, plugins=allow_changed_plugins),
     )

@@ -53,6 +53,7 @@ def run(
     *,
     processes: int,
     command: Sequence[str],
+    again: Sequence[str],
     resume: Allowance | None = None,
 ) -> None:
     """Run a recipe here, or in several processes.
@@ -63,13 +64,15 @@ def run(
       registry: the installed components.
       processes: how many share the work.
       command: the command line of each of several processes, after `rlframe`.
+      again: that with which they go on, if one of them knows a remedy for what ended them.
       resume: how far a run that is gone on with may have changed; None for a new one.
     """
     # On a CPU, torch takes large tensors from huge pages, which is faster; tests/benchmarks/README.md
     # has the command that shows it. torch reads this when it is imported.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if processes > 1:
-        raise typer.Exit(_launched(command, processes, loaded.recipe.runtime.threads))
+        threads = loaded.recipe.runtime.threads
+        raise typer.Exit(_launched(command, again, processes=processes, threads=threads))
     from transformers.utils.logging import disable_progress_bar
 
     from rlframe.build import run_recipe
@@ -87,11 +90,20 @@ def run(
         Console().print(f"Everything is in {outcome.directory}", markup=False, soft_wrap=True)
 
 
-def _launched(arguments: Sequence[str], processes: int, threads: int | None) -> int:
-    """The exit code of `rlframe` with these arguments in several processes."""
+def _launched(
+    arguments: Sequence[str], again: Sequence[str], *, processes: int, threads: int | None
+) -> int:
+    """The exit code of `rlframe` with these arguments in several processes.
+
+    Where a process has run out of memory inside of what all of them wait for, only new ones can go on.
+    """
     from rlframe.distributed.launch import launch
 
     # `-m` puts the current directory in front of the path; a file there must not hide a library.
     here = os.getcwd() in sys.path or "" in sys.path
-    command = [sys.executable, *([] if here else ["-P"]), "-m", "rlframe", *arguments]
-    return launch(command, processes=processes, threads=threads)
+    program = [sys.executable, *([] if here else ["-P"]), "-m", "rlframe"]
+    ended = launch([*program, *arguments], processes=processes, threads=threads)
+    while ended.remedy is not None:
+        sys.stderr.write(f"Going on from the last checkpoint with {ended.remedy}\n")
+        ended = launch([*program, *again, ended.remedy], processes=processes, threads=threads)
+    return ended.exit_code

@@ -37,6 +37,12 @@ def train(
 
     directory = output or default_directory(recipe)
     refuse_used(directory)
-    given = [str(recipe), *(overrides or []), "--output", str(directory)]
-    given += plugin_arguments(no_plugin, allow_local_code=allow_local_code)
-    run(loaded, directory, registry, processes=processes, command=["train", *given])
+    plugins = plugin_arguments(no_plugin, allow_local_code=allow_local_code)
+    run(
+        loaded,
+        directory,
+        registry,
+        processes=processes,
+        command=["train", str(recipe), *(overrides or []), "--output", str(directory), *plugins],
+        again=["resume", str(directory), *plugins],
+    )

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlframe.errors import SetupError
+from rlframe.errors import OutOfMemoryError, SetupError
 
 REPORTS = "RLFRAME_REPORTS"
 """Environment variable: the directory in which a launcher looks for its ranks' reports."""
@@ -33,6 +33,8 @@ class Report:
     """Seconds on the machine's monotonic clock, which all its processes share."""
     lost_peer: bool
     """The rank failed because another one was gone, so its error is not the cause."""
+    remedy: str | None
+    """A change of the recipe, key=value, with which the run can go on from its last checkpoint."""
 
 
 def report_path(directory: Path, rank: int) -> Path:
@@ -63,7 +65,8 @@ def tell(message: str, exit_code: int, error: BaseException, *, reports: Path | 
     """
     rank = os.environ.get("RANK", "0")
     if reports is not None:
-        report = Report(exit_code, message, time.monotonic(), _lost_peer(error))
+        remedy = error.remedy if isinstance(error, OutOfMemoryError) else None
+        report = Report(exit_code, message, time.monotonic(), _lost_peer(error), remedy)
         path = report_path(reports, int(rank))
         try:
             path.with_suffix(".new").write_text(json.dumps(asdict(report)), "utf-8")

@@ -39,7 +39,17 @@ _LIBC = ctypes.CDLL(None)  # opened here: a child between fork and exec should n
 _NAMES = {number.value: number.name for number in signal.Signals}
 
 
-def launch(command: Sequence[str], *, processes: int, threads: int | None = None) -> int:
+@dataclass(frozen=True)
+class Ended:
+    """How a launch ended."""
+
+    exit_code: int
+    """Of the rank that failed first, 128 + n for signal n; 0 if none failed."""
+    remedy: str | None = None
+    """The change of the recipe, key=value, with which that rank says the run could go on."""
+
+
+def launch(command: Sequence[str], *, processes: int, threads: int | None = None) -> Ended:
     """Run copies of a command, as a process group of torch.distributed, until all have ended.
 
     Rank 0 has this process's stdout and stderr. The others' stdout is dropped, and each line of
@@ -52,9 +62,6 @@ def launch(command: Sequence[str], *, processes: int, threads: int | None = None
       command: program and arguments, the same for all ranks.
       processes: how many.
       threads: OMP_NUM_THREADS of each; if None what the environment says, else cores / processes.
-
-    Returns:
-      The exit code of the rank that failed first, 128 + n for signal n; 0 if none failed.
     """
     with (
         _signals() as received,
@@ -141,6 +148,8 @@ class _Failure:
     """It failed because another rank was gone."""
     reported: bool
     """The words are its own."""
+    remedy: str | None = None
+    """What it says the run could go on with."""
     killed: bool = False
     """It ended by a signal."""
 
@@ -203,6 +212,7 @@ class _Rank:
                 report.time,
                 consequence=report.lost_peer,
                 reported=True,
+                remedy=report.remedy,
             )
         elif found is not None and found.si_status != 0:
             self.failure = self._unreported(found.si_status, found.si_code != os.CLD_EXITED)
@@ -267,19 +277,16 @@ class _Watch:
                 self._decide()
                 self._act()
 
-    def tell(self) -> int:
-        """Say on stderr what went wrong, the cause first.
-
-        Returns:
-          The exit code.
-        """
+    def tell(self) -> Ended:
+        """Say on stderr what went wrong, the cause first."""
         failures = [rank.failure for rank in self._ranks if rank.failure is not None]
         failures.sort(key=lambda failure: (failure.consequence, failure.time))
         own = [failure for failure in failures if failure.time <= self._ended_at]
         if self._asked is not None and all(self._stopped(f) or f.consequence for f in own):
-            return self._tell_stop(self._asked, [f for f in own if self._stopped(f)], failures)
+            stops = [f for f in own if self._stopped(f)]
+            return Ended(self._tell_stop(self._asked, stops, failures))
         if not own:
-            return 0
+            return Ended(0)
         first, *others = own
         by_all = len(failures) == len(self._ranks) and {f.message for f in failures} == {
             first.message
@@ -290,7 +297,7 @@ class _Watch:
         worth = {failure.rank for failure in own if not failure.consequence}
         held = [line for rank, line in self._held if rank.number in worth]
         sys.stderr.write("".join([*(f"{text}\n" for text in told.values()), *held]))
-        return first.exit_code
+        return Ended(first.exit_code, first.remedy)
 
     def _tell_stop(self, asked: int, stops: list[_Failure], failures: list[_Failure]) -> int:
         """The same where the ranks were asked to stop and did."""

@@ -19,7 +19,7 @@ from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import MicroBatch, Normaliser, Objective
 from rlframe.engine.streams import Shuffled, in_parts, no_tokens, padded_tokens, token_batch
-from rlframe.errors import RunError
+from rlframe.errors import OutOfMemoryError, RunError
 from rlframe.hooks.component import AuxiliaryLoss, Instance
 from rlframe.types import TokenBatch, TokenExample
 
@@ -178,12 +178,15 @@ class Learner:
                     f"update {experience.update}: no memory was left in a pass of up to "
                     f"{self.budget} padded tokens"
                 )
-                half = self.budget // 2
                 if not self._can_halve(error, longest=max(lengths)):
-                    raise RunError(
+                    # The counter of halvings comes back with the checkpoint: half of what stands there.
+                    half = self._settings.microbatch_tokens // 2
+                    fits = half >= max(lengths)
+                    raise OutOfMemoryError(
                         f"{problem}: {error}. Go on from the last checkpoint with a smaller "
                         f"ppo.microbatch_tokens (here: {half}), a smaller ppo.logits_chunk, or a "
-                        "strategy that shards more: `rlframe resume RUN ppo.microbatch_tokens=...`"
+                        "strategy that shards more: `rlframe resume RUN ppo.microbatch_tokens=...`",
+                        remedy=f"ppo.microbatch_tokens={half}" if fits else None,
                     ) from error
             self._halvings += 1  # outside of `except`: the traceback holds what took the memory
             self._training.discard()

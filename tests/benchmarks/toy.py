@@ -15,9 +15,9 @@ Measured with the command above, one thread, while other jobs shared the two cor
 says nothing:
 
     seed  score  episodes a CPU second      TRL 1.12.0
-    0     0.892  102                        0.862
-    1     0.922   92                        0.882
-    2     0.911   87                        0.900
+    0     0.892  133                        0.862
+    1     0.922  130                        0.882
+    2     0.911  122                        0.900
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_any_strategy_averages_the_same_and_goes_on_from_its_checkpoint(
     arguments = [f"{name}={','.join([*own_keys, *STRATEGIES[name]])}" for name in names]
     ranks = Path(__file__).with_name("lora_ranks.py")
     command = [sys.executable, "-W", "ignore", str(ranks), str(recipe), str(tmp_path), *arguments]
-    assert launch(command, processes=2, threads=1) == 0
+    assert launch(command, processes=2, threads=1).exit_code == 0
     expected = averaged(alone / "ppo")
     for name in names:
         found = averaged(tmp_path / name / "ppo")

@@ -64,7 +64,7 @@ def test_every_placement_gives_the_same_run_by_every_strategy(recipe: Path, tmp_
     arguments = [f"{name}={','.join(keys)}" for name, keys in PLACED.items()]
     ranks = Path(__file__).with_name("frozen_ranks.py")
     command = [sys.executable, "-W", "ignore", str(ranks), str(recipe), str(tmp_path), *arguments]
-    assert launch(command, processes=2, threads=1) == 0
+    assert launch(command, processes=2, threads=1).exit_code == 0
     expected = load_file(alone / "ppo" / "policy" / "model.safetensors")
     for name in PLACED:
         told = rows(tmp_path / name)

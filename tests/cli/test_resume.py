@@ -96,6 +96,44 @@ def test_fine_tuning_alone_goes_on_bit_for_bit_in_a_later_epoch_on_two_processes
     assert rows(calm) == rows(run)
 
 
+def test_where_ranks_wait_for_each_other_new_ones_go_on_with_half_the_budget(
+    recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cramped.py").write_text(
+        """
+import torch
+from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig
+
+
+class Cramped(AuxiliaryLoss[PluginConfig]):
+    coefficient = 1e-6
+
+    def loss(self, policy, batch):
+        if batch.tokens.numel() > 45 and torch.distributed.get_rank() == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        zero = policy.logprobs(batch.tokens, batch.mask).sum() * 0
+        return LossTerm(zero, batch.mask.sum())
+"""
+    )
+    run = tmp_path / "run"
+    words = [
+        f"losses={{cramped: {{type: {tmp_path}/cramped.py:Cramped}}}}",
+        "ppo.minibatches=1",
+        "ppo.microbatch_tokens=120",
+        "runtime={strategy: deepspeed, zero_stage: 2}",
+        "--allow-local-code",
+    ]
+    ended = rlframe("train", recipe, *words, "--output", run, "--processes", 2)
+    assert ended.returncode == 0, ended.stderr
+    told = "Going on from the last checkpoint with ppo.microbatch_tokens="
+    assert [line for line in ended.stderr.splitlines() if line.startswith(told)] == [
+        f"{told}60",
+        f"{told}30",
+    ]
+    assert "ppo.microbatch_tokens: 60 -> 30 (safe)" in ended.stdout
+    assert [row["update"] for row in rows(run) if "episode" in row] == [1, 2, 3, 4]
+
+
 def test_every_option_of_resume_reaches_the_ranks(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,4 +164,5 @@ def test_every_option_of_resume_reaches_the_ranks(
         "--no-plugin=rlframe/regex",
         "--allow-local-code",
     ]
+    assert call["again"] == call["command"]
     assert running.plugin_arguments(None, allow_local_code=False) == []

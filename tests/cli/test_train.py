@@ -314,7 +314,7 @@ def launched(monkeypatch):
 
     def instead(command, **settings):
         calls.append((command, settings))
-        return 42
+        return launch.Ended(42)
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(launch, "launch", instead)

@@ -34,7 +34,7 @@ LAUNCH = """
 import sys
 from rlframe.distributed.launch import launch
 worker = [sys.executable, "-m", "tests.distributed.worker", sys.argv[1]]
-sys.exit(launch(worker, processes=2, threads=1))
+sys.exit(launch(worker, processes=2, threads=1).exit_code)
 """
 """In a process of its own, whose ranks end with it."""
 

@@ -28,7 +28,7 @@ LAUNCH = """\
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
 from rlframe.distributed.launch import launch
-sys.exit(launch(json.loads(sys.argv[1]), **json.loads(sys.argv[2])))
+sys.exit(launch(json.loads(sys.argv[1]), **json.loads(sys.argv[2])).exit_code)
 """
 PRELUDE = """\
 import json, os, signal, socket, subprocess, sys, time
@@ -459,10 +459,32 @@ def test_a_report_is_read_as_it_was_written_and_takes_the_place_of_stderr(
     before = time.monotonic()
     tell("error: nö", 4, ValueError("nö"), reports=tmp_path)
     report = read_report(report_path(tmp_path, 3))
-    assert report == Report(4, "error: nö", report.time, lost_peer=False)
+    assert report == Report(4, "error: nö", report.time, lost_peer=False, remedy=None)
     assert before <= report.time <= time.monotonic()
     assert read_report(report_path(tmp_path, 0)) is None
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_remedy_goes_from_the_rank_that_failed_first_to_whoever_launched_it(started):
+    script = """
+import json, os, sys
+from rlframe.distributed.launch import launch
+rank = '''
+import os, sys, time
+from pathlib import Path
+from rlframe.distributed.child import take_reports, tell
+from rlframe.errors import OutOfMemoryError
+reports, rank = take_reports(), int(os.environ["RANK"])
+time.sleep(rank / 2)
+tell("error: full", 1, OutOfMemoryError("full", remedy=f"size={rank}"), reports=reports)
+sys.exit(1)
+'''
+ended = launch([sys.executable, "-c", rank], processes=2)
+print(ended.exit_code, ended.remedy)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout == "1 size=0\n", found.stderr
+    assert found.stderr == "error: full\n"
 
 
 def test_a_report_that_can_not_be_written_is_told_all_the_same(tmp_path, capsys):
