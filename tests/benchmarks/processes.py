@@ -11,13 +11,20 @@ machine's own loss: 2 / (side by side / alone) is the most that two processes ca
 status 1: two processes are less than 1.8 times as fast as one, or checkpoints would take 2 % of the
 time. Use an idle machine with two cores.
 
-Measured for setting a, ddp, three updates each in two turns on an idle machine: 13.0 s an update with
-one process, 14.1 s side by side, 8.0 s with two that share the work: 1.63 times, and 1.85 is the most
-that this machine allows, so 1.8 is missed. One turn and the next differ by up to 10 %. Rank 0 spent 0.5
-to 0.8 s of an update (7 to 11 %) with the other: each of four steps exchanges 46 MB of gradients (38 ms
-alone, more beside the backward pass), and each rank makes the whole optimiser step. Before responses
-changed ranks and passes were cut by length it was 1.49 times of a slower update. A checkpoint took 0.45
-to 0.52 s, 0.08 % of the ten minutes between two.
+Measured for setting a, ddp, three updates, one turn on an idle machine (`--settings a --turns 1`):
+12.8 s an update with one process, 12.2 s side by side, 7.8 s with two that share the work: 1.64 times,
+so 1.8 is missed. An hour later the same two processes took 7.9 to 9.5 s. Side by side was between 4 %
+faster and 8 % slower than alone, so the machine's own limit is not known better than 1.85 to 2.
+
+Rank 0 spent 1 s of an update (13 %) with the other: each of four steps exchanges 46 MB of gradients
+(38 ms alone, more beside the backward pass, whose core gloo's threads share). A rank's own passes took
+12 % more CPU time than half of what one process needs: 3 % is padding, as half as many responses fill
+passes less well, and each pass costs about as much as 90 tokens. Tried, three turns each, without a
+difference beyond the machine's: one barrier a step in place of two, gradients summed without the
+division that DDP makes, and shares cut from the responses in order of length. Before responses changed
+ranks and passes were cut by length it was 1.49 times of a slower update.
+
+A checkpoint took 0.50 s, 0.08 % of the ten minutes between two.
 """
 
 from __future__ import annotations
