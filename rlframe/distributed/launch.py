@@ -46,7 +46,8 @@ class Ended:
     exit_code: int
     """Of the rank that failed first, 128 + n for signal n; 0 if none failed."""
     remedy: str | None = None
-    """The change of the recipe, key=value, with which that rank says the run could go on."""
+    """The change of the recipe, key=value, with which that rank says the run could go on; None if it
+    knows of none, or the run was asked to stop."""
 
 
 def launch(command: Sequence[str], *, processes: int, threads: int | None = None) -> Ended:
@@ -297,7 +298,7 @@ class _Watch:
         worth = {failure.rank for failure in own if not failure.consequence}
         held = [line for rank, line in self._held if rank.number in worth]
         sys.stderr.write("".join([*(f"{text}\n" for text in told.values()), *held]))
-        return Ended(first.exit_code, first.remedy)
+        return Ended(first.exit_code, first.remedy if self._asked is None else None)
 
     def _tell_stop(self, asked: int, stops: list[_Failure], failures: list[_Failure]) -> int:
         """The same where the ranks were asked to stop and did."""

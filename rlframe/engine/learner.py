@@ -179,14 +179,15 @@ class Learner:
                     f"{self.budget} padded tokens"
                 )
                 if not self._can_halve(error, longest=max(lengths)):
-                    # The counter of halvings comes back with the checkpoint: half of what stands there.
-                    half = self._settings.microbatch_tokens // 2
-                    fits = half >= max(lengths)
+                    remedy = None
+                    if self.budget // 2 >= max(lengths):  # else passes would not become smaller
+                        # Halvings so far come back with the checkpoint, and halve this once more.
+                        remedy = f"ppo.microbatch_tokens={self._settings.microbatch_tokens // 2}"
                     raise OutOfMemoryError(
-                        f"{problem}: {error}. Go on from the last checkpoint with a smaller "
-                        f"ppo.microbatch_tokens (here: {half}), a smaller ppo.logits_chunk, or a "
-                        "strategy that shards more: `rlframe resume RUN ppo.microbatch_tokens=...`",
-                        remedy=f"ppo.microbatch_tokens={half}" if fits else None,
+                        f"{problem}: {error}. Go on from the last checkpoint with less: `rlframe "
+                        f"resume RUN {remedy or 'ppo.logits_chunk=...'}`, or with a strategy that "
+                        "shards more: `rlframe plan RECIPE` says what fits",
+                        remedy=remedy,
                     ) from error
             self._halvings += 1  # outside of `except`: the traceback holds what took the memory
             self._training.discard()

@@ -465,25 +465,31 @@ def test_a_report_is_read_as_it_was_written_and_takes_the_place_of_stderr(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_remedy_goes_from_the_rank_that_failed_first_to_whoever_launched_it(started):
-    script = """
-import json, os, sys
-from rlframe.distributed.launch import launch
-rank = '''
-import os, sys, time
-from pathlib import Path
+LACKS_MEMORY = """
+import os, signal, sys, time
 from rlframe.distributed.child import take_reports, tell
 from rlframe.errors import OutOfMemoryError
 reports, rank = take_reports(), int(os.environ["RANK"])
+if sys.argv[1:] == ["asked"]:
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    if rank == 0:
+        os.kill(os.getppid(), signal.SIGTERM)
+    signal.pause()
 time.sleep(rank / 2)
 tell("error: full", 1, OutOfMemoryError("full", remedy=f"size={rank}"), reports=reports)
 sys.exit(1)
-'''
-ended = launch([sys.executable, "-c", rank], processes=2)
-print(ended.exit_code, ended.remedy)
 """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.stdout == "1 size=0\n", found.stderr
+
+
+@pytest.mark.parametrize(("words", "remedy"), [([], "size=0"), (["asked"], None)])
+def test_a_remedy_is_that_of_the_rank_that_failed_first_unless_the_run_was_to_stop(words, remedy):
+    script = (
+        "import json, sys; from rlframe.distributed.launch import launch; "
+        "print(launch(json.loads(sys.argv[1]), processes=2))"
+    )
+    rank = json.dumps([sys.executable, "-c", LACKS_MEMORY, *words])
+    found = subprocess.run([sys.executable, "-c", script, rank], capture_output=True, text=True)
+    assert found.stdout == f"Ended(exit_code=1, remedy={remedy!r})\n", found.stderr
     assert found.stderr == "error: full\n"
 
 

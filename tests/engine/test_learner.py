@@ -24,7 +24,7 @@ from rlframe.engine.learner import (
 )
 from rlframe.engine.objective import Objective
 from rlframe.engine.streams import Shuffled
-from rlframe.errors import RunError
+from rlframe.errors import OutOfMemoryError, RunError
 from rlframe.functional.advantages import gae
 from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig, TokenExample
 from rlframe.hooks.component import Instance
@@ -476,6 +476,26 @@ def test_crediting_goes_on_in_smaller_passes_until_one_response_alone_is_too_muc
         experience_of(models, models.policy, budget=10_000)
 
 
+def test_where_a_step_can_not_begin_again_the_error_says_with_what_the_run_can_go_on(
+    language_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=80)
+    monkeypatch.setattr("rlframe.distributed.training.Replicated.can_begin_again", False)
+    for halvings, remedy in ((0, "ppo.microbatch_tokens=80"), (1, "ppo.microbatch_tokens=80")):
+        learner = learner_of(models, budget=160)
+        learner.load_state_dict({"steps": 0, "bad_in_a_row": 0, "halvings": halvings})
+
+        def never(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+        learner._objective = never  # type: ignore[assignment]
+        with pytest.raises(OutOfMemoryError, match=f"resume RUN {remedy}") as ended:
+            learner(experience, beta=0.1)
+        # The checkpoint's halvings come on top of it: half of what failed, again.
+        assert ended.value.remedy == remedy
+
+
 def test_when_not_even_the_longest_response_fits_the_run_ends_and_says_what_to_do(
     language_model: Any,
 ) -> None:
@@ -487,9 +507,10 @@ def test_when_not_even_the_longest_response_fits_the_run_ends_and_says_what_to_d
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
     learner._objective = never  # type: ignore[assignment]
-    told = r"no memory was left in a pass of up to 20 padded tokens.*smaller ppo.microbatch_tokens"
-    with pytest.warns(MemoryWarning), pytest.raises(RunError, match=told):
+    told = r"no memory was left in a pass of up to 20 padded tokens.*resume RUN ppo.logits_chunk=\.\.\."
+    with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match=told) as ended:
         learner(experience, beta=0.1)
+    assert ended.value.remedy is None  # smaller passes than of one response there are none
     learner._objective = lambda *_: 1 / 0  # type: ignore[assignment,return-value]
     with pytest.raises(ZeroDivisionError):  # what is not a lack of memory is not tried again
         learner(experience, beta=0.1)
