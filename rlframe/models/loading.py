@@ -50,17 +50,17 @@ def new_language_model(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
         if model.device.type != "meta":  # on which a plan makes them
-            _read_something(model, architecture)
+            _read_something(model)
         return model
 
 
 @torch.no_grad()
-def _read_something(model: Any, architecture: dict[str, Any]) -> None:
+def _read_something(model: Any) -> None:
     """Not every config whose model can be made can be run, such as one with 2 heads and 32 of keys."""
     try:
         model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
     except Exception as error:
-        settled = {**model.config.get_text_config().to_dict(), **architecture}
+        settled = model.config.get_text_config().to_dict()
         sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
         told = ", ".join(f"{key} {settled[key]}" for key in sizes if settled.get(key))
         raise RuntimeError(
