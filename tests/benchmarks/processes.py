@@ -17,9 +17,10 @@ so 1.8 is missed. An hour later the same two processes took 7.9 to 9.5 s. Side b
 faster and 8 % slower than alone, so the machine's own limit is not known better than 1.85 to 2.
 
 Rank 0 spent 1 s of an update (13 %) with the other: each of four steps exchanges 46 MB of gradients
-(38 ms alone, more beside the backward pass, whose core gloo's threads share). A rank's own passes took
-12 % more CPU time than half of what one process needs: 3 % is padding, as half as many responses fill
-passes less well, and each pass costs about as much as 90 tokens. Tried, three turns each, without a
+(38 ms alone, more beside the backward pass, whose core gloo's threads share). By timers around forward
+and backward, a rank's passes took 12 % more CPU time than half of what one process needs: 3 % is
+padding, as half as many responses fill passes less well, and each pass costs about as much as 90
+tokens. Tried, three turns each, without a
 difference beyond the machine's: one barrier a step in place of two, gradients summed without the
 division that DDP makes, and shares cut from the responses in order of length. Before responses changed
 ranks and passes were cut by length it was 1.49 times of a slower update.
