@@ -7,6 +7,7 @@ so that a checkpoint does not know which strategy, or how many processes, wrote 
 
 from __future__ import annotations
 
+import gc
 import inspect
 import math
 import time
@@ -18,8 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.nn.parallel import DistributedDataParallel
 
 State = dict[str, dict[str, Tensor]]
@@ -36,7 +36,7 @@ class Training(ABC):
     """
 
     can_begin_again = False
-    """Whether ranks wait for each other in a step's last pass alone: one that failed before it can be
+    """Whether ranks wait for each other in `step` alone: a step that failed in one of its passes can be
     begun again after `discard`."""
 
     def __init__(
@@ -85,8 +85,12 @@ class Training(ABC):
             if norm > self.max_grad_norm:  # else a pass over all gradients would change nothing
                 nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, norm)
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget()
         return float(norm) if finite else math.nan
+
+    def _forget(self) -> None:
+        """Clear the gradient."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -123,8 +127,20 @@ _BUFFERS_STAY: dict[str, Any] = {
 }
 
 
+# Without annotations: DDP compares them with its own types, and ours are strings.
+def _keep(buckets, bucket):  # type: ignore[no-untyped-def]
+    """DDP's hook: sum nothing yet, but keep the bucket for later."""
+    buckets.append(bucket.buffer())
+    return noop_hook(None, bucket)
+
+
 class Replicated(Training):
-    """One process, or DDP: a copy on each rank, gradients averaged in the last backward pass."""
+    """One process, or DDP: a copy on each rank, gradients summed in `step`.
+
+    Left to itself, DDP sums them in the last backward pass, where it hides some of the exchange. Ranks
+    would have to agree before that pass that none of them lacks memory, and so wait for each other once
+    more, with passes that differ in length as responses do.
+    """
 
     can_begin_again = True
 
@@ -140,27 +156,29 @@ class Replicated(Training):
         super().__init__(models, optimizer, max_grad_norm=max_grad_norm)
         self._world_size = world_size
         self._autocast = autocast
-        self._wrapped = models
-        if world_size > 1:
-            self._wrapped = DistributedDataParallel(
-                models, gradient_as_bucket_view=True, **_BUFFERS_STAY
-            )
-            # DDP compares annotations with its own types, and ours are strings: a lambda has none.
-            self._wrapped.register_comm_hook(
-                dist.group.WORLD, lambda group, bucket: self._exchanged(group, bucket)
-            )
+        self._buckets: list[Tensor] = []
+        self._wrapped = self._wrap()
 
-    def _exchanged(
-        self, group: dist.ProcessGroup, bucket: GradBucket
-    ) -> torch.futures.Future[Tensor]:
-        """What DDP does by itself, and how long it took; buckets that overlap count twice."""
+    def _wrap(self) -> nn.Module:
+        if self._world_size == 1:
+            return self.models
+        for weight in self.models.parameters():
+            if weight.requires_grad:  # a gradient that is there becomes a view of DDP's buckets
+                weight.grad = torch.zeros_like(weight)
+        wrapped = DistributedDataParallel(
+            self.models, gradient_as_bucket_view=True, **_BUFFERS_STAY
+        )
+        wrapped.register_comm_hook(self._buckets, _keep)
+        return wrapped
+
+    def _exchange_gradients(self) -> None:
+        """Sum over ranks what DDP has gathered in its buckets, of which gradients are views."""
         begun = time.perf_counter()
-
-        def note(done: torch.futures.Future[Tensor]) -> Tensor:
-            self._exchange += time.perf_counter() - begun
-            return done.value()
-
-        return allreduce_hook(group, bucket).then(note)
+        under_way = [dist.all_reduce(bucket, async_op=True) for bucket in self._buckets]
+        for work in under_way:
+            work.wait()
+        self._buckets.clear()
+        self._exchange += time.perf_counter() - begun
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         with self._autocast():
@@ -172,15 +190,27 @@ class Replicated(Training):
         return self._wrapped.no_sync()
 
     def backward(self, loss: Tensor) -> None:
-        (loss * self._world_size).backward()  # DDP averages
+        loss.backward()
 
     def discard(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        if self._world_size > 1:
+            # A backward pass that broke off leaves DDP waiting for its gradients for ever: begin anew.
+            self._buckets.clear()
+            del self._wrapped
+            gc.collect()
+            self._wrapped = self._wrap()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def step(self) -> float:
+        if self._buckets:
+            self._exchange_gradients()
         return self._clipped_step()
+
+    def _forget(self) -> None:
+        # DDP's buckets stay. Gradients beside them would be summed in memory of their own, then copied.
+        self.optimizer.zero_grad(set_to_none=self._world_size == 1)
 
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach() for name, tensor in self.models.state_dict().items()}

@@ -203,40 +203,30 @@ class Learner:
     def _step(self, experience: Experience, passes: list[Rows], meter: Meter, beta: float) -> float:
         """One optimiser step; returns the gradient norm before clipping, not finite if skipped."""
         batches, over = self._divide(experience, passes)
-        *before, last = batches
         total, sums = torch.zeros((), dtype=torch.float64), Meter()
-
-        def loss_of(batch: MicroBatch) -> Tensor:
-            loss, part = self._training(self._objective, batch, over, beta)
-            total.add_(loss.detach().double().cpu())
-            sums.merge(part)
-            return loss
-
         with self._all_or_none():
-            for batch in before:
-                with self._training.accumulating(last=False):
-                    self._training.backward(loss_of(batch))
-        with self._training.accumulating(last=True):
-            loss = loss_of(last)
-            whole = float(self._runtime.sum(total))
-            if not math.isfinite(whole):  # then no gradient may be, whatever autograd makes of it
-                loss = loss * math.nan
-            self._training.backward(loss)
+            for number, batch in enumerate(batches, 1):
+                last = number == len(batches)
+                with self._training.accumulating(last=last):
+                    loss, part = self._training(self._objective, batch, over, beta)
+                    total += loss.detach().double().cpu()
+                    sums.merge(part)
+                    if last and not total.isfinite():
+                        # No gradient may be finite then, whatever autograd makes of it.
+                        loss = loss * math.nan
+                    self._training.backward(loss)
         norm = self._training.step()
         if math.isfinite(norm):
             self._bad_in_a_row = 0
             meter.merge(sums)
         else:
-            self._skipped(experience.update, whole, norm)
+            self._skipped(experience.update, float(self._runtime.sum(total)), norm)
         self._steps += 1
         return norm
 
     @contextmanager
     def _all_or_none(self) -> Iterator[None]:
-        """If one rank runs out of memory in here, all raise `_NoMemoryError`, and can begin again.
-
-        The last pass lies outside: in it ranks wait for each other's gradients.
-        """
+        """If one rank runs out of memory in here, all raise `_NoMemoryError`, and can begin again."""
         if not self._training.can_begin_again:
             yield
             return

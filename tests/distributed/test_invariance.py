@@ -24,6 +24,7 @@ from tests.distributed.worker import (
     SHORT,
     SMALLER,
     STRATEGIES,
+    WITHOUT_MEMORY,
     Played,
     play,
 )
@@ -47,7 +48,7 @@ SAME_RUN = dict.fromkeys(
         *list(EXACT)[:2],
         *(name for name in EXACT if name.startswith("frozen")),
         *DEFECTS,
-        "no memory on a rank",
+        *WITHOUT_MEMORY,
     ),
     "everything in a pass",
 )
@@ -257,10 +258,10 @@ def test_a_frozen_model_is_in_parts_where_that_was_asked_for_and_whole_while_it_
             assert rank["reference share"] == pytest.approx(0.5 if in_parts else 1, abs=0.05), name
 
 
+@pytest.mark.parametrize("name", WITHOUT_MEMORY)
 def test_a_rank_without_memory_changes_no_number(
-    alone: dict[str, Played], pair: Callable[[str], Played]
+    alone: dict[str, Played], pair: Callable[[str], Played], name: str
 ) -> None:
-    name = "no memory on a rank"
     played = pair(name)
     apart = distance(played, alone[SAME_RUN[name]])
     assert apart.same_tokens

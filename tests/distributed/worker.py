@@ -481,6 +481,35 @@ def _cramped() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _broken_off() -> Iterator[None]:
+    """Rank 1's memory ends once, amid the last backward pass of a step, when DDP has some gradients."""
+    right, ends = Replicated.backward, iter([True])
+
+    def full(_: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    def wrong(self: Replicated, loss: Tensor) -> None:
+        last = self._wrapped.require_backward_grad_sync
+        if not (torch.distributed.get_rank() == 1 and last and next(ends, False)):
+            return right(self, loss)
+        weights = list(self.models.parameters())
+        hook = weights[len(weights) // 2].register_hook(full)
+        try:
+            return right(self, loss)
+        finally:
+            hook.remove()
+
+    with patch.object(Replicated, "backward", wrong):
+        yield
+
+
+WITHOUT_MEMORY: dict[str, Callable[[], Any]] = {
+    "no memory on a rank": _cramped,
+    "no memory for a rank's last gradients": _broken_off,
+}
+
+
 # What two processes play
 
 
@@ -508,13 +537,15 @@ def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
 
         yield name, spoiled
 
-    def cramped() -> Played:
-        with _cramped(), warnings.catch_warnings(record=True, action="always") as told:
-            played = play(directory, exact | CRAMPED, updates=2)
-        played.told = [str(warning.message) for warning in told]
-        return played
+    for name, lack in WITHOUT_MEMORY.items():
 
-    yield "no memory on a rank", cramped
+        def cramped(lack: Callable[[], Any] = lack) -> Played:
+            with lack(), warnings.catch_warnings(record=True, action="always") as told:
+                played = play(directory, exact | CRAMPED, updates=2)
+            played.told = [str(warning.message) for warning in told]
+            return played
+
+        yield name, cramped
     before = "alone"  # written by the test, in one process
     for name in STRATEGIES:
         changes = strategy_changes(directory, name)
