@@ -210,10 +210,10 @@ def fleeting(shape: Shape, mode: Mode) -> int:
 class Head:
     """Bytes of logits for a chunk of n positions, as `functional/logprobs.py` makes them.
 
-    With one product (all but autocast): the forward pass keeps the logits of a training chunk and
-    has, for so many columns at a time, two float32 copies besides, and a third of bfloat16 logits;
-    the backward pass one (two) besides what was kept. Under autocast log-probabilities and
-    probabilities are kept.
+    With one product: the forward pass keeps the logits of a training chunk and has, for so many
+    columns at a time, two float32 copies besides, and a third of bfloat16 logits; the backward pass one
+    (two) besides what was kept. Through the head as a module (autocast; ZeRO-3, whose hooks gather its
+    weight): log-probabilities and probabilities are kept.
     """
 
     kept: int
@@ -223,7 +223,7 @@ class Head:
     """In a pass without gradient."""
 
 
-def head(n: int, vocabulary: int, mode: Mode, columns: int | None) -> Head:
+def head(n: int, vocabulary: int, mode: Mode, columns: int | None, *, module: bool = False) -> Head:
     """The logits of n positions.
 
     Args:
@@ -231,10 +231,12 @@ def head(n: int, vocabulary: int, mode: Mode, columns: int | None) -> Head:
       vocabulary: columns of the head.
       mode: of the computation.
       columns: reduced at a time; all if None.
+      module: the head is asked as a module, as it always is under autocast.
     """
     whole, part = n * vocabulary, n * min(vocabulary, columns or vocabulary)
-    if mode == "autocast":
-        return Head(8 * whole, 14 * whole, 18 * whole, 14 * whole)
+    if module or mode == "autocast":
+        half = 0 if mode == "float32" else 2  # logits are bfloat16 before they are float32
+        return Head(8 * whole, (12 + half) * whole, (16 + half) * whole, (12 + half) * whole)
     size, wide = (4, 0) if mode == "float32" else (2, 4)
     return Head(
         size * whole,
@@ -348,7 +350,8 @@ def _training(
     one, trained, policy = largest_pass(work, gpus), work.trained, work.policy
     size = element(work.precision)
     chunk = min(work.logits_chunk, one.predictions)
-    logits = head(chunk, policy.vocabulary, mode, device.head_columns)
+    hooked = strategy.name == "deepspeed" and strategy.stage == 3
+    logits = head(chunk, policy.vocabulary, mode, device.head_columns, module=hooked)
     others = logits.kept * len(
         work.auxiliary
     )  # the last chunk of each auxiliary loss waits as well

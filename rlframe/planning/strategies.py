@@ -24,6 +24,7 @@ Placement = Literal["replicate", "shard", "offload"]
 # DeepSpeed's defaults, in elements (deepspeed/runtime/zero/config.py).
 _REDUCE_BUCKET = 500_000_000
 _MAX_LIVE = 1_000_000_000
+_PREFETCH_BUCKET = 50_000_000
 _SUB_GROUP = 1_000_000_000
 
 
@@ -107,11 +108,11 @@ def state(strategy: Strategy, precision: Precision, gpus: int) -> Bytes:
     own = element(precision)
     weights = own / gpus if strategy.stage >= 3 else own
     gradients = own / gpus if strategy.stage >= 2 else own
-    # In float32, stage 3 steps its shards themselves; stages 1 and 2 keep a copy of their part.
-    steps_shards = strategy.stage == 3 and own == 4 and strategy.offload == "none"
-    optimizer = (8 if steps_shards or (strategy.stage == 0 and own == 4) else 12) / (
-        gpus if strategy.stage >= 1 else 1
-    )
+    # In float32 too the stages step a copy of their part. Stage 3 means not to, but compares a device
+    # with its name, which are never equal (deepspeed 0.19.8, stage3.py, _create_fp32_partitions).
+    optimizer: float = 12 / gpus
+    if strategy.stage == 0:
+        optimizer = 8 if own == 4 else 12
     if strategy.offload == "none":
         return Bytes(weights, gradients, optimizer)
     # Gradients go to where the optimiser is as soon as they are reduced; below stage 2 they are whole.
@@ -170,8 +171,9 @@ class Trained:
 def live(strategy: Strategy, precision: Precision, trained: Trained, *, lazy: bool) -> int:
     """Bytes of weights gathered, and of buffers, while a training pass runs.
 
-    ZeRO-3 keeps up to `max_live_parameters` gathered; FSDP the block at work, the next one, and
-    what is in no block from the first pass to the last.
+    ZeRO-3 keeps up to `max_live_parameters` gathered, and those that were fetched together once more
+    until the last of them is asked for; FSDP the block at work, the next one, and what is in no block
+    from the first pass to the last.
 
     Args:
       strategy: how they are spread.
@@ -184,7 +186,9 @@ def live(strategy: Strategy, precision: Precision, trained: Trained, *, lazy: bo
     if strategy.name == "fsdp":
         return own * (2 * trained.block + trained.outside)
     if strategy.name == "deepspeed" and strategy.stage > 0:
-        gathered = min(_MAX_LIVE, trained.total) if strategy.stage == 3 else 0
+        gathered = 0
+        if strategy.stage == 3:
+            gathered = min(_MAX_LIVE, trained.total) + min(_PREFETCH_BUCKET, trained.total)
         buckets = 2 if strategy.stage == 3 else 1  # stage 3 fills one while the other is sent
         bucket = min(_REDUCE_BUCKET, trained.total) if lazy else _REDUCE_BUCKET
         return own * (gathered + buckets * bucket)
