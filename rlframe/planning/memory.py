@@ -350,11 +350,9 @@ def _training(
     one, trained, policy = largest_pass(work, gpus), work.trained, work.policy
     size = element(work.precision)
     chunk = min(work.logits_chunk, one.predictions)
-    hooked = strategy.name == "deepspeed" and strategy.stage == 3
-    logits = head(chunk, policy.vocabulary, mode, device.head_columns, module=hooked)
-    others = logits.kept * len(
-        work.auxiliary
-    )  # the last chunk of each auxiliary loss waits as well
+    logits = head(chunk, policy.vocabulary, mode, device.head_columns, module=strategy.stage == 3)
+    # The last chunk of each auxiliary loss waits as well.
+    others = logits.kept * len(work.auxiliary)
     sums = accumulated(strategy, work.precision, trained, gpus, passes=one.count)
     buckets = strategy.name == "ddp" and gpus > 1
     before = sums if one.count > 1 and not buckets else 0
