@@ -5,27 +5,35 @@
 
 The work is that of speed.py. Throughput is responses a second over the updates after the first, from
 rlframe's own metrics; every update is followed by a checkpoint, whose time is told apart and compared
-with the ten minutes between two that are the default. One process, two that know nothing of each other
-side by side, and two that share the work take turns. What the second is slower than the first is the
-machine's own loss: 2 / (side by side / alone) is the most that two processes can be faster on it. Exit
-status 1: two processes are less than 1.8 times as fast as one, or checkpoints would take 2 % of the
-time. Use an idle machine with two cores.
+with the ten minutes between two that are the default. Three take turns: one process, two halves (two
+processes side by side that know nothing of each other, each with half of the prompts), and two that
+share the work. Two halves never wait and exchange nothing: how much faster they are than one is the
+most that this work and this machine allow, and what two processes take longer than they is rlframe's.
+Exit status 1: two processes are less than 1.8 times as fast as one, or checkpoints would take 2 % of
+the time. Use an idle machine with two cores.
 
-Measured for setting a, ddp, three updates, one turn on an idle machine (`--settings a --turns 1`):
-12.8 s an update with one process, 12.2 s side by side, 7.8 s with two that share the work: 1.64 times,
-so 1.8 is missed. An hour later the same two processes took 7.9 to 9.5 s. Side by side was between 4 %
-faster and 8 % slower than alone, so the machine's own limit is not known better than 1.85 to 2.
+Measured with ddp on an idle machine, seconds an update (a: two turns of three updates; b and c:
+`--settings b c --turns 1 --updates 1`):
 
-Rank 0 spent 1 s of an update (13 %) with the other: each of four steps exchanges 46 MB of gradients
-(38 ms alone, more beside the backward pass, whose core gloo's threads share). By timers around forward
-and backward, a rank's passes took 12 % more CPU time than half of what one process needs: 3 % is
-padding, as half as many responses fill passes less well, and each pass costs about as much as 90
-tokens. Tried, three turns each, without a
-difference beyond the machine's: one barrier a step in place of two, gradients summed without the
-division that DDP makes, and shares cut from the responses in order of length. Before responses changed
-ranks and passes were cut by length it was 1.49 times of a slower update.
+         1 process  half of it  2 processes  times  at most
+    a         12.98        7.00         7.80   1.66     1.83
+    b         27.78       15.96        16.27   1.71     1.80
+    c         67.11       35.58        34.51   1.94     1.94
 
-A checkpoint took 0.50 s, 0.08 % of the ten minutes between two.
+So 1.8 is missed for a and b, where not even processes that know nothing of each other are faster by
+more than 0.03, and two that share the work come to 91 and 95 % of those. An hour before, one process
+took 60.5 s for c: a figure of one turn is good to a tenth. What limits the halves of setting a: each
+forward and backward pass costs as much as 70 to 120 tokens, whatever is in it (fits over the passes of
+micro-batches of 128, 1,024 and 2,048), and half of the responses fill three or four passes where all
+fill five; decoding half as many rows takes 70 % of the time; two whole runs side by side, each on a
+core of its own, were up to a tenth slower than one.
+
+Of setting a's update rank 0 spends 0.5 s (7 %) with the other; before ranks waited for each other once
+a step it was 1.0 s, and an update 8.15 s where it is 7.74 s (three turns of either). Tried without a
+difference beyond the machine's: gradients summed without a division, shares cut from the responses in
+order of length, each rank bound to a core.
+
+A checkpoint took 0.50 s (a), 2.61 s (b) and 2.36 s (c), 0.08 to 0.43 % of the ten minutes between two.
 """
 
 from __future__ import annotations
@@ -40,25 +48,20 @@ from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
-from speed import SETTINGS, make_work, start, write_recipe
+from speed import BATCH, PROMPT, SETTINGS, make_work, start, write_recipe
 
 FASTER, CHECKPOINTS_SHARE, BETWEEN_SECONDS = 1.8, 0.02, 600
 PHASES = ("rollout", "reward", "experience", "learn")
 
 
-def prepare(name, label, work, args):
-    """A new folder with the recipe of a setting."""
+def train(name, label, work, args, *changes, processes=1):
+    """Run the recipe of a setting in a new folder; its figures."""
     out = args.work / f"{name}-{label}"
     every = "checkpoints: {every: 1}\n"
     write_recipe(out, work, name, updates=args.updates + 2, threads=1, more=every)
-    return out
-
-
-def train(out, processes, args):
-    """Run the recipe in a folder."""
-    strategy = [] if processes == 1 else [f"runtime.strategy={args.strategy}"]
-    words = ["-m", "rlframe", "train", out / "recipe.yaml", "--output", out / "run", *strategy]
+    words = ["-m", "rlframe", "train", out / "recipe.yaml", "--output", out / "run", *changes]
     start(sys.executable, *words, "--processes", processes, threads=1)
+    return figures(out)
 
 
 def figures(out):
@@ -67,21 +70,24 @@ def figures(out):
     rows = [row for row in rows if "episode" in row][1:]
     names = (*PHASES, "gather", "collectives", "checkpoint")
     found = {x: fmean(row.get(f"time/{x}_seconds", 0.0) for row in rows) for x in names}
-    return found | {"update": sum(found[phase] for phase in (*PHASES, "gather"))}
+    found["update"] = sum(found[phase] for phase in (*PHASES, "gather"))
+    return found | {"tokens": fmean(row["response/length_mean"] for row in rows)}
 
 
 def measure(name, work, args):
-    """The figures of one process, of two side by side (the slower), and of two that share the work."""
-    one, two = (prepare(name, label, work, args) for label in ("one", "two"))
-    both = [prepare(name, label, work, args) for label in ("left", "right")]
-    train(one, 1, args)
+    """The figures of one process, of two halves (their mean), and of two that share the work."""
+    half = f"rollout.prompts_per_update={BATCH // 2}"
+    one = train(name, "one", work, args)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda out: train(out, 1, args), both))
-    train(two, 2, args)
-    found = [figures(one), max(map(figures, both), key=lambda f: f["update"]), figures(two)]
-    for label, row in zip(("one", "beside", "two"), found, strict=True):
+        halves = pool.map(
+            lambda seed: train(name, f"half-{seed}", work, args, half, f"seed={seed}"), range(2)
+        )
+        halves = mean(list(halves))
+    two = train(name, "two", work, args, f"runtime.strategy={args.strategy}", processes=2)
+    found = {"one": one, "half": halves, "two": two}
+    for label, row in found.items():
         print(name, label, {key: round(value, 3) for key, value in row.items()}, flush=True)
-    return found
+    return found.values()
 
 
 def mean(rows):
@@ -101,20 +107,23 @@ def main():
     args.threads, args.bench = 1, args.bench.resolve()
     scratch = tempfile.TemporaryDirectory()
     args.work = args.work or Path(scratch.name)
-    names = ("setting", "1 process", "side by side", "2 processes", "times", "at most")
+    names = ("setting", "1 process", "half of it", "2 processes", "times", "at most")
     table = Table(*names, "collectives", "a checkpoint")
     fine = True
     for name in args.settings:
         work = make_work(name, args)
         turns = [measure(name, work, args) for _ in range(args.turns)]
-        one, beside, two = map(mean, zip(*turns, strict=True))
-        faster, limit = one["update"] / two["update"], 2 * one["update"] / beside["update"]
+        one, half, two = map(mean, zip(*turns, strict=True))
+        faster = one["update"] / two["update"]
+        # Other prompts get other responses: halves that read as many tokens as half of the one process.
+        as_many = (PROMPT + half["tokens"]) / (PROMPT + one["tokens"])
+        limit = one["update"] / half["update"] * as_many
         share = two["checkpoint"] / BETWEEN_SECONDS
         met = faster >= FASTER and share < CHECKPOINTS_SHARE
         fine = fine and met
         table.add_row(
             name,
-            *(f"{row['update']:.2f} s" for row in (one, beside, two)),
+            *(f"{row['update']:.2f} s" for row in (one, half, two)),
             f"{faster:.2f}" + ("" if met else " MISSED"),
             f"{limit:.2f}",
             f"{two['collectives']:.2f} s, {two['collectives'] / two['update']:.1%}",
