@@ -27,6 +27,7 @@ from tests.distributed.worker import (
     WITHOUT_MEMORY,
     Played,
     play,
+    play_not_finite,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -62,13 +63,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def alone(directory: Path) -> dict[str, Played]:
-    """What one process comes to; in float32 under the name "alone"."""
+    """What one process comes to; in float32 under "alone" and "not finite"."""
     found = {
         name: play(directory, {"runtime.precision": "float64", **EXACT[name]}, updates=10)
         for name in EXACT
         if name not in SAME_RUN
     }
     found["alone"] = play(directory, SMALLER, updates=SHORT)
+    found["not finite"] = play_not_finite(directory, SMALLER)
     return found
 
 
@@ -193,6 +195,18 @@ def test_a_strategy_gives_the_numbers_of_one_process(
     assert apart.same_tokens
     assert apart.metrics < SINGLE, apart.which
     assert furthest(found.part("weights/"), alone["alone"].part("weights/")) < SINGLE
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
+    alone: dict[str, Played], pair: Callable[[str], Played], name: str
+) -> None:
+    found, expected = pair(f"{name}, not finite"), alone["not finite"]
+    assert [row["train/skipped_steps"] for row in found.metrics] == [1, 0]
+    apart = distance(found, expected)
+    assert apart.same_tokens
+    assert apart.metrics < SINGLE, apart.which
+    assert furthest(found.part("weights/"), expected.part("weights/")) < SINGLE
 
 
 @pytest.mark.parametrize(

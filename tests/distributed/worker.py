@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import warnings
@@ -504,6 +505,24 @@ def _broken_off() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def not_finite() -> Iterator[None]:
+    """The second step's losses are infinite: those of rank 1 alone, where there are two."""
+    step, loss, struck = Learner._step, Objective.__call__, [False]
+
+    def second(self: Learner, *args: Any) -> float:
+        mine = self._runtime.rank == self._runtime.world_size - 1
+        struck[0] = mine and self._steps == 1
+        return step(self, *args)
+
+    def infinite(self: Objective, *args: Any) -> Any:
+        found, part = loss(self, *args)
+        return (found * math.inf if struck[0] else found), part
+
+    with patch.object(Learner, "_step", second), patch.object(Objective, "__call__", infinite):
+        yield
+
+
 WITHOUT_MEMORY: dict[str, Callable[[], Any]] = {
     "no memory on a rank": _cramped,
     "no memory for a rank's last gradients": _broken_off,
@@ -522,6 +541,12 @@ def strategy_changes(directory: Path, name: str) -> dict[str, Any]:
         changes["runtime.deepspeed_config"] = str(directory / "deepspeed.json")
         (directory / "deepspeed.json").write_text(json.dumps(NO_SMALL_WEIGHTS))
     return changes
+
+
+def play_not_finite(directory: Path, changes: Mapping[str, Any]) -> Played:
+    """Two updates, a step of which is skipped."""
+    with not_finite():
+        return play(directory, changes, updates=2)
 
 
 def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
@@ -550,6 +575,7 @@ def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
     for name in STRATEGIES:
         changes = strategy_changes(directory, name)
         yield name, lambda changes=changes: play(directory, changes, updates=SHORT)
+        yield f"{name}, not finite", lambda changes=changes: play_not_finite(directory, changes)
         yield (
             f"{name} after {before}",
             lambda changes=changes, before=before: play(
