@@ -11,7 +11,7 @@ update is as large as the other: after the second, nothing may need more than 1 
 exit status is 1. Beside it stands what `rlframe plan` says of such a GPU. The peak is that of torch's
 allocator; on a CPU of the process.
 
-No GPU has been at hand yet: it was run as in the third line alone.
+No GPU has been at hand yet: it was run as in the third line alone, with `--gpu h200` for the plan.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ def main():
     parse.add_argument("--updates", type=int, default=21)
     parse.add_argument("--small", action="store_true", help="models that a CPU can train")
     args = parse.parse_args()
+    if args.updates < 3:
+        parse.error("--updates: growth is from the second to the last, so it takes at least 3")
     shape = SMALL if args.small else LARGE
     table = Table(
         "strategy", "peak MiB", "planned", "growth after update 2", "s an update", "tokens"
@@ -122,6 +124,7 @@ def main():
         rows = 32 * args.processes
         recipe = RECIPE.format(folder=folder, rows=rows, updates=args.updates, **shape)
         (folder / "recipe.yaml").write_text(recipe)
+        plans = {way: f"{planned(way, folder, args):,.0f}" if args.gpu else "" for way in WAYS}
         for way in WAYS:
             peaks, seconds, tokens = zip(*measure(way, folder, args), strict=True)
             growth = peaks[-1] / peaks[1] - 1
@@ -129,7 +132,7 @@ def main():
             table.add_row(
                 way,
                 f"{peaks[-1]:,.0f}",
-                f"{planned(way, folder, args):,.0f}" if args.gpu else "",
+                plans[way],
                 f"{growth:.2%}" + ("" if growth <= GROWTH else " GROWS"),
                 f"{fmean(seconds[1:]):.1f}",
                 f"{fmean(tokens):.0f}",
