@@ -482,7 +482,10 @@ def test_where_a_step_can_not_begin_again_the_error_says_with_what_the_run_can_g
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=80)
     monkeypatch.setattr("rlframe.distributed.training.Replicated.can_begin_again", False)
-    for halvings, remedy in ((0, "ppo.microbatch_tokens=80"), (1, "ppo.microbatch_tokens=80")):
+    remedy = (
+        "ppo.microbatch_tokens=80"  # of 160, whatever the halvings that come with the checkpoint
+    )
+    for halvings in (0, 1):
         learner = learner_of(models, budget=160)
         learner.load_state_dict({"steps": 0, "bad_in_a_row": 0, "halvings": halvings})
 
@@ -492,7 +495,6 @@ def test_where_a_step_can_not_begin_again_the_error_says_with_what_the_run_can_g
         learner._objective = never  # type: ignore[assignment]
         with pytest.raises(OutOfMemoryError, match=f"resume RUN {remedy}") as ended:
             learner(experience, beta=0.1)
-        # The checkpoint's halvings come on top of it: half of what failed, again.
         assert ended.value.remedy == remedy
 
 
