@@ -77,6 +77,7 @@ def run(
 
     from rlframe.build import run_recipe
     from rlframe.distributed.child import refuse_missing_gpus
+    from rlframe.distributed.runtime import leave
     from rlframe.runs.display import make_display
 
     refuse_missing_gpus(loaded.recipe.runtime.device)
@@ -88,6 +89,7 @@ def run(
         display.close()
     if os.environ.get("RANK", "0") == "0":
         Console().print(f"Everything is in {outcome.directory}", markup=False, soft_wrap=True)
+    leave()
 
 
 def _launched(

@@ -29,6 +29,9 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 # Ranks may wait for the slowest reward; a dead one ends the run anyway.
 _PATIENCE = timedelta(hours=4)
 
+# For microseconds of work on machines where everybody may be busy.
+_LAST_THREADS = 0.3  # seconds
+
 ONE_COPY_EACH = Strategy()
 
 T = TypeVar("T")
@@ -252,6 +255,21 @@ class Runtime:
 
             mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return float(self.max(torch.tensor(mine, dtype=torch.float64)))
+
+
+def leave() -> None:
+    """Leave the group of processes, at the end of a run that went well.
+
+    gloo's threads drop the tensors of the last exchange when they come to it, and need the
+    interpreter's lock for that. One that asks while an interpreter before Python 3.14 is taken down
+    ends the process with "terminate called without an active exception", and a launcher then takes
+    a finished run for a failed one (pytorch pull request 179291, closed unmerged). Destroying the
+    group joins those threads unless something still refers to it, as default arguments of DeepSpeed
+    do; then the pause lets them finish.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        time.sleep(_LAST_THREADS)
 
 
 def out_of_memory(error: BaseException | None) -> bool:
