@@ -16,24 +16,28 @@ Measured with ddp on an idle machine, seconds an update (a: two turns of three u
 `--settings b c --turns 1 --updates 1`):
 
          1 process  half of it  2 processes  times  at most
-    a         12.98        7.00         7.80   1.66     1.83
-    b         27.78       15.96        16.27   1.71     1.80
-    c         67.11       35.58        34.51   1.94     1.94
+    a         12.06        6.97         7.66   1.57     1.71
+    b         26.30       15.45        15.78   1.67     1.76
+    c         57.68       34.56        35.15   1.64     1.73
 
-So 1.8 is missed for a and b, where not even processes that know nothing of each other are faster by
-more than 0.03, and two that share the work come to 91 and 95 % of those. An hour before, one process
-took 60.5 s for c: a figure of one turn is good to a tenth. What limits the halves of setting a: each
-forward and backward pass costs as much as 70 to 120 tokens, whatever is in it (fits over the passes of
-micro-batches of 128, 1,024 and 2,048), and half of the responses fill three or four passes where all
-fill five; decoding half as many rows takes 70 % of the time; two whole runs side by side, each on a
-core of its own, were up to a tenth slower than one.
+So 1.8 is missed, and is out of reach here: two processes that know nothing of each other do not come
+to it either, and two that share the work come to 92 to 95 % of those. Figures vary with the hour by a
+tenth. The day before, with passes of up to 1,024 tokens: a 1.66 (at most 1.83), b 1.71 (1.80), c 1.94,
+where one process took 67.1 s, and 60.5 s an hour earlier.
 
-Of setting a's update rank 0 spends 0.5 s (7 %) with the other; before ranks waited for each other once
-a step it was 1.0 s, and an update 8.15 s where it is 7.74 s (three turns of either). Tried without a
-difference beyond the machine's: gradients summed without a division, shares cut from the responses in
-order of length, each rank bound to a core.
+What limits them: two busy cores share caches and memory. In a profile of setting a's learning matrix
+products took 7.27 s in one process, and 3.93 and 3.89 s in two, 8 % more. Decoding half as many rows
+takes 70 % of the time. Rank 0 spends 6 to 7 % with the other: 0.4 to 0.5 s of an update of setting a,
+0.22 s of it for the 34 MB of gradients of each step, which gloo sums in 56 ms. How passes are cut is no
+cause: with `ppo.microbatch_tokens` of 512, 768, 1024 and 2048 one process took 12.7, 13.2, 12.6 and
+12.6 s for setting a, two took 8.0, 7.6, 7.6 and 7.5 s.
 
-A checkpoint took 0.50 s (a), 2.61 s (b) and 2.36 s (c), 0.08 to 0.43 % of the ten minutes between two.
+Before ranks waited for each other once a step they spent 1.0 s with each other, and an update took
+8.15 s where it then took 7.74 s (three turns of either). Tried without a difference beyond the
+machine's: gradients summed without a division, shares cut from the responses in order of length, each
+rank bound to a core.
+
+A checkpoint took 0.58 s (a), 2.39 s (b) and 2.85 s (c), 0.10 to 0.48 % of the ten minutes between two.
 """
 
 from __future__ import annotations

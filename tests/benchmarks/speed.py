@@ -55,7 +55,7 @@ ppo:
   updates: {updates}
   epochs: {epochs}
   minibatches: 1
-  microbatch_tokens: 1024
+  microbatch_tokens: 1536
   logits_chunk: 1024
   learning_rate: 1.0e-5
   decay: linear
