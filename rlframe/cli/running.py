@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from rlframe.errors import Stopped
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import LoadedRecipe
 
@@ -85,6 +86,9 @@ def run(
     display = make_display(Console())
     try:
         outcome = run_recipe(loaded, directory, display, registry=registry, resume=resume)
+    except Stopped:
+        leave()
+        raise
     finally:
         display.close()
     if os.environ.get("RANK", "0") == "0":

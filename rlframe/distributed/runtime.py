@@ -258,14 +258,14 @@ class Runtime:
 
 
 def leave() -> None:
-    """Leave the group of processes, at the end of a run that went well.
+    """Leave the group of processes, once all of them have finished their run or stopped it together.
 
     gloo's threads drop the tensors of the last exchange when they come to it, and need the
     interpreter's lock for that. One that asks while an interpreter before Python 3.14 is taken down
     ends the process with "terminate called without an active exception", and a launcher then takes
-    a finished run for a failed one (pytorch pull request 179291, closed unmerged). Destroying the
-    group joins those threads unless something still refers to it, as default arguments of DeepSpeed
-    do; then the pause lets them finish.
+    what went well for a failure (pytorch pull request 179291, closed unmerged). Destroying the group
+    joins those threads unless something still refers to it, as default arguments of DeepSpeed do;
+    then the pause lets them finish.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

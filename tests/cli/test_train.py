@@ -14,6 +14,7 @@ import torch
 
 from rlframe.cli import validate
 from rlframe.cli.train import train
+from rlframe.distributed import runtime
 from rlframe.distributed.child import REPORTS, read_report, report_path
 from rlframe.errors import RunError
 from tests.cli.broken import distribution
@@ -419,6 +420,25 @@ def test_a_rank_leaves_its_error_to_the_launcher(
     assert report.exit_code == code
     assert report.message.startswith(told)
     assert str(error) in report.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ([], 0),
+        (["ppo.updates=9", "checkpoints={stop_after_minutes: 0.0001}"], 130),
+        (["ppo.updates=9", "ppo.learning_rate=1e30", "ppo.max_bad_steps=1"], 1),
+    ],
+)
+def test_a_run_leaves_its_processes_where_all_of_them_end_together(
+    rlframe, recipe, tmp_path, monkeypatch, changes, code
+):
+    """One that fails does not: the others may be anywhere."""
+    left = []
+    monkeypatch.setattr(runtime, "leave", lambda: left.append(True))
+    ended = rlframe("train", recipe, *changes, "--output", tmp_path / "run")
+    assert ended.code == code, ended.err
+    assert left == [True] * (code != 1)
 
 
 def test_two_launchers_of_torchrun_are_one_run(recipe, tmp_path):
