@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -87,13 +88,13 @@ def run(
     try:
         outcome = run_recipe(loaded, directory, display, registry=registry, resume=resume)
     except Stopped:
-        leave()
+        atexit.register(leave)
         raise
     finally:
         display.close()
     if os.environ.get("RANK", "0") == "0":
         Console().print(f"Everything is in {outcome.directory}", markup=False, soft_wrap=True)
-    leave()
+    atexit.register(leave)
 
 
 def _launched(

@@ -258,7 +258,10 @@ class Runtime:
 
 
 def leave() -> None:
-    """Leave the group of processes, once all of them have finished their run or stopped it together.
+    """Leave the group of processes: the last thing in one whose run went well, or was stopped on all.
+
+    Not before: DeepSpeed does not run again in a process whose group is gone. And not after a failure:
+    where another rank is gone or hangs, this might wait for it.
 
     gloo's threads drop the tensors of the last exchange when they come to it, and need the
     interpreter's lock for that. One that asks while an interpreter before Python 3.14 is taken down

@@ -1,12 +1,13 @@
 """A process that has exchanged tensors ends as it should, however late the threads of gloo are."""
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
+
+from rlframe.distributed.launch import launch
+from tests.cli.conftest import TINY
 
 # Rank 1 ends its run while a thread of gloo holds the last reference to a tensor that Python made:
 # rank 0 takes part in the exchange a moment later. `usleep` is the last that runs before the
@@ -30,44 +31,33 @@ if rank == 0:
     time.sleep(1.5)
 del work
 if "leave" in sys.argv:
-    leave()
+    atexit.register(leave)
 """
 
 
-@pytest.fixture
-def ended():
-    """The exit code of rank 1 of two, and what it wrote."""
-
-    def run(*words):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-c", LATE, *words],
-                env={**os.environ, **where, "RANK": str(rank)},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-        said = [rank.communicate(timeout=120)[1] for rank in ranks]
-        return ranks[1].returncode, said[1]
-
-    return run
-
-
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="since 3.14 such a thread just stops")
-def test_without_leaving_the_process_is_aborted(ended):
+def test_without_leaving_the_process_is_aborted(capsys):
     """What torch does by itself. Should it pass one day, `leave` has lost its reason."""
-    code, said = ended()
-    assert code == -signal.SIGABRT
-    assert "terminate called without an active exception" in said
+    ended = launch([sys.executable, "-c", LATE], processes=2)
+    assert ended.exit_code == 128 + signal.SIGABRT
+    assert "terminate called without an active exception" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "kept", [[], ["kept"]], ids=["nobody refers to the group", "somebody does"]
-)
-def test_a_process_that_leaves_ends_well(ended, kept):
-    assert ended("leave", *kept)[0] == 0
+@pytest.mark.parametrize("kept", [[], ["kept"]], ids=["nobody keeps the group", "somebody does"])
+def test_a_process_that_leaves_ends_well(kept):
+    assert launch([sys.executable, "-c", LATE, "leave", *kept], processes=2).exit_code == 0
+
+
+def test_deepspeed_runs_again_in_a_process_that_has_finished_a_run(tmp_path):
+    """Its own record of the group outlives the group, so a run must not end it."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    code = "import sys; from rlframe.cli.main import main\nfor run in 'ab':\n"
+    code += (
+        " sys.argv[1:] = ['train', 'tiny.yaml', 'runtime.strategy=deepspeed', '--output', run]\n"
+    )
+    code += " try: main()\n except SystemExit as end: assert not end.code"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Everything is in") == 2

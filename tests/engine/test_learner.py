@@ -482,9 +482,8 @@ def test_where_a_step_can_not_begin_again_the_error_says_with_what_the_run_can_g
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=80)
     monkeypatch.setattr("rlframe.distributed.training.Replicated.can_begin_again", False)
-    remedy = (
-        "ppo.microbatch_tokens=80"  # of 160, whatever the halvings that come with the checkpoint
-    )
+    # Half of 160, whatever the halvings: those come back with the checkpoint.
+    remedy = "ppo.microbatch_tokens=80"
     for halvings in (0, 1):
         learner = learner_of(models, budget=160)
         learner.load_state_dict({"steps": 0, "bad_in_a_row": 0, "halvings": halvings})
