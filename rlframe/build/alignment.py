@@ -48,6 +48,9 @@ def alignment(
     """Build the PPO run of a project around a language model, and run it or go on with it."""
     parts = PPOParts(project, model)
     recipe, ppo = project.recipe, parts.ppo
+    for path, component in parts.components.items():
+        for note in component.notes():
+            display.say(f"{path}: {note}")
     recorder = Recorder(
         directory=files,
         display=display,

@@ -5,6 +5,7 @@ All mistakes that can be found without training are found here, before hours are
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -208,6 +209,9 @@ class Project:
             training_rows=lambda name: self.split(name).train,
             tokenize=self.encoder.example,
             build_reward=lambda spec: self._nested(spec, self.context),
+            tokenizer_of=self.tokenizer_of,
+            prompts=lambda: [prompt for part in self.prompts for prompt in part],
+            max_new_tokens=self.recipe.rollout.max_new_tokens,
         )
 
     @cached_property
@@ -238,6 +242,13 @@ class Project:
         if stage not in ("sft", "reward_model") or getattr(self.recipe, stage) is None:
             raise RecipeError(f"{name!r} is the result of a stage that this recipe does not run")
         return str(self.directory / stage)
+
+    def tokenizer_of(self, name: str) -> PreTrainedTokenizerBase:
+        """The tokenizer that goes with a model of the recipe, to keep and to change."""
+        if name.startswith("stage:"):
+            return copy.deepcopy(self.tokenizer)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return tokenizer
 
     def instance(self, *path: str | int) -> Instance[Any]:
         """Build the component that stands at a path of the recipe."""

@@ -1,142 +1,141 @@
-"""The score of a trained reward model."""
+"""The score of a trained reward model, or of any classifier, asked in the format that it knows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from rlframe.errors import RecipeError, listed
+from rlframe.builtin.classifier import Classifier, Output
+from rlframe.builtin.reward_input import DESCRIPTIONS, ModelInput, input_of
+from rlframe.errors import RecipeError
 from rlframe.hooks import Context, PluginConfig, RewardBatch, RewardProvider
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class RewardModelConfig(PluginConfig):
     model: str = Field(
         "stage:reward_model", description="a path or hub id, or the reward model of this recipe"
     )
-    input: Literal["ids", "text"] = Field(
-        "ids", description="hand over the sampled tokens, or text for a model with other tokens"
+    input: Literal["auto", "ids", "chat", "text", "pair", "response"] = Field(
+        "auto",
+        description="`ids`: the sampled tokens. `chat`: prompt and response in the model's own chat "
+        "template. `text`: one text. `pair`: prompt and response as two segments. `response`: the "
+        "response alone. `auto`: ids if the model has the policy's vocabulary and template, else chat "
+        "if it has a template, else text",
+    )
+    label: int | str | None = Field(
+        None, description="number or name of the output that is the reward, if there are several"
+    )
+    output: Output = Field(
+        "logit",
+        description="what is read of it: the number before any activation, or the probability of the "
+        "label among all, or its logarithm",
+    )
+    append_eos: bool = Field(
+        False, description="with text and response: end the input with the model's EOS token"
+    )
+    max_tokens: PositiveInt | None = Field(
+        None, description="longer inputs lose their beginning; not with ids"
     )
     batch_tokens: PositiveInt = Field(8192, description="padded tokens in one forward pass")
 
 
 class RewardModel(RewardProvider[RewardModelConfig]):
-    """A transformers sequence classifier with one output, read at the last token of the response.
+    """A transformers classifier's output for a prompt and its response.
 
-    With `input: ids` the model sees exactly the tokens that the policy sampled, so its vocabulary must
-    be the policy's. With `input: text` prompt and response are tokenised again by the model's own
-    tokenizer, and any classifier will do.
+    A sequence classifier gives one score, a token classifier one for each sampled token. A causal
+    model is read at the last token of its input, whatever that token is.
     """
 
     def __init__(self, config: RewardModelConfig, context: Context) -> None:
-        # Imported here: validating a recipe imports this module and must not import torch.
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
         super().__init__(config, context)
-        path = context.model_path(config.model)
-        _check_shape(path, config, context)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=context.dtype
-        )
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
-        self._model = context.prepare(model)
+        self._classifier = Classifier.of(config.model, context)
+        self._label = self._classifier.label(config.label)
+        self._input = _input(self._classifier, config, context)
+        self.model = context.prepare(self._classifier.load(context.dtype))
 
     @classmethod
     def check(cls, config: RewardModelConfig, context: Context) -> None:
-        if not config.model.startswith("stage:"):
-            _check_shape(config.model, config, context)
+        if config.model.startswith("stage:"):
+            context.model_path(config.model)
+            if config.model != "stage:reward_model":
+                raise RecipeError(f"{config.model!r} is no reward model; use 'stage:reward_model'")
             return
-        context.model_path(config.model)
-        if config.model != "stage:reward_model":
-            raise RecipeError(f"{config.model!r} is no reward model; use 'stage:reward_model'")
+        classifier = Classifier.of(config.model, context)
+        classifier.label(config.label)
+        _check_lengths(classifier, _input(classifier, config, context), context)
 
-    def score(self, batch: RewardBatch) -> list[float]:
-        if self.config.input == "text":
-            encoded = [
-                self._tokenizer(prompt + response)["input_ids"]
-                for prompt, response in zip(batch.prompt_texts, batch.response_texts, strict=True)
-            ]
-        else:
-            encoded = [
-                [*prompt.ids, *response]
-                for prompt, response in zip(batch.prompts, batch.response_ids, strict=True)
-            ]
-        scores = [0.0] * len(encoded)
-        for rows in _by_length(encoded, self.config.batch_tokens):
-            judged = self._forward([encoded[row] for row in rows])
-            for row, score in zip(rows, judged, strict=True):
-                scores[row] = score
-        return scores
+    def notes(self) -> list[str]:
+        return [f"the reward model {self.config.model} reads {DESCRIPTIONS[self._input.form]}"]
 
-    def _forward(self, encoded: list[list[int]]) -> list[float]:
+    def score(self, batch: RewardBatch) -> list[float] | list[list[float]]:
+        asked = zip(batch.prompts, batch.response_texts, batch.response_ids, strict=True)
+        encoded = [self._input.encode(prompt, text, ids) for prompt, text, ids in asked]
+        found: list[Any] = [None] * len(encoded)
+        for rows in _by_length([len(e["input_ids"]) for e in encoded], self.config.batch_tokens):
+            for row, score in zip(rows, self._scores([encoded[r] for r in rows]), strict=True):
+                found[row] = score
+        if not self._classifier.per_token:
+            return found
+        return [row[-len(ids) :] for row, ids in zip(found, batch.response_ids, strict=True)]
+
+    def _scores(self, encoded: list[dict[str, list[int]]]) -> list[Any]:
+        """The score of each input, or the scores of all of its tokens."""
         import torch
 
-        device = self.context.device
-        width = max(map(len, encoded))
-        lengths = torch.tensor([len(ids) for ids in encoded], device=device)
-        tokens = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in encoded], device=device)
-        mask = torch.arange(width, device=device) < lengths[:, None]
+        reader = self._classifier
         with torch.no_grad():
-            if hasattr(self._model, "score"):
-                # Right-padded and causal: the last real token sees no padding, and its place comes
-                # from the length, so a padding id that the policy sampled can not move it.
-                hidden = self._model.base_model(input_ids=tokens).last_hidden_state
-                scores = self._model.score(hidden[torch.arange(len(encoded)), lengths - 1])
-            else:
-                scores = self._model(input_ids=tokens, attention_mask=mask.long()).logits
-        return scores.squeeze(-1).float().tolist()
+            logits = reader.logits(self.model, encoded, self.context.device)
+            scores = reader.read(logits, self._label, self.config.output).tolist()
+        if not reader.per_token:
+            return list(scores)
+        return [row[: len(e["input_ids"])] for row, e in zip(scores, encoded, strict=True)]
 
 
-def _check_shape(path: str, config: RewardModelConfig, context: Context) -> None:
-    """Everything about a reward model that can be told from its config and tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+def _input(classifier: Classifier, config: RewardModelConfig, context: Context) -> ModelInput:
+    return input_of(
+        classifier,
+        policy=context.tokenizer,
+        form=config.input,
+        append_eos=config.append_eos,
+        max_tokens=config.max_tokens,
+    )
 
-    try:
-        shape = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        with torch.device("meta"):  # the architecture without its weights
-            model = AutoModelForSequenceClassification.from_config(shape)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"reward model {path!r} can not be opened: {error}") from error
-    saved = shape.architectures or []
-    if saved and not any("SequenceClassification" in name for name in saved):
+
+def _check_lengths(classifier: Classifier, given: ModelInput, context: Context) -> None:
+    """Make sure that the model reads the longest prompt with a response of full length.
+
+    Raises:
+      RecipeError: it does not, or its template refuses a prompt.
+    """
+    limit, response = classifier.limit, context.max_new_tokens
+    if limit is None:
+        return
+    if given.asked and given.max_tokens is not None and given.max_tokens > limit:
         raise RecipeError(
-            f"reward model {path!r} was saved as {listed(saved)}, which has no trained score head"
+            f"max_tokens is {given.max_tokens}, but reward model {classifier.name!r} reads {limit} "
+            "tokens"
         )
-    if shape.num_labels != 1:
-        raise RecipeError(f"reward model {path!r} has {shape.num_labels} outputs, it must have 1")
-    if config.input == "ids" and not hasattr(model, "score"):
-        raise RecipeError(
-            f"reward model {path!r} ({type(model).__name__}) is not a causal model with a score "
-            "head; use `input: text`"
+    whole = replace(given, max_tokens=None)
+    longest = max((len(whole.encode(p, "", ())["input_ids"]) for p in context.prompts()), default=0)
+    if longest + response > limit and not given.asked:
+        advice = (
+            "" if given.form == "ids" else ", set `max_tokens` to let inputs lose their beginning"
         )
-    if config.input == "ids":
-        _check_vocabulary(path, tokenizer, shape, context)
-
-
-def _check_vocabulary(
-    path: str, tokenizer: PreTrainedTokenizerBase, shape: Any, context: Context
-) -> None:
-    ours, theirs = context.tokenizer.get_vocab(), tokenizer.get_vocab()
-    if ours != theirs or shape.vocab_size < len(ours):
-        differing = len(set(ours.items()) ^ set(theirs.items()))
         raise RecipeError(
-            f"reward model {path!r} has another vocabulary than the policy ({len(theirs)} tokens, "
-            f"embedding of {shape.vocab_size}; the policy's tokenizer has {len(ours)}; {differing} "
-            "entries differ), so the policy's token ids mean nothing to it. Use `input: text`"
+            f"reward model {classifier.name!r} reads {limit} tokens, but the longest prompt has "
+            f"{longest} in it and a response up to {response} (rollout.max_new_tokens). Shorten "
+            f"them{advice}, or use another model"
         )
 
 
-def _by_length(encoded: list[list[int]], budget: int) -> list[list[int]]:
+def _by_length(lengths: list[int], budget: int) -> list[list[int]]:
     """Row numbers in batches of similar length, at most `budget` padded tokens each."""
-    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     batches: list[list[int]] = []
     for row in order:
-        if batches and (len(batches[-1]) + 1) * len(encoded[row]) <= budget:
+        if batches and (len(batches[-1]) + 1) * lengths[row] <= budget:
             batches[-1].append(row)
         else:
             batches.append([row])

@@ -19,6 +19,7 @@ from rlframe.types import (
     KLState,
     LossTerm,
     PolicyView,
+    Prompt,
     RewardBatch,
     Row,
     TokenBatch,
@@ -106,6 +107,12 @@ class Context:
     """A row as tokens: the text or prompt and response, EOS at the end."""
     build_reward: Callable[[RewardSpec], RewardProvider[Any]]
     """Build a nested reward provider."""
+    tokenizer_of: Callable[[str], PreTrainedTokenizerBase]
+    """The tokenizer that goes with a recipe's model name, a copy to keep; `stage:NAME` likewise."""
+    prompts: Callable[[], Sequence[Prompt]]
+    """All prompts of PPO, the held-out ones included."""
+    max_new_tokens: int
+    """Longest response, in the policy's tokens."""
 
 
 C = TypeVar("C", bound=PluginConfig)
@@ -147,6 +154,10 @@ class Component(Generic[C]):
         Raises:
           RecipeError: what is wrong and what to do; the recipe path is put in front.
         """
+
+    def notes(self) -> Sequence[str]:
+        """What a user should be told of this instance once, when the run has built it: sentences."""
+        return ()
 
     def state_dict(self) -> Mapping[str, Any]:
         """JSON-serialisable state; empty for a component that remembers nothing."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from rlframe.builtin.product_reviews import product_reviews
@@ -29,6 +29,7 @@ from rlframe.models.policy import Policy
 from rlframe.types import Prompt, RewardBatch, Row, StopReason
 
 SAMPLES_PER_PROMPT = 2
+MAX_NEW_TOKENS = 64
 
 RESPONSES = (
     "Great battery, easy to set up, and it has not failed once in a month.",
@@ -113,6 +114,11 @@ def tiny_context(*, data: Mapping[str, Sequence[Any]] | None = None) -> Context:
         training_rows=lambda name: table,
         tokenize=RowEncoder(tokenizer).example,
         build_reward=build_reward,
+        tokenizer_of=lambda name: AutoTokenizer.from_pretrained(
+            _model_path(name), trust_remote_code=False
+        ),
+        prompts=lambda: [RowEncoder(tokenizer).prompt(row) for row in table],
+        max_new_tokens=MAX_NEW_TOKENS,
     )
     return context
 

@@ -1,20 +1,28 @@
 """A reward model's score is a plain forward pass's, whatever stands beside a response in its batch."""
 
 import copy
+import math
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    pipeline,
 )
 
+from rlframe.builtin.reward_input import ENDS_WITH_TURN, TruncationWarning
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.data.tokenizer import train_tokenizer
 from rlframe.errors import RecipeError
 from rlframe.hooks import Prompt
+from tests import foreign
 
 PAD, BOS, EOS = 0, 1, 2
 # Prompts of 1 to 3 tokens, responses of 1 to 9: together 2 to 11.
@@ -66,9 +74,26 @@ def other_tokenizer():
 
 
 @pytest.fixture
-def inside(context, tokenizer):
+def run(context):
+    """The context of a run with this tokenizer for its policy; `prompts` are those of PPO."""
+
+    def made(tokenizer, *, prompts=(), **given):
+        usual = {
+            "model_path": lambda name: name,
+            "prepare": lambda model: model.eval(),
+            "tokenizer_of": lambda name: AutoTokenizer.from_pretrained(name),
+            "prompts": lambda: prompts,
+            "max_new_tokens": 9,
+        }
+        return context(tokenizer=tokenizer, **{**usual, **given})
+
+    return made
+
+
+@pytest.fixture
+def inside(run, tokenizer):
     """The context of a run with the policy's tokenizer."""
-    return context(tokenizer=tokenizer, model_path=lambda name: name, prepare=lambda model: model)
+    return run(tokenizer)
 
 
 @pytest.fixture
@@ -127,7 +152,7 @@ def test_scoring_twice_gives_the_same(reward, sampled, saved):
 
 
 def test_the_models_weights_are_asked_for_in_the_runs_precision_and_placed_by_the_run(
-    build, context, tokenizer, saved, sampled
+    build, run, tokenizer, saved, sampled
 ):
     placed = []
 
@@ -136,21 +161,19 @@ def test_the_models_weights_are_asked_for_in_the_runs_precision_and_placed_by_th
         return model
 
     for dtype in (torch.float32, torch.float64):
-        inside = context(
-            tokenizer=tokenizer, model_path=lambda name: name, prepare=prepare, dtype=dtype
-        )
+        inside = run(tokenizer, prepare=prepare, dtype=dtype)
         build(RewardModel, inside=inside, model=saved).score(sampled)
         assert {p.dtype for p in placed[-1].parameters()} == {dtype}
 
 
-def test_a_stage_of_the_recipe_is_looked_up_by_the_run(build, context, tokenizer, saved, sampled):
+def test_a_stage_of_the_recipe_is_looked_up_by_the_run(build, run, tokenizer, saved, sampled):
     asked = []
 
     def model_path(name):
         asked.append(name)
         return saved
 
-    inside = context(tokenizer=tokenizer, model_path=model_path, prepare=lambda model: model)
+    inside = run(tokenizer, model_path=model_path, tokenizer_of=lambda name: tokenizer)
     own = build(RewardModel, inside=inside)  # `stage:reward_model` if nothing is said
     assert asked == ["stage:reward_model"]
     assert len(own.score(sampled)) == 5
@@ -239,18 +262,18 @@ def test_a_model_with_the_policys_tokens_passes_the_check(check, saved):
 
 
 def test_a_model_with_other_tokens_is_refused_with_the_way_out(
-    check, reward, other_tokenizer, tokenizer, tmp_path
+    check, reward, other_tokenizer, tmp_path
 ):
     path = llama(other_tokenizer, tmp_path)
     for refuse in (check, reward):
         with pytest.raises(RecipeError) as caught:
-            refuse(path)
+            refuse(path, input="ids")
         told = str(caught.value)
         assert "has another vocabulary than the policy" in told
-        assert f"({len(other_tokenizer)} tokens" in told
-        assert f"the policy's tokenizer has {len(tokenizer)}" in told
-        assert told.endswith("Use `input: text`")
+        assert f"({len(other_tokenizer)} tokens, an embedding of {len(other_tokenizer)})" in told
+        assert told.endswith("Use `input: chat` or `input: text`")
         refuse(path, input="text")  # which is no mistake
+        refuse(path)  # which is the same
 
 
 def test_as_many_tokens_in_another_order_are_other_tokens(check, tokenizer, tmp_path):
@@ -261,44 +284,43 @@ def test_as_many_tokens_in_another_order_are_other_tokens(check, tokenizer, tmp_
     same.add_tokens([f"<extra {i}>" for i in range(len(tokenizer) - len(other))])
     assert len(same) == len(tokenizer)
     same.save_pretrained(path)
-    with pytest.raises(RecipeError, match="entries differ"):
-        check(path)
+    with pytest.raises(RecipeError, match="another vocabulary"):
+        check(path, input="ids")
+
+
+def test_tokens_beyond_the_policys_do_no_harm(check, reward, tokenizer, tmp_path, sampled):
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["<one more>"])
+    path = llama(more, tmp_path)
+    check(path, input="ids")
+    expected = [alone(path, [*p, *r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    assert reward(path).score(sampled) == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_embedding_smaller_than_the_vocabulary_is_refused(check, tokenizer, tmp_path):
     path = llama(tokenizer, tmp_path, vocab_size=len(tokenizer) - 1)
     with pytest.raises(RecipeError, match=f"embedding of {len(tokenizer) - 1}"):
-        check(path)
+        check(path, input="ids")
 
 
 def test_an_embedding_larger_than_the_vocabulary_is_rounded_up_as_usual(check, tokenizer, tmp_path):
-    check(llama(tokenizer, tmp_path, vocab_size=len(tokenizer) + 20))
+    check(llama(tokenizer, tmp_path, vocab_size=len(tokenizer) + 20), input="ids")
 
 
 def test_a_model_that_is_not_there_is_refused(check, tmp_path):
-    with pytest.raises(RecipeError, match="can not be opened") as caught:
+    with pytest.raises(RecipeError, match="cannot be opened") as caught:
         check(str(tmp_path / "nowhere"))
     assert "nowhere" in str(caught.value)
 
 
-def test_a_model_without_a_score_head_can_not_be_given_ids(
-    reward, other_tokenizer, bert, context, build
-):
-    inside = context(
-        tokenizer=other_tokenizer, model_path=lambda name: name, prepare=lambda model: model
-    )
-    with pytest.raises(
-        RecipeError, match="not a causal model with a score head; use `input: text`"
-    ):
-        build(RewardModel, inside=inside, model=bert)
-
-
-def test_a_model_without_a_score_head_is_refused_before_anything_trains(
-    context, other_tokenizer, bert
-):
-    inside = context(tokenizer=other_tokenizer, model_path=lambda name: name)
-    with pytest.raises(RecipeError, match="use `input: text`"):
-        RewardModel.check(RewardModel.Config(model=bert), inside)
+def test_a_model_without_a_score_head_cannot_be_given_ids(run, build, other_tokenizer, bert):
+    inside = run(other_tokenizer)
+    message = r"not a causal model with a score head.*use `input: text`"
+    with pytest.raises(RecipeError, match=message):
+        build(RewardModel, inside=inside, model=bert, input="ids")
+    with pytest.raises(RecipeError, match=message):
+        RewardModel.check(RewardModel.Config(model=bert, input="ids"), inside)
+    RewardModel.check(RewardModel.Config(model=bert), inside)  # as text it can be asked
 
 
 @pytest.mark.parametrize("given", ["ids", "text"])
@@ -309,7 +331,267 @@ def test_a_language_model_is_no_reward_model(check, language_model, tokenizer, t
         check(str(tmp_path), input=given)
 
 
-def test_a_classifier_with_two_labels_is_refused_with_their_number(check, tokenizer, tmp_path):
-    path = llama(tokenizer, tmp_path, num_labels=2)
-    with pytest.raises(RecipeError, match="2 "):
-        check(path)
+def test_max_tokens_beside_the_sampled_tokens_would_be_read_by_nothing(check, saved):
+    with pytest.raises(RecipeError, match="`max_tokens` shortens text"):
+        check(saved, max_tokens=10)
+
+
+@pytest.mark.parametrize("given", ["ids", "chat", "pair"])
+def test_append_eos_goes_with_text_alone(check, tmp_path, tokenizer, given):
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(RecipeError, match="`append_eos` goes with"):
+        check(llama(chatty, tmp_path), input=given, append_eos=True)
+
+
+# Lengths
+
+
+@pytest.mark.parametrize(("prompt", "fits"), [(55, True), (56, False)])
+def test_the_longest_prompt_and_response_have_to_fit_into_the_model(
+    run, tokenizer, saved, prompt, fits
+):
+    # The model reads 64 tokens, and a response has up to 9.
+    inside = run(tokenizer, prompts=[Prompt("-", (3,) * 5), Prompt("-", (3,) * prompt)])
+    config = RewardModel.Config(model=saved)
+    if fits:
+        RewardModel.check(config, inside)
+        return
+    with pytest.raises(RecipeError, match="reads 64 tokens, but the longest prompt has 56"):
+        RewardModel.check(config, inside)
+
+
+def test_text_is_cut_at_its_beginning_where_the_recipe_says_so(
+    reward, batch, run, other_tokenizer, tmp_path
+):
+    path = llama(other_tokenizer, tmp_path)
+    long = batch(["an answer"], prompts=["very " * 40])
+    ids = other_tokenizer.encode("very " * 40 + "an answer")
+    expected = alone(path, [ids[0], *ids[-11:]])  # BOS stays
+    assert reward(path, max_tokens=12).score(long) == pytest.approx([expected], rel=1e-5)
+    inside = run(other_tokenizer)
+    with pytest.raises(RecipeError, match=r"max_tokens is 65, but .* reads 64"):
+        RewardModel.check(RewardModel.Config(model=path, input="text", max_tokens=65), inside)
+
+
+def test_text_that_is_longer_than_the_model_reads_is_cut_with_a_warning(
+    reward, batch, other_tokenizer, tmp_path
+):
+    path = llama(other_tokenizer, tmp_path)
+    with pytest.warns(TruncationWarning, match="longer than the 64"):
+        (found,) = reward(path).score(batch(["an answer"], prompts=["very " * 80]))
+    ids = other_tokenizer.encode("very " * 80 + "an answer")
+    assert found == pytest.approx(alone(path, [ids[0], *ids[-63:]]), rel=1e-5)
+
+
+# Labels: transformers' own numbers
+
+
+LABELS = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+
+
+@pytest.fixture(scope="module")
+def sentiment(tmp_path_factory):
+    """A two-label classifier with a tokenizer of its own, as every tutorial's is."""
+    words = foreign.tokenizer("base", seed=5)
+    path = tmp_path_factory.mktemp("sentiment")
+    shape = {"dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 32}
+    foreign.saved(path, "base", words=words, kind="distilbert", head="sequence", **shape, **LABELS)
+    return str(path)
+
+
+@pytest.mark.parametrize("label", ["POSITIVE", "positive", 1, "NEGATIVE", 0])
+def test_a_probability_is_that_of_transformers_pipeline(reward, batch, sentiment, label):
+    classify = pipeline("text-classification", sentiment, top_k=None)
+    name = {0: "NEGATIVE", 1: "POSITIVE"}.get(label, str(label).upper())
+    expected = [
+        next(found["score"] for found in scores if found["label"] == name)
+        for scores in classify([f"in short: {text}" for text in TEXTS])
+    ]
+    asked = batch(TEXTS, prompts=["in short: "] * 5)
+    found = reward(sentiment, label=label, output="probability").score(asked)
+    assert found == pytest.approx(expected, rel=1e-4)  # the pipeline computes in float32
+    logs = reward(sentiment, label=label, output="log_probability").score(asked)
+    assert logs == pytest.approx([math.log(p) for p in expected], rel=1e-3, abs=1e-6)
+
+
+def test_a_logit_is_that_of_a_plain_forward_pass(reward, batch, sentiment):
+    model = AutoModelForSequenceClassification.from_pretrained(sentiment, dtype=torch.float64)
+    words = AutoTokenizer.from_pretrained(sentiment)
+    with torch.no_grad():
+        expected = [model(**words(text, return_tensors="pt")).logits[0, 1].item() for text in TEXTS]
+    found = reward(sentiment, label="POSITIVE", input="response").score(batch(TEXTS))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_that_do_not_exclude_each_other_have_sigmoids(reward, batch, tmp_path):
+    kind = {"kind": "llama", "head": "sequence", "num_labels": 3}
+    foreign.saved(tmp_path, "base", **kind, problem_type="multi_label_classification")
+    asked = batch(TEXTS)
+    logits = reward(str(tmp_path), label=2, input="response").score(asked)
+    found = reward(str(tmp_path), label=2, input="response", output="probability").score(asked)
+    assert found == pytest.approx([1 / (1 + math.exp(-x)) for x in logits], rel=1e-6)
+
+
+def test_one_output_has_a_sigmoid_too_whatever_its_size(reward, batch, saved, sampled):
+    logits = reward(saved).score(sampled)
+    logs = reward(saved, output="log_probability").score(sampled)
+    assert logs == pytest.approx([-math.log1p(math.exp(-x)) for x in logits], rel=1e-6)
+
+
+def test_of_several_outputs_one_has_to_be_named(check, sentiment):
+    with pytest.raises(RecipeError, match=r"2 outputs: 0 \(NEGATIVE\), 1 \(POSITIVE\)") as caught:
+        check(sentiment)
+    assert str(caught.value).endswith("as in `label: POSITIVE`")
+    with pytest.raises(RecipeError, match=r"no label 'POSITVE'\. Did you mean 'POSITIVE'"):
+        check(sentiment, label="POSITVE")
+    with pytest.raises(RecipeError, match="no label 2"):
+        check(sentiment, label=2)
+
+
+# Two segments
+
+
+def test_a_pair_classifier_is_given_two_segments(reward, batch, tmp_path):
+    words = foreign.tokenizer("base", seed=5)
+    words.backend_tokenizer.post_processor = processors.BertProcessing(
+        ("<|endoftext|>", words.eos_token_id), ("<|endoftext|>", words.eos_token_id)
+    )
+    words.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    foreign.saved(tmp_path, "base", words=words, kind="bert", head="sequence", num_labels=1)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64)
+    words = AutoTokenizer.from_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = [model(**words("why?", t, return_tensors="pt")).logits.item() for t in TEXTS]
+        swapped = [model(**words(t, "why?", return_tensors="pt")).logits.item() for t in TEXTS]
+    found = reward(str(tmp_path), input="pair").score(batch(TEXTS, prompts=["why?"] * 5))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found != pytest.approx(swapped, rel=1e-2)
+
+
+# A score for each token
+
+
+def test_a_token_classifier_scores_each_sampled_token(reward, sampled, tokenizer, tmp_path):
+    config = {"words": tokenizer, "kind": "llama", "head": "token", "num_labels": 2}
+    path = foreign.saved(tmp_path, "base", **config)
+    model = AutoModelForTokenClassification.from_pretrained(path, dtype=torch.float64)
+    found = reward(str(path), label=1).score(sampled)
+    for prompt, response, row in zip(PROMPTS, RESPONSES, found, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *response]])).logits[0, :, 1]
+        assert row == pytest.approx(logits[len(prompt) :].tolist(), rel=1e-5)
+
+
+def test_a_token_classifier_with_other_tokens_cannot_be_asked(check, tmp_path):
+    path = foreign.saved(tmp_path, "chatml", kind="llama", head="token", num_labels=1)
+    with pytest.raises(RecipeError, match="scores each token, so it must read the tokens"):
+        check(str(path))
+
+
+# Chats
+
+
+QUESTION = ({"role": "user", "content": "Is it any good?"},)
+
+
+@pytest.fixture
+def chat(batch):
+    """The texts as answers to a question that the policy's template has rendered in its own way."""
+    rendered = "<|im_start|>user\nIs it any good?<|im_end|>\n<|im_start|>assistant\n"
+    return batch(TEXTS, prompts=[Prompt(rendered, (1, 2, 3), {}, QUESTION)] * 5)
+
+
+@pytest.mark.parametrize("family", ["llama3", "chatml", "gemma", "mistral", "zephyr"])
+def test_a_chat_is_rendered_with_the_models_own_template(build, run, chat, tmp_path, family):
+    path = foreign.saved(tmp_path, family, head="sequence", num_labels=1, seed=3)
+    words = AutoTokenizer.from_pretrained(path)
+    expected = [
+        alone(path, words.apply_chat_template([*QUESTION, answer], return_dict=False))
+        for answer in ({"role": "assistant", "content": text} for text in TEXTS)
+    ]
+    inside = run(foreign.tokenizer("thinking", seed=7))
+    model = build(RewardModel, inside=inside, model=str(path))
+    assert model.score(chat) == pytest.approx(expected, rel=1e-5)
+    assert model.notes() == [
+        f"the reward model {path} reads prompt and response in its own chat template"
+    ]
+
+
+def test_a_plain_prompt_is_a_users_turn_for_a_model_with_a_template(build, run, batch, tmp_path):
+    path = foreign.saved(tmp_path, "chatml", head="sequence", num_labels=1)
+    asked = {"role": "user", "content": "Is it any good?"}
+    words = AutoTokenizer.from_pretrained(path)
+    ids = words.apply_chat_template(
+        [asked, {"role": "assistant", "content": "no"}], return_dict=False
+    )
+    model = build(RewardModel, inside=run(foreign.tokenizer("base")), model=str(path))
+    found = model.score(batch(["no"], prompts=["Is it any good?"]))
+    assert found == pytest.approx([alone(path, ids)], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "behind"), [("chatml", "\n"), ("llama3", ""), ("gemma", "\n"), ("zephyr", "\n")]
+)
+def test_a_model_trained_to_the_end_of_an_answer_reads_to_there(
+    build, run, chat, tmp_path, family, behind
+):
+    path = foreign.saved(tmp_path, family, head="sequence", num_labels=1, **{ENDS_WITH_TURN: True})
+    words = AutoTokenizer.from_pretrained(path)
+    text = words.apply_chat_template(
+        [*QUESTION, {"role": "assistant", "content": TEXTS[1]}], tokenize=False
+    )
+    assert text.endswith(behind)
+    ids = words.encode(text.removesuffix(behind), add_special_tokens=False)
+    model = build(RewardModel, inside=run(foreign.tokenizer("thinking", seed=7)), model=str(path))
+    assert model.score(chat)[1] == pytest.approx(alone(path, ids), rel=1e-5)
+
+
+def test_the_policys_own_template_and_tokens_are_read_as_they_were_sampled(build, run, tmp_path):
+    path = foreign.saved(tmp_path, "chatml", head="sequence", num_labels=1)
+    model = build(RewardModel, inside=run(foreign.tokenizer("chatml")), model=str(path))
+    assert model.notes() == [f"the reward model {path} reads the tokens that the policy sampled"]
+
+
+def test_a_model_without_a_template_reads_the_contents_of_a_chat(build, run, chat, tmp_path):
+    path = foreign.saved(tmp_path, "base", head="sequence", num_labels=1)
+    words = AutoTokenizer.from_pretrained(path)
+    expected = [alone(path, words.encode(f"Is it any good?\n{text}")) for text in TEXTS]
+    model = build(RewardModel, inside=run(foreign.tokenizer("chatml", seed=7)), model=str(path))
+    assert model.score(chat) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_template_that_refuses_a_prompt_is_named_before_anything_trains(run, tmp_path):
+    path = foreign.saved(tmp_path, "gemma", head="sequence", num_labels=1)
+    system = ({"role": "system", "content": "Be brief."}, *QUESTION)
+    inside = run(foreign.tokenizer("chatml", seed=7), prompts=[Prompt("-", (1,), {}, system)])
+    with pytest.raises(RecipeError, match=r"System role not supported.*'system', 'user'"):
+        RewardModel.check(RewardModel.Config(model=str(path)), inside)
+
+
+def test_chat_without_a_template_is_refused(check, tmp_path):
+    path = foreign.saved(tmp_path, "base", head="sequence", num_labels=1)
+    with pytest.raises(RecipeError, match="has no chat template; use `input: text`"):
+        check(str(path), input="chat")
+
+
+# BOS and EOS
+
+
+@pytest.mark.parametrize("prompt", ["why?", "<bos>why?"])
+def test_a_text_has_one_bos_whether_it_brings_one_or_not(
+    reward, batch, other_tokenizer, tmp_path, prompt
+):
+    path = llama(other_tokenizer, tmp_path)
+    found = reward(path).score(batch(["so"], prompts=[prompt]))
+    assert found == pytest.approx([alone(path, other_tokenizer.encode("why?so"))], rel=1e-5)
+
+
+@pytest.mark.parametrize("text", ["so", "so<eos>"])
+def test_an_eos_is_appended_once_where_the_recipe_says_so(
+    reward, batch, other_tokenizer, tmp_path, text
+):
+    path = llama(other_tokenizer, tmp_path)
+    found = reward(path, append_eos=True).score(batch([text], prompts=["why?"]))
+    ids = [*other_tokenizer.encode("why?so"), EOS]
+    assert found == pytest.approx([alone(path, ids)], rel=1e-5)

@@ -58,7 +58,7 @@ class TestPreferenceOverTheReference(RewardProviderSuite):
 
 
 class TestRewardModelOnText(RewardProviderSuite):
-    component, config = RewardModel, {"input": "text", "batch_tokens": 512}
+    component, config = RewardModel, {"input": "text", "batch_tokens": 512, "max_tokens": 512}
 
 
 class TestAdaptivePerToken(KLControllerSuite):

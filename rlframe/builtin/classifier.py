@@ -1,0 +1,163 @@
+"""A transformers classifier as it lies in its folder: what it puts out, and how that is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlframe.errors import RecipeError, did_you_mean, listed
+from rlframe.hooks import Context
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+Output = Literal["logit", "probability", "log_probability"]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What config and tokenizer say of a classifier, so that no weight has to be read for it."""
+
+    name: str
+    """As the recipe calls it."""
+    path: str
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    per_token: bool
+    """A token classifier: one output for each token of its input, not one for the whole."""
+    causal: bool
+    """A sequence classifier with a linear `score` head on a causal trunk."""
+
+    @classmethod
+    def of(cls, name: str, context: Context) -> Classifier:
+        """Look at a model.
+
+        Args:
+          name: a path or hub id, or `stage:reward_model` once that stage has run.
+          context: of the component that asks.
+
+        Raises:
+          RecipeError: it cannot be opened, or is no classifier.
+        """
+        import torch
+        from transformers import AutoConfig
+
+        path = context.model_path(name)
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            saved = config.architectures or []
+            per_token = any("TokenClassification" in kind for kind in saved)
+            with torch.device("meta"):  # the architecture without its weights
+                model = _kind(per_token=per_token).from_config(config, trust_remote_code=False)
+            tokenizer = context.tokenizer_of(name)
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"reward model {name!r} cannot be opened: {error}") from error
+        if saved and not any("Classification" in kind for kind in saved):
+            raise RecipeError(
+                f"reward model {name!r} was saved as {listed(saved)}, which has no trained score head"
+            )
+        tokenizer.truncation_side = "left"
+        causal = not per_token and hasattr(model, "score")
+        return cls(name, path, config, tokenizer, per_token=per_token, causal=causal)
+
+    @property
+    def embedding(self) -> int:
+        """Ids that the model can read."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens that the model reads; None if its config names no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    def label(self, wanted: int | str | None) -> int:
+        """The number of the output that is read.
+
+        Args:
+          wanted: its number or name; None where there is but one.
+
+        Raises:
+          RecipeError: there are several and none was asked for, or there is none of that name.
+        """
+        names = {int(number): str(name) for number, name in self.config.id2label.items()}
+        shown = ", ".join(f"{number} ({name})" for number, name in sorted(names.items()))
+        if wanted is None:
+            if len(names) == 1:
+                return 0
+            raise RecipeError(
+                f"reward model {self.name!r} has {len(names)} outputs: {shown}. Say which one is the "
+                f"reward, as in `label: {names[max(names)]}`"
+            )
+        for number, name in names.items():
+            if wanted in (number, name) or str(wanted).casefold() == name.casefold():
+                return number
+        raise RecipeError(
+            f"reward model {self.name!r} has no label {wanted!r}."
+            f"{did_you_mean(str(wanted), names.values())} It has {shown}"
+        )
+
+    def load(self, dtype: torch.dtype) -> Any:
+        """The model with its weights."""
+        return _kind(per_token=self.per_token).from_pretrained(
+            self.path, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+
+    def logits(
+        self, model: Any, encoded: list[dict[str, list[int]]], device: torch.device
+    ) -> Tensor:
+        """[B, K] outputs, or [B, L, K] of a token classifier.
+
+        A causal model is read at the last token of its input: transformers would look for the last
+        one that is not padding, and a policy may sample padding.
+
+        Args:
+          model: that `load` gave.
+          encoded: B inputs, each field -> numbers, as long as `input_ids`.
+          device: of the model.
+        """
+        import torch
+
+        lengths = [len(e["input_ids"]) for e in encoded]
+        width, pad = max(lengths), self.config.get_text_config().pad_token_id
+        # Behind every real token and hidden by a mask; but some models count positions by its id.
+        filling = {"input_ids": 0 if pad is None else int(pad)}
+        fields = {
+            name: torch.tensor(
+                [e[name] + [filling.get(name, 0)] * (width - len(e[name])) for e in encoded],
+                device=device,
+            )
+            for name in encoded[0]
+        }
+        ends = torch.tensor(lengths, device=device)
+        if self.causal:
+            hidden = model.base_model(**fields).last_hidden_state
+            last: Tensor = hidden[torch.arange(len(encoded), device=device), ends - 1]
+            return model.score(last)
+        mask = torch.arange(width, device=device) < ends[:, None]
+        return model(**fields, attention_mask=mask.long()).logits
+
+    def read(self, logits: Tensor, label: int, output: Output) -> Tensor:
+        """[..., K] logits -> [...] of one label, at least in float32.
+
+        A probability is the softmax's over the labels; the sigmoid where there is one label, or where
+        labels do not exclude each other (`problem_type: multi_label_classification`).
+        """
+        from torch.nn.functional import logsigmoid
+
+        logits = logits if logits.element_size() > 4 else logits.float()
+        if output == "logit":
+            return logits[..., label]
+        independent = self.config.problem_type == "multi_label_classification"
+        if independent or logits.shape[-1] == 1:
+            log = logsigmoid(logits[..., label])
+        else:
+            log = logits.log_softmax(-1)[..., label]
+        return log if output == "log_probability" else log.exp()
+
+
+def _kind(*, per_token: bool) -> Any:
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    return AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification
