@@ -22,6 +22,7 @@ from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
 from rlframe.distributed.runtime import DTYPES
 from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
 from rlframe.hooks.component import Component, Context, DataGenerator, Instance, RewardSpec
+from rlframe.hooks.references import references
 from rlframe.hooks.registry import Registry
 from rlframe.models.loading import check_vocabulary
 from rlframe.recipe import Chosen, LoadedRecipe
@@ -307,7 +308,18 @@ class Project:
 
     def _check_component(self, path: str, chosen: Chosen) -> None:
         with _at(path):
+            self._check_columns(chosen)
             chosen.component.check(chosen.config, self.context)
+
+    def _check_columns(self, chosen: Chosen) -> None:
+        """Every prompt has the columns that a component reads."""
+        named = {r.name for r in references(chosen.config) if r.to == "column"}
+        for column in sorted(named | chosen.component.needs(chosen.config).columns):
+            if column not in (have := self.context.columns):
+                raise RecipeError(
+                    f"not every row of the prompts' data has a column {column!r}."
+                    f"{did_you_mean(column, have)} All have {listed(have)}"
+                )
 
     def _not_empty(self, stage: str, parts: tuple[Sequence[Any], Sequence[Any]]) -> None:
         for name, part in zip(("to train on", "held out to measure it"), parts, strict=True):

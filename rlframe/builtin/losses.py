@@ -8,6 +8,7 @@ from rlframe.errors import RecipeError
 from rlframe.hooks import (
     AuxiliaryLoss,
     Context,
+    DataName,
     LossTerm,
     PluginConfig,
     PolicyView,
@@ -23,7 +24,7 @@ def _next_token_loss(policy: PolicyView, batch: TokenBatch) -> LossTerm:
 
 
 class SFTConfig(PluginConfig):
-    data: str = Field(description="name of a data set with prompts and responses, or messages")
+    data: DataName = Field(description="name of a data set with prompts and responses, or messages")
     coefficient: NonNegativeFloat = 1.0
     examples_per_step: PositiveInt = Field(16, description="in each optimiser step, over all ranks")
 
@@ -61,7 +62,7 @@ class SFT(AuxiliaryLoss[SFTConfig]):
 
 
 class PTXConfig(PluginConfig):
-    data: str = Field(description="name of a data set")
+    data: DataName = Field(description="name of a data set")
     gamma: NonNegativeFloat = Field(
         description="coefficient; both losses are means per token, so 1 weighs them alike"
     )

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlframe.errors import RecipeError, listed
 from rlframe.hooks import (
+    ColumnName,
     Context,
+    Needs,
     PluginConfig,
     RewardBatch,
     RewardProvider,
@@ -24,7 +25,7 @@ class PreferenceDifferenceConfig(PluginConfig):
         description="a column of the data, a response of the reference model to the same prompt, or "
         "the mean of the prompt's other samples"
     )
-    column: str | None = Field(None, description="with `against: column`: its name")
+    column: ColumnName | None = Field(None, description="with `against: column`: its name")
 
     @model_validator(mode="after")
     def _column_is_read(self) -> PreferenceDifferenceConfig:
@@ -41,17 +42,8 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
         self.inner: RewardProvider[Any] = context.build_reward(config.reward)
 
     @classmethod
-    def check(cls, config: PreferenceDifferenceConfig, context: Context) -> None:
-        if config.against == "others" and context.samples_per_prompt < 2:
-            raise RecipeError(
-                "against 'others' compares the samples of one prompt: set rollout.samples_per_prompt "
-                f"to 2 or more, it is {context.samples_per_prompt}"
-            )
-        if config.column is not None and config.column not in context.columns:
-            raise RecipeError(
-                f"not every row of the prompts' data has a column {config.column!r}; all have "
-                f"{listed(context.columns)}"
-            )
+    def needs(cls, config: PreferenceDifferenceConfig) -> Needs:
+        return Needs(samples_per_prompt=2 if config.against == "others" else 1)
 
     def score(self, batch: RewardBatch) -> list[float]:
         scores = _numbers(self.inner.score(batch))

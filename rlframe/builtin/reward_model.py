@@ -10,11 +10,11 @@ from pydantic import Field, PositiveInt
 from rlframe.builtin.classifier import Classifier, Output
 from rlframe.builtin.reward_input import DESCRIPTIONS, ModelInput, input_of
 from rlframe.errors import RecipeError
-from rlframe.hooks import Context, PluginConfig, RewardBatch, RewardProvider
+from rlframe.hooks import Context, ModelName, PluginConfig, RewardBatch, RewardProvider
 
 
 class RewardModelConfig(PluginConfig):
-    model: str = Field(
+    model: ModelName = Field(
         "stage:reward_model", description="a path or hub id, or the reward model of this recipe"
     )
     input: Literal["auto", "ids", "chat", "text", "pair", "response"] = Field(

@@ -9,10 +9,12 @@ from rlframe.hooks.component import (
     DataGenerator,
     HookPlugin,
     KLController,
+    Needs,
     PluginConfig,
     RewardProvider,
     RewardSpec,
 )
+from rlframe.hooks.references import ColumnName, DataName, ModelName, RewardName
 from rlframe.hooks.spec import hookimpl
 from rlframe.types import (
     KLMeasurement,
@@ -30,19 +32,24 @@ from rlframe.types import (
 __all__ = [
     "AdvantageEstimator",
     "AuxiliaryLoss",
+    "ColumnName",
     "Component",
     "ComponentSpec",
     "Context",
     "DataGenerator",
+    "DataName",
     "HookPlugin",
     "KLController",
     "KLMeasurement",
     "KLState",
     "LossTerm",
+    "ModelName",
+    "Needs",
     "PluginConfig",
     "PolicyView",
     "Prompt",
     "RewardBatch",
+    "RewardName",
     "RewardProvider",
     "RewardSpec",
     "Row",

@@ -115,6 +115,16 @@ class Context:
     """Longest response, in the policy's tokens."""
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a component needs of the recipe around it, known from its config alone."""
+
+    samples_per_prompt: int = 1
+    """At least so many responses to each prompt."""
+    columns: frozenset[str] = frozenset()
+    """Columns of the prompts' data, beside those that config fields name as `ColumnName`."""
+
+
 C = TypeVar("C", bound=PluginConfig)
 
 
@@ -144,6 +154,15 @@ class Component(Generic[C]):
     def __init__(self, config: C, context: Context) -> None:
         self.config = config
         self.context = context
+
+    @classmethod
+    def needs(cls, config: C) -> Needs:
+        """What the recipe must have for this component; `rlframe validate` checks it.
+
+        Names that stand in the config need no line here: declare their fields as `DataName`,
+        `ModelName`, `ColumnName` or `RewardName`.
+        """
+        return Needs()
 
     @classmethod
     def check(cls, config: C, context: Context) -> None:

@@ -16,13 +16,18 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rlframe.errors import PluginError, RecipeError, RlframeError, listed
-from rlframe.hooks.component import Component, ComponentSpec, PluginConfig
+from rlframe.errors import PluginError, RecipeError, RlframeError, listed, place_of
+from rlframe.hooks.component import Component, ComponentSpec, Needs, PluginConfig
 from rlframe.hooks.registry import KINDS, Offer, Registry, unmet
 from rlframe.recipe import wording
 from rlframe.recipe.compose import compose
 from rlframe.recipe.document import Document, Path_, Problem
-from rlframe.recipe.references import PPO_ONLY, broken_lookups, broken_references
+from rlframe.recipe.references import (
+    PPO_ONLY,
+    broken_lookups,
+    broken_names,
+    broken_references,
+)
 from rlframe.recipe.schema import Recipe
 from rlframe.recipe.yaml12 import read_text
 
@@ -110,8 +115,31 @@ def load_recipe(
     chosen: dict[Path_, Chosen] = {}
     for where, spec in specs:
         problems += _choose(where, spec, registry, chosen)
+    problems += _broken_names(_valid_sections(document.data), chosen)
     document.check(Problem(document.place(at), at, message, kind) for at, message, kind in problems)
     return LoadedRecipe(recipe, chosen, read_text(path), document)
+
+
+def _broken_names(
+    recipe: Recipe, chosen: dict[Path_, Chosen]
+) -> list[tuple[Path_, str, type[RlframeError]]]:
+    """What the components name or need that the recipe does not have."""
+    found: list[tuple[Path_, str, type[RlframeError]]] = []
+    for where, choice in chosen.items():
+        try:
+            needs = choice.component.needs(choice.config)
+        except Exception as error:
+            place = place_of(error, choice.component.__module__)
+            problem = f"`needs` of {choice.offer} raised {type(error).__name__}: {error} [{place}]"
+            found.append((where, problem, PluginError))
+            continue
+        if not isinstance(needs, Needs):
+            problem = f"`needs` of {choice.offer} returned {needs!r} instead of Needs(...)"
+            found.append((where, problem, PluginError))
+            continue
+        broken = broken_names(recipe, where, choice.config, needs)
+        found += [(at, message, RecipeError) for at, message in broken]
+    return found
 
 
 def _unmet(requires: Any) -> list[tuple[Path_, str, type[RlframeError]]]:

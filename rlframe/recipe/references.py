@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlframe.errors import did_you_mean, listed
+from rlframe.hooks.component import Needs, PluginConfig
+from rlframe.hooks.references import references
 from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import Models, NewModel, NewTokenizer, Recipe
 
@@ -44,9 +46,42 @@ def _datasets(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
         wanted.append((("model", "policy", "tokenizer", "data"), policy.tokenizer.data))
     for path, name in wanted:
         if name not in recipe.data:
-            known = listed(recipe.data)
-            guess = did_you_mean(name, recipe.data)
-            yield path, f"there is no data set {name!r}.{guess} `data:` holds {known}"
+            yield path, _no_data(name, recipe)
+
+
+def _no_data(name: str, recipe: Recipe) -> str:
+    guess, known = did_you_mean(name, recipe.data), listed(recipe.data)
+    return f"there is no data set {name!r}.{guess} `data:` holds {known}"
+
+
+def broken_names(
+    recipe: Recipe, path: Path_, config: PluginConfig, needs: Needs
+) -> Iterator[tuple[Path_, str]]:
+    """What a component names or needs that the recipe does not have.
+
+    Args:
+      recipe: sections that are not valid are None.
+      path: of the component.
+      config: its keys.
+      needs: what its class says of them.
+    """
+    for reference in references(config):
+        at, name = (*path, *reference.path), reference.name
+        if reference.to == "data" and recipe.data is not None and name not in recipe.data:
+            yield at, _no_data(name, recipe)
+        elif reference.to == "reward" and recipe.rewards is not None and name not in recipe.rewards:
+            guess, known = did_you_mean(name, recipe.rewards), listed(recipe.rewards)
+            yield at, f"there is no reward {name!r}.{guess} The recipe's rewards are {known}"
+        elif reference.to == "model" and name.startswith("stage:"):
+            stage = name.removeprefix("stage:")
+            if stage not in STAGES or getattr(recipe, stage) is None:
+                yield at, f"{name!r} is the result of a stage that this recipe does not run"
+    if recipe.rollout is not None and needs.samples_per_prompt > recipe.rollout.samples_per_prompt:
+        yield (
+            path,
+            f"it compares the responses to one prompt: set rollout.samples_per_prompt to "
+            f"{needs.samples_per_prompt} or more, it is {recipe.rollout.samples_per_prompt}",
+        )
 
 
 def _stages(recipe: Recipe) -> Iterator[tuple[Path_, str]]:

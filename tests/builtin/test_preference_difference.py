@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from rlframe.builtin.length import Length
 from rlframe.builtin.preference_difference import PreferenceDifference
-from rlframe.errors import RecipeError
 from rlframe.hooks import PluginConfig, RewardProvider, StopReason
+from rlframe.hooks.references import references
 
 INNER = {"type": "length", "target_tokens": 10}
 
@@ -149,29 +149,22 @@ def test_its_state_is_that_of_the_inner_reward(difference, batch):
     assert len(fresh.asked) == 2
 
 
-# What is checked before a run
+# What it needs
 
 
-def check(context, *, samples_per_prompt=2, columns=frozenset({"human", "text"}), **keys):
-    config = PreferenceDifference.Config.model_validate({"reward": INNER, **keys})
-    inside = context(samples_per_prompt=samples_per_prompt, columns=frozenset(columns))
-    PreferenceDifference.check(config, inside)
+def config(**keys):
+    return PreferenceDifference.Config.model_validate({"reward": INNER, **keys})
 
 
-def test_what_can_be_compared_passes_the_check(context):
-    check(context, against="others", samples_per_prompt=2)
-    check(context, against="column", column="human", samples_per_prompt=1)
-    check(context, against="reference", samples_per_prompt=1)
+@pytest.mark.parametrize(("against", "samples"), [("others", 2), ("reference", 1)])
+def test_what_compares_the_samples_of_a_prompt_needs_two(against, samples):
+    needs = PreferenceDifference.needs(config(against=against))
+    assert needs.samples_per_prompt == samples
 
 
-def test_others_need_two_samples_a_prompt(context):
-    with pytest.raises(RecipeError, match=r"rollout\.samples_per_prompt to 2 or more, it is 1"):
-        check(context, against="others", samples_per_prompt=1)
-
-
-def test_a_column_must_be_in_every_row(context):
-    with pytest.raises(RecipeError, match="a column 'machine'; all have human, text"):
-        check(context, against="column", column="machine")
+def test_its_column_is_declared_as_one():
+    (found,) = references(config(against="column", column="human"))
+    assert (found.path, found.name, found.to) == (("column",), "human", "column")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 def nested(minimal, inner="{type: keyword, words: [good]}"):
     """The minimal recipe with a component inside a component."""
     outer = f"{{type: preference_difference, against: others, reward: {inner}}}"
-    return minimal.replace("kl:\n", f"  better: {outer}\nkl:\n")
+    rollout = "rollout: {samples_per_prompt: 2}\n"
+    return minimal.replace("kl:\n", f"  better: {outer}\n{rollout}kl:\n")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)

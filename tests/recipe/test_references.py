@@ -1,6 +1,13 @@
 """What one part of a recipe asks of another is there, or the recipe is refused before anything runs."""
 
+from typing import Annotated
+
 import pytest
+from pydantic import Field
+
+from rlframe.builtin.reward_model import RewardModelConfig
+from rlframe.hooks import ColumnName, DataName, PluginConfig, RewardName
+from rlframe.hooks.references import references
 
 
 @pytest.fixture
@@ -160,3 +167,48 @@ def test_kl_options_that_contradict_each_other_are_refused(refused, options, tol
     line = refused(f"kl={{controller: {{type: fixed, coefficient: 1}}, {options}}}")
     assert ": kl: " in line
     assert told in line
+
+
+# What components name
+
+
+def test_a_data_set_that_a_loss_names_is_looked_up(refused):
+    told = refused("losses.ptx={type: ptx, gamma: 0.5, data: revews}")
+    assert "losses.ptx.data: there is no data set 'revews'. Did you mean 'reviews'?" in told
+
+
+def test_the_result_of_a_stage_that_does_not_run_is_no_reward_model(refused):
+    told = refused("rewards.liked={type: reward_model}")
+    assert told.endswith(
+        "rewards.liked.model: 'stage:reward_model' is the result of a stage that this recipe does "
+        "not run"
+    )
+
+
+def test_names_are_looked_up_inside_nested_components_and_beside_other_mistakes(mistakes, minimal):
+    inner = "{type: preference_difference, against: others, reward: {type: reward_model}}"
+    lines = mistakes(minimal, f"rewards.liked={inner}", "ppo.upates=3")
+    assert any("rewards.liked.reward.model: 'stage:reward_model' is" in line for line in lines)
+    assert any("set rollout.samples_per_prompt to 2 or more, it is 1" in line for line in lines)
+    assert any("upates" in line for line in lines)
+
+
+class Named(PluginConfig):
+    """A name in each place where a config can have one."""
+
+    one: DataName
+    some: tuple[RewardName, ...] = ()
+    perhaps: Annotated[ColumnName, Field(description="a column")] | None = None
+    inside: RewardModelConfig = RewardModelConfig()
+    plain: str = "data"
+
+
+def test_names_are_found_wherever_a_config_has_them():
+    config = Named.model_validate({"one": "a", "some": ["b", "c"], "perhaps": "d"})
+    assert {(r.path, r.name, r.to) for r in references(config)} == {
+        (("one",), "a", "data"),
+        (("some", 0), "b", "reward"),
+        (("some", 1), "c", "reward"),
+        (("perhaps",), "d", "column"),
+        (("inside", "model"), "stage:reward_model", "model"),
+    }
