@@ -26,6 +26,7 @@ from rlframe.hooks.component import RewardSpec
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
 from rlframe.runs.display import SilentDisplay
+from tests.rounding import smooth_adam
 
 Parts = tuple[float, float]
 """Shares of the weights of the reference and of the reward model that this rank holds."""
@@ -108,7 +109,7 @@ def main(recipe: str, output: str, *arguments: str) -> None:
         keys = overrides.split(",") if overrides else []
         seen: dict[str, list[Parts]] = {}
         known, directory = registry(), Path(output) / name
-        with watched(seen):
+        with watched(seen), smooth_adam():
             loaded = load_recipe(Path(recipe), keys, registry=known)
             run_recipe(loaded, directory, SilentDisplay(), registry=known)
         assert scores(seen["judge"]) == (1, 1), name

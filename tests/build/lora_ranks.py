@@ -16,6 +16,7 @@ from rlframe.errors import Stopped
 from rlframe.recipe import load_recipe
 from rlframe.runs.display import SilentDisplay
 from rlframe.runs.resuming import Allowance
+from tests.rounding import smooth_adam
 
 
 def main(recipe: str, output: str, *strategies: str) -> None:
@@ -34,4 +35,5 @@ def main(recipe: str, output: str, *strategies: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with smooth_adam():
+        main(*sys.argv[1:])

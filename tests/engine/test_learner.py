@@ -199,7 +199,7 @@ def gradient(
 
 @pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
 @pytest.mark.parametrize("auxiliary", [False, True], ids=["ppo", "with auxiliaries"])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 def test_any_split_into_microbatches_gives_the_same_gradient(
     language_model: Any, dtype: torch.dtype, limit: float, auxiliary: bool, shared: bool
 ) -> None:
@@ -314,7 +314,8 @@ def test_padding_garbage_changes_neither_experience_nor_gradient(language_model:
 def test_each_epoch_makes_as_many_steps_as_there_are_minibatches(language_model: Any) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=40, minibatches=3)
-    learner = learner_of(models, budget=40, auxiliary=False, epochs=2)
+    # Short steps: at length 1 some processors' rounding sends the sixth one to infinity.
+    learner = learner_of(models, budget=40, auxiliary=False, epochs=2, max_grad_norm=1e-3)
     steps = 0
     optimizer = learner._training.optimizer
     step = optimizer.step
@@ -359,11 +360,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_few_in_a_row_end_the_run(
 def test_epochs_stop_when_the_policy_has_moved_too_far(language_model: Any) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=40)
-    _, free = learner_of(models, budget=40, auxiliary=False, epochs=4)(experience, beta=0.1)
+    short: dict[str, Any] = {"budget": 40, "auxiliary": False, "epochs": 4, "max_grad_norm": 0.01}
+    _, free = learner_of(models, **short)(experience, beta=0.1)
     assert free["train/epochs"] == 4
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=40)
-    learner = learner_of(models, budget=40, auxiliary=False, epochs=4, stop_approx_kl=1e-9)
+    learner = learner_of(models, **short, stop_approx_kl=1e-9)
     _, stopped = learner(experience, beta=0.1)
     assert stopped["train/epochs"] == 2  # the first pass starts at 0, the second is too far
 
