@@ -95,7 +95,7 @@ class Objective:
         total = masked_sum(policy, mask) + self.value_coefficient * masked_sum(value, mask)
         if self.kl_loss is not None:
             estimate = kl_estimators.ESTIMATORS[self.kl_loss](now.logprobs, exp.reference)
-            kl = kl_estimators.straight_through(estimate, now.logprobs, exp.reference)
+            kl = kl_estimators.straight_through(estimate, now.logprobs, exp.reference, ratio)
             total = total + beta * masked_sum(kl, mask)
             meter.tokens("loss/kl_avg", kl, mask)
         with torch.no_grad():

@@ -74,17 +74,29 @@ def full(logits: Tensor, reference_logits: Tensor, *, temperature: float) -> Ten
     return (logp.exp() * (logp - logq)).sum(-1)
 
 
-def straight_through(value: Tensor, logprobs: Tensor, reference: Tensor) -> Tensor:
-    """A KL *loss*: the value of any estimator with the gradient of k2.
+def straight_through(value: Tensor, logprobs: Tensor, reference: Tensor, ratio: Tensor) -> Tensor:
+    """A KL *loss*: the value of any estimator with the gradient of KL(π ‖ π_ref).
 
-    Differentiating k1 gives a gradient of expectation zero, differentiating k3 one of the reverse
-    divergence with unbounded weights; only k2's is the gradient of KL(π ‖ π_ref) on-policy
+    With x(a) = log π(a) - log π_ref(a), and since Σ_a π(a) ∇ log π(a) = ∇ 1 = 0,
+
+        ∇ KL(π ‖ π_ref) = Σ_a π(a) x(a) ∇ log π(a) = E_{a ~ π_old}[ρ(a) x(a) ∇ log π(a)]
+
+    with ρ = π / π_old, where x ∇ log π is the gradient of k2. After the first optimiser step π is no
+    longer the policy that sampled: without ρ the gradient would belong to neither of them. ρ must not be
+    clipped, since the expectation is exact for the full ratio alone, and not be differentiated. It is
+    exactly 1 in the first step. The states are those that π_old visited, as in all of PPO's losses.
+
+    What differentiating an estimator itself would give, on-policy (ρ = 1): k1 a gradient of expectation
+    0, k2 that of KL(π ‖ π_ref), k3 that of the reverse KL(π_ref ‖ π), abs that of no divergence: the
+    expectation of sign(x) ∇ log π. Off-policy and without ρ, none is the gradient of a divergence of π
     (Schulman 2020; verl #2953, OpenRLHF #1309).
 
     Args:
       value: [B, T] the estimate to report.
       logprobs: [B, T] log π with gradient.
       reference: [B, T] log π_ref, no gradient.
+      ratio: [B, T] ρ, see `losses.policy_ratio`; its gradient is not used.
     """
-    proxy = k2(logprobs, reference)
-    return proxy + (value - proxy).detach()
+    proxy = ratio.detach() * k2(logprobs, reference)
+    # Not proxy + (value - proxy): a large ρ would leave nothing of the value's digits.
+    return value.detach() + (proxy - proxy.detach())

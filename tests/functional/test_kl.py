@@ -125,11 +125,15 @@ def test_k3_stays_finite_at_extreme_ratios(x, expected):
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
-def slope(loss_of):
-    """The gradient of E_{a ~ π}[loss_of(log π(a), log π_ref(a))] through the loss alone, at P."""
+OLD = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+"""The policy that sampled: neither `P`, after some optimiser steps, nor the reference."""
+
+
+def slope(loss_of, sampler=P):
+    """The gradient of E_{a ~ sampler}[loss_of(log π(a), log π_ref(a))] through the loss alone, at P."""
     logits = P.log().requires_grad_()
     loss = loss_of(logits.log_softmax(0), Q.log())
-    (P * loss).sum().backward()
+    (sampler * loss).sum().backward()
     return logits.grad
 
 
@@ -139,23 +143,58 @@ def exact_slope(divergence):
     return logits.grad
 
 
-@pytest.mark.parametrize("name", kl.ESTIMATORS)
-def test_straight_through_has_the_value_of_the_estimate_and_the_gradient_of_kl(name):
-    estimate = kl.ESTIMATORS[name]
+def kl_loss(name, sampler):
+    """The engine's KL loss of tokens that `sampler` drew."""
 
     def loss(logp, logq):
-        return kl.straight_through(estimate(logp, logq), logp, logq)
+        ratio = (logp - sampler.log()).exp()  # with gradient, as the policy's loss has it
+        return kl.straight_through(kl.ESTIMATORS[name](logp, logq), logp, logq, ratio)
 
-    torch.testing.assert_close(loss(P.log(), Q.log()), estimate(P.log(), Q.log()))
+    return loss
+
+
+@pytest.mark.parametrize("sampler", [P, OLD], ids=["first step", "later step"])
+@pytest.mark.parametrize("name", kl.ESTIMATORS)
+def test_straight_through_has_the_value_of_the_estimate_and_the_gradient_of_kl(name, sampler):
+    """In expectation over the samples of the old policy, the gradient at the new one."""
+    loss = kl_loss(name, sampler)
+    assert torch.equal(loss(P.log(), Q.log()), kl.ESTIMATORS[name](P.log(), Q.log()))
     wanted = exact_slope(lambda z, ref: kl.full(z, ref, temperature=1))
     assert wanted.abs().max() > 0.1
-    torch.testing.assert_close(slope(loss), wanted, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(slope(loss, sampler), wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [torch.ones(3), (P / OLD).clamp(0.8, 1.2)], ids=["no", "clipped"])
+def test_without_the_full_ratio_a_later_step_would_follow_another_gradient(ratio):
+    found = slope(lambda p, q: kl.straight_through(kl.k2(p, q), p, q, ratio.double()), OLD)
+    wanted = exact_slope(lambda z, ref: kl.full(z, ref, temperature=1))
+    assert (found - wanted).norm() > 0.1 * wanted.norm()
+
+
+def test_a_large_ratio_takes_no_digits_from_the_value():
+    x = torch.tensor([20.0])
+    loss = kl.straight_through(x, x.clone().requires_grad_(), torch.zeros(1), x.exp())
+    assert loss.item() == 20.0
 
 
 def test_k1_as_a_loss_has_no_gradient_in_expectation():
     torch.testing.assert_close(slope(kl.k1), torch.zeros_like(P), rtol=0, atol=1e-12)
 
 
+def test_k2_as_a_loss_has_the_gradient_of_kl_while_the_policy_is_the_one_that_sampled():
+    wanted = exact_slope(lambda z, ref: kl.full(z, ref, temperature=1))
+    torch.testing.assert_close(slope(kl.k2), wanted, rtol=1e-10, atol=1e-12)
+    assert (slope(kl.k2, OLD) - wanted).norm() > 0.1 * wanted.norm()
+
+
 def test_k3_as_a_loss_has_the_gradient_of_the_reverse_divergence():
     wanted = exact_slope(lambda z, ref: kl.full(ref, z, temperature=1))
     torch.testing.assert_close(slope(kl.k3), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_abs_as_a_loss_has_the_gradient_of_no_divergence_between_the_policies():
+    for wanted in (
+        exact_slope(lambda z, ref: kl.full(z, ref, temperature=1)),
+        exact_slope(lambda z, ref: kl.full(ref, z, temperature=1)),
+    ):
+        assert (slope(kl.absolute) - wanted).norm() > 0.1 * wanted.norm()
