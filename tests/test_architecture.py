@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "rlframe"
 
 LAYERS = (  # an import points to an earlier line, or stays inside its own package
-    {"errors", "types"},
+    {"errors", "text", "types"},
     {"functional"},
     {"hooks"},
     {"recipe"},
@@ -116,6 +116,32 @@ def test_only_the_composition_root_and_the_command_line_know_the_recipe() -> Non
     for path in FILES:
         if package(path) not in ("build", "cli", "recipe"):
             assert not any(name.startswith("rlframe.recipe") for name, _ in imports(path)), path
+
+
+def test_one_module_writes_text_and_one_function_cuts_lines() -> None:
+    """What a terminal would obey, and what ends a line, is decided in `text.py`."""
+    writing = {"print", "echo", "secho", "Console", "Table", "splitlines"}
+    streams = {"sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"}
+    allowed = {
+        ("text.py", "Console"),  # makes consoles and tables that take text for text
+        ("text.py", "Table"),
+        ("text.py", "write"),  # writes to a stream
+        ("display.py", "Table"),  # of figures, and `cell`s
+        ("display.py", "print"),  # renders what `cell` and `table` have made
+        ("check.py", "print"),
+        ("plugins.py", "print"),
+        ("launch.py", "write"),  # the escape that shows the cursor
+    }
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            last = name.rpartition(".")[2]
+            found = last if last in writing else None
+            if last in ("write", "writelines") and name.rpartition(".")[0] in {*streams, "stream"}:
+                found = "write"
+            assert found is None or (path.name, found) in allowed, f"{path}:{node.lineno}: {name}"
 
 
 def test_no_function_is_longer_than_a_screen() -> None:

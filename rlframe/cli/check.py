@@ -9,14 +9,12 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from rlframe.cli.options import AllowLocalCode
 from rlframe.errors import PluginError, RecipeError, did_you_mean
 from rlframe.hooks.local import is_local
 from rlframe.hooks.registry import KINDS, Offer, Registry
+from rlframe.text import cell, console, say, table
 
 if TYPE_CHECKING:
     from rlframe.hooks.component import Component
@@ -144,26 +142,20 @@ def _print_json(offer: Offer, config: dict[str, Any], results: list[Result]) -> 
         "passed": all(result.outcome != "failed" for result in results),
         "checks": [vars(result) for result in results],
     }
-    typer.echo(json.dumps(told, default=str))
+    say(json.dumps(told, default=str))
 
 
 def _print_table(offer: Offer, results: list[Result]) -> None:
-    table = Table(
-        Column("check", no_wrap=True),
-        Column("outcome", no_wrap=True),
-        "what there is to say",
-        title=f"{KINDS[offer.kind][1]} {offer}",
-        title_justify="left",
-    )
+    columns, title = ("check", "outcome", "what there is to say"), f"{KINDS[offer.kind][1]} {offer}"
+    shown = table(*columns, title=title, whole=columns[:2])
     colours = {"ok": "green", "failed": "red", "skipped": "yellow"}
     for result in results:
-        outcome = Text(result.outcome, style=colours[result.outcome])
+        outcome = cell(result.outcome, style=colours[result.outcome])
         # The first line of a failure names the component and the check, which stand beside it.
         message = (
             result.message.partition("\n")[2] if result.outcome == "failed" else result.message
         )
-        table.add_row(result.check, outcome, Text(message))
-    console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table)
+        shown.add_row(cell(result.check), outcome, cell(message))
+    console(width=140).print(shown)
     counts = {outcome: sum(r.outcome == outcome for r in results) for outcome in colours}
-    typer.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
+    say(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))

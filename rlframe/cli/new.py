@@ -10,6 +10,7 @@ import typer
 
 from rlframe.cli.check import KIND_WORDS
 from rlframe.hooks.registry import CORE, Registry
+from rlframe.text import say
 
 
 def new_plugin(
@@ -29,9 +30,9 @@ def new_plugin(
         raise typer.BadParameter(problem, param_hint="NAME")
     root = write_plugin(name, word=kind, kind=KIND_WORDS[kind], parent=directory)
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        typer.echo(path)
+        say(path)
     folder = shlex.quote(str(root))
-    typer.echo(
+    say(
         "\nIt works as it is. Install, check, run:\n\n"
         f"  pip install --no-build-isolation -e {folder}\n"
         f"  rlframe plugins check {kind}:{name}\n"

@@ -14,6 +14,7 @@ from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
 from rlframe.errors import did_you_mean, listed
 from rlframe.planning.gpus import GIB, GPUS, PER_NODE, Device
 from rlframe.recipe import load_recipe
+from rlframe.text import say
 
 if TYPE_CHECKING:
     from rlframe.planning.memory import Workload
@@ -49,12 +50,12 @@ def plan(
     strategies = [*STRATEGIES, *([asked] if asked not in STRATEGIES else [])]
     rows = [_row(work, one, device, gpus) | {"recipe": one == asked} for one in strategies]
     if as_json:
-        typer.echo(json.dumps({**_question(work, device, gpus), "strategies": rows}))
+        say(json.dumps({**_question(work, device, gpus), "strategies": rows}))
         return
-    typer.echo(_heading(work, device, gpus))
-    typer.echo(_table(rows, device))
-    typer.echo(_help([row for row in rows if row["verdict"] != "fits"]))
-    typer.echo(_small_print(rows, gpus))
+    say(_heading(work, device, gpus))
+    say(_table(rows, device))
+    say(_help([row for row in rows if row["verdict"] != "fits"]))
+    say(_small_print(rows, gpus))
 
 
 def _device(name: str, memory_gib: float | None) -> Device:

@@ -7,12 +7,11 @@ from dataclasses import fields
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
 from rlframe.cli import check, new
 from rlframe.cli.options import NoPlugin, installed
 from rlframe.hooks.registry import KINDS, Offer
+from rlframe.text import cell, console, say, table
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)
 
@@ -41,13 +40,12 @@ def list_plugins(
             {name: getattr(o, name) for name in _SHOWN} | {"state": registry.state(o)}
             for o in offers
         ]
-        typer.echo(json.dumps(rows))
+        say(json.dumps(rows))
         return
-    columns = ("distribution", "version", "defined in", "state")
-    table = Table("kind", Column("type", no_wrap=True), *columns)
+    columns = ("kind", "type", "distribution", "version", "defined in", "state")
+    shown = table(*columns, whole=("type",))
     for o in offers:
         noun = KINDS[o.kind][1]
-        table.add_row(noun, o.name, o.distribution, o.version, o.target, registry.state(o))
-    console = Console()
-    # A pipe has no width; what is there to be copied must not be cut.
-    (console if console.is_terminal else Console(width=160)).print(table)
+        row = (noun, o.name, o.distribution, o.version, o.target, registry.state(o))
+        shown.add_row(*map(cell, row))
+    console(width=160).print(shown)  # what is there to be copied must not be cut

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rlframe.errors import RecipeError, SetupError, did_you_mean, listed
+from rlframe.text import say
 
 FOLDER = Path(__file__).parents[1] / "recipe_files"
 """A link to the folder `recipes` of the sources; an installed wheel has copies there."""
@@ -23,11 +24,11 @@ def list_recipes(
     """The names of the recipes, and what each one is for."""
     about = {name: _about(path) for name, path in _recipes().items()}
     if as_json:
-        typer.echo(json.dumps([{"name": name, "about": text} for name, text in about.items()]))
+        say(json.dumps([{"name": name, "about": text} for name, text in about.items()]))
         return
     width = max(map(len, about))
     for name, text in about.items():
-        typer.echo(f"{name:{width}}  {text}")
+        say(f"{name:{width}}  {text}")
 
 
 @app.command("copy")
@@ -51,7 +52,7 @@ def copy(
         raise SetupError(f"{target} exists already; give another name") from error
     except OSError as error:
         raise SetupError(f"{target} can not be written: {error.strerror}") from error
-    typer.echo(f"{target} is there; run it with: rlframe train {target}")
+    say(f"{target} is there; run it with: rlframe train {target}")
 
 
 def _recipes() -> dict[str, Path]:

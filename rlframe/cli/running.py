@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from rlframe.errors import Stopped
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import LoadedRecipe
+from rlframe.text import console, say
 
 if TYPE_CHECKING:
     from rlframe.runs.resuming import Allowance
@@ -84,7 +84,7 @@ def run(
 
     refuse_missing_gpus(loaded.recipe.runtime.device)
     disable_progress_bar()  # of transformers: the display shows progress
-    display = make_display(Console())
+    display = make_display(console())
     try:
         outcome = run_recipe(loaded, directory, display, registry=registry, resume=resume)
     except Stopped:
@@ -93,7 +93,7 @@ def run(
     finally:
         display.close()
     if os.environ.get("RANK", "0") == "0":
-        Console().print(f"Everything is in {outcome.directory}", markup=False, soft_wrap=True)
+        say(f"Everything is in {outcome.directory}")
     atexit.register(leave)
 
 
@@ -111,6 +111,6 @@ def _launched(
     program = [sys.executable, *([] if here else ["-P"]), "-m", "rlframe"]
     ended = launch([*program, *arguments], processes=processes, threads=threads)
     while ended.remedy is not None:
-        sys.stderr.write(f"Going on from the last checkpoint with {ended.remedy}\n")
+        say(f"Going on from the last checkpoint with {ended.remedy}", err=True)
         ended = launch([*program, *again, ended.remedy], processes=processes, threads=threads)
     return ended.exit_code

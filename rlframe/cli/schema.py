@@ -11,6 +11,7 @@ import typer
 from rlframe.errors import SetupError
 from rlframe.hooks.registry import Registry
 from rlframe.recipe.json_schema import recipe_schema
+from rlframe.text import say
 
 
 def schema(
@@ -19,13 +20,13 @@ def schema(
     """Print the JSON Schema of a recipe, for editors."""
     found, broken = recipe_schema(Registry())
     for message in broken:
-        typer.echo(f"left open: {message}", err=True)
+        say(f"left open: {message}", err=True)
     text = json.dumps(found, indent=2, ensure_ascii=False)
     if output is None:
-        typer.echo(text)
+        say(text)
         return
     try:
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise SetupError(f"{output} can not be written: {error.strerror}") from error
-    typer.echo(f"{output} is there; begin a recipe with: # yaml-language-server: $schema={output}")
+    say(f"{output} is there; begin a recipe with: # yaml-language-server: $schema={output}")

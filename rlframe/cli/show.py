@@ -12,6 +12,7 @@ import typer
 from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
 from rlframe.recipe.compose import compose
 from rlframe.recipe.document import Document, dotted, leaves
+from rlframe.text import say, visible
 
 
 def show(
@@ -43,9 +44,9 @@ def show(
         data = document.data
     if provenance:
         rows = [_row(path, value, document) for path, value in leaves(data)]
-        typer.echo(json.dumps(rows) if as_json else "\n".join(map(_line, rows)))
+        say(json.dumps(rows) if as_json else "\n".join(map(_line, rows)))
     else:
-        typer.echo(json.dumps(data) if as_json else _yaml(data), nl=as_json)
+        say(json.dumps(data) if as_json else _yaml(data).removesuffix("\n"))
 
 
 def _row(path: Any, value: Any, document: Document) -> dict[str, Any]:
@@ -77,4 +78,9 @@ def _yaml(data: dict[str, Any]) -> str:
     yaml.default_flow_style = False
     yaml.width = 10_000  # a long value stays on its line
     yaml.dump(data, text)
+    if (
+        visible(text.getvalue()) != text.getvalue()
+    ):  # a terminal would obey it: as escapes, in quotes
+        yaml.allow_unicode, text = False, io.StringIO()
+        yaml.dump(data, text)
     return text.getvalue()

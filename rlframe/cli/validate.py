@@ -10,6 +10,7 @@ import typer
 
 from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
 from rlframe.recipe import load_recipe
+from rlframe.text import say
 
 
 def validate(
@@ -30,6 +31,6 @@ def validate(
     stages = [s for s in ("sft", "reward_model", "ppo") if getattr(loaded.recipe, s) is not None]
     if as_json:
         plugins = {".".join(map(str, path)): c.offer.qualified for path, c in loaded.chosen.items()}
-        typer.echo(json.dumps({"digest": loaded.digest, "stages": stages, "plugins": plugins}))
+        say(json.dumps({"digest": loaded.digest, "stages": stages, "plugins": plugins}))
         return
-    typer.echo(f"{recipe} is valid: {', '.join(stages)}; digest {loaded.digest[:12]}")
+    say(f"{recipe} is valid: {', '.join(stages)}; digest {loaded.digest[:12]}")

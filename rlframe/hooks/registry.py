@@ -38,6 +38,7 @@ from rlframe.hooks.component import (
 )
 from rlframe.hooks.lint import misfits
 from rlframe.hooks.local import is_local, local_component
+from rlframe.text import lines
 
 KINDS: dict[str, tuple[type[Component[Any]], str]] = {
     "data_generators": (DataGenerator, "data generator"),
@@ -265,7 +266,7 @@ def unmet(requirements: Iterable[str]) -> list[tuple[int, str, type[RecipeError 
         try:
             wanted = Requirement(text)
         except InvalidRequirement as error:
-            reason = str(error).splitlines()[0]
+            reason = lines(str(error))[0]
             found.append(
                 (number, f"{text!r} is not a requirement as pip takes it: {reason}", RecipeError)
             )

@@ -28,6 +28,7 @@ from ruamel.yaml import YAML
 
 import rlframe
 from rlframe.errors import RunError, SetupError
+from rlframe.text import lines
 
 _LIBRARIES = (
     "torch",
@@ -138,7 +139,7 @@ class RunDirectory:
     def read_samples(self, name: str) -> list[dict[str, Any]]:
         """What `samples` wrote."""
         text = (self.path / "samples" / f"{name}.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in lines(text)]
 
     def forget_after(self, updates: int) -> None:
         """Drop the metrics of PPO updates beyond these, and a line that a killed process left torn."""
@@ -146,7 +147,7 @@ class RunDirectory:
         if not self.main or not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in lines(path.read_text(encoding="utf-8"), keep_ends=True):
             row = json.loads(line) if line.endswith("\n") else None
             of_update = row is not None and row["stage"] == "ppo"
             if row is not None and not (

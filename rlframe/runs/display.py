@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rlframe.text import cell, visible
+
 HEADLINES = (
     ("objective/scores", "score"),
     ("objective/kl", "KL"),
@@ -87,7 +89,7 @@ class PlainDisplay:
             self.say(f"{self._stage} {done}/{total}  {told}")
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(cell(text), soft_wrap=True)
 
     def show(self, table: Table) -> None:
         self._console.print(table)
@@ -104,7 +106,7 @@ class LiveDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -118,7 +120,7 @@ class LiveDisplay:
     def stage(self, name: str, detail: str) -> None:
         self._rows = []
         self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(name, total=None)
+        self._task = self._bar.add_task(visible(name), total=None)
         self.say(f"{name}: {detail}")
 
     def step(self, done: int, total: int, figures: Mapping[str, float]) -> None:
@@ -135,11 +137,11 @@ class LiveDisplay:
         table = Table(*labels, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for number, figures in self._rows:
             cells = (f"{figures[key]:.3g}" if key in figures else "" for key, _ in HEADLINES)
-            table.add_row(str(number), *cells)
+            table.add_row(*map(cell, (number, *cells)))
         return table
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(cell(text))
 
     def show(self, table: Table) -> None:
         self._console.print(table)

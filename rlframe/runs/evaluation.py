@@ -14,7 +14,8 @@ from typing import Any
 from rich.table import Table
 
 from rlframe.engine.judge import Judgement
-from rlframe.types import Rollout, StopReason
+from rlframe.text import cell, table
+from rlframe.types import Prompt, Rollout, StopReason
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,15 @@ class Answer:
     """The mix."""
     rewards: dict[str, float]
     """Name -> score before its weight."""
+    question: str | None = None
+    """The last turn of the chat that the prompt was rendered from; None where there was no chat."""
 
     def row(self) -> dict[str, Any]:
         """What a samples file keeps."""
-        return {**vars(self), "stop_reason": self.stop_reason.value}
+        found = {**vars(self), "stop_reason": self.stop_reason.value}
+        if self.question is None:
+            del found["question"]
+        return found
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Answer:
@@ -115,19 +121,29 @@ def _answers(rollout: Rollout, judged: Judgement) -> list[Answer]:
             stop_reason=rollout.stop_reasons[i],
             score=scores[i],
             rewards={name: values[i] for name, values in rewards.items()},
+            question=_question(rollout.prompts[i]),
         )
         for i in range(len(rollout))
     ]
 
 
+def _question(prompt: Prompt) -> str | None:
+    return prompt.messages[-1]["content"] if prompt.messages else None
+
+
 def before_and_after(before: HeldOut, after: HeldOut, *, rows: int) -> Table:
-    """The first prompts, each with its first response before and after and their scores."""
-    table = Table("prompt", "before", "score", "after", "score", title="Held-out prompts")
+    """The first prompts, each with its first response before and after and their scores.
+
+    Of a chat its last turn stands there: the rendered template begins alike in every row.
+    """
+    shown = table("prompt", "before", "score", "after", "score", title="Held-out prompts")
     firsts = {answer.group: k for k, answer in reversed(list(enumerate(before.answers)))}
     for k in sorted(firsts.values())[:rows]:
         old, new = before.answers[k], after.answers[k]
-        table.add_row(old.prompt, _shown(old), f"{old.score:.2f}", _shown(new), f"{new.score:.2f}")
-    return table
+        asked = old.prompt if old.question is None else old.question
+        row = (asked, _shown(old), f"{old.score:.2f}", _shown(new), f"{new.score:.2f}")
+        shown.add_row(*map(cell, row))
+    return shown
 
 
 def what_changed(before: HeldOut, after: HeldOut, *, kl: float) -> str:
