@@ -1,5 +1,6 @@
 """`python -m rlframe` is `rlframe`, by the interpreter that one chooses."""
 
-from rlframe.cli.main import main
+from rlframe.cli.console import console
 
-main()
+if __name__ == "__main__":  # a process that multiprocessing spawns imports this, too
+    console()

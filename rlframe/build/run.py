@@ -11,7 +11,7 @@ from typing import Any
 from rlframe.build.alignment import alignment, check_adapters
 from rlframe.build.machine import saver_of
 from rlframe.build.project import Project
-from rlframe.errors import RlframeError, Stopped
+from rlframe.errors import RlframeError, Stopped, keep_traceback, no_exit
 from rlframe.hooks.registry import Registry, fingerprint
 from rlframe.models import loading
 from rlframe.models.policy import Policy
@@ -95,17 +95,26 @@ def run_recipe(
             strategy=str(runtime.strategy),
         )
         try:
-            outcome = _stages(project, files, display, stop)
+            with no_exit("something that the run calls"):
+                outcome = _stages(project, files, display, stop)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Stopped)
             reason = str(error) if isinstance(error, RlframeError) else repr(error)
             with suppress(OSError):  # a full disk must not hide what happened
                 files.end("interrupted" if stopped else "failed", error=reason)
+            if not stopped:
+                _keep(error, files.path, runtime.rank)
             if isinstance(error, Stopped):
                 raise Stopped(f"{reason}; go on with: rlframe resume {files.path}") from error
             raise
         files.end("finished", figures=outcome.figures, error=None)
     return outcome
+
+
+def _keep(error: BaseException, run: Path, rank: int) -> None:
+    """Keep the traceback beside the run: a message names one place, and there may be more to see."""
+    keep_traceback(error, run, "traceback.txt" if rank == 0 else f"traceback.rank{rank}.txt")
+    error.add_note(f"Once that is fixed: rlframe resume {run}")
 
 
 def _stages(project: Project, files: RunDirectory, display: Display, stop: StopRequest) -> Outcome:

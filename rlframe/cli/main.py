@@ -6,19 +6,27 @@ A command's module is imported when the command runs, so that `rlframe --help` r
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from rlframe.distributed.child import take_reports, tell
-from rlframe.errors import RlframeError
+from rlframe import __version__
+from rlframe.distributed.child import finished, take_reports, tell
+from rlframe.errors import RlframeError, no_exit
+from rlframe.text import say, visible
 
 INTERRUPTED = 130
+DEBUG = "RLFRAME_DEBUG"
+"""Environment variable, which --debug sets for the processes of a run: show tracebacks."""
 
 COMMANDS = {
     "train": "Run every stage of a recipe: supervised fine-tuning, reward model, PPO.",
@@ -64,6 +72,31 @@ class _Commands(TyperGroup):
         super().__init__(**settings)
         self.commands = {name: _Deferred(name, help=text) for name, text in COMMANDS.items()}
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """--debug may stand anywhere: it is added to a command line that has just failed."""
+        debug = "--debug" in args
+        return super().parse_args(ctx, ["--debug"] * debug + [a for a in args if a != "--debug"])
+
+    def make_context(self, *given: Any, **extra: Any) -> Any:
+        with _usage():
+            return super().make_context(*given, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usage(), no_exit(f"something that `rlframe {ctx.invoked_subcommand or ''}` runs"):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """What a wrong use quotes is foreign text; the command line's library shows it as it is."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            shown = visible(error.format_message())
+            setattr(error, "format_message", lambda: shown)  # noqa: B010  a method, for mypy
+        raise
+
 
 app = typer.Typer(
     name="rlframe",
@@ -75,26 +108,63 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"rlframe {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
-def rlframe() -> None:
+def rlframe(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of whatever goes wrong.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """PPO for language models, with rewards, KL controllers and losses as plugins."""
+    if debug:
+        os.environ[DEBUG] = "1"
 
 
 def main() -> None:
-    """Run a command. Exit codes: 0 ok, 1 the run failed, 2 usage, 3 recipe, 4 plugin, 5 environment,
-    130 interrupted.
+    """Run a command, and raise SystemExit with its exit code: 0 ok, 1 the run failed, 2 usage,
+    3 recipe, 4 plugin, 5 environment, 130 interrupted.
     """
-    reports = take_reports()
+    reports, before = take_reports(), os.environ.get(DEBUG)
+    try:
+        code = _outcome(reports)
+    finally:
+        os.environ.pop(DEBUG, None)
+        if before is not None:
+            os.environ[DEBUG] = before
+    if code == 0:
+        finished(reports)
+    sys.exit(code)
+
+
+def _outcome(reports: Path | None) -> int:
+    """The exit code of a command; what went wrong is told."""
     try:
         app()
-    except RlframeError as error:
-        tell(f"error: {error}", error.exit_code, error, reports=reports)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt as error:
-        tell("interrupted", INTERRUPTED, error, reports=reports)
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        if reports is None:
-            raise
-        tell(traceback.format_exc().rstrip(), 1, error, reports=reports)
-        sys.exit(1)
+    except SystemExit as end:  # the command line's library ends so, and nobody else
+        return int(end.code or 0)
+    except BaseException as error:
+        code, message = _told(error)
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            message = f"{traceback.format_exc()}{message}"
+        tell(message, code, error, reports=reports)
+        return code
+    return 0
+
+
+def _told(error: BaseException) -> tuple[int, str]:
+    """(the exit code for an error, what to say of it)."""
+    if isinstance(error, RlframeError):
+        return error.exit_code, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    from rlframe.cli.mishaps import described
+
+    return 1, described(error)

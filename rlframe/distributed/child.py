@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,9 +14,17 @@ from pathlib import Path
 from typing import Literal
 
 from rlframe.errors import OutOfMemoryError, SetupError
+from rlframe.text import say
 
 REPORTS = "RLFRAME_REPORTS"
 """Environment variable: the directory in which a launcher looks for its ranks' reports."""
+
+ENDED_EARLY = (
+    "ended with exit code 0 before its work was done. Something in it, perhaps a plugin, called "
+    "os._exit or exec, or a library ended the process. A run that had begun goes on with "
+    "`rlframe resume RUN`"
+)
+"""The end of a sentence: only what has finished may report success."""
 
 _PEER_IS_GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL")
 
@@ -40,6 +47,20 @@ class Report:
 def report_path(directory: Path, rank: int) -> Path:
     """The file in which a rank's report stands."""
     return directory / f"rank-{rank}.json"
+
+
+def unfinished_path(directory: Path, rank: int) -> Path:
+    """A file that the launcher makes and the rank removes when its work is done.
+
+    That way round a full disk cannot make a failure of what went well.
+    """
+    return directory / f"rank-{rank}.unfinished"
+
+
+def finished(reports: Path | None) -> None:
+    """Tell the launcher that this process has done its work, and may end with exit code 0."""
+    if reports is not None:
+        unfinished_path(reports, int(os.environ.get("RANK", "0"))).unlink(missing_ok=True)
 
 
 def read_report(path: Path) -> Report | None:
@@ -72,10 +93,10 @@ def tell(message: str, exit_code: int, error: BaseException, *, reports: Path | 
             path.with_suffix(".new").write_text(json.dumps(asdict(report)), "utf-8")
             path.with_suffix(".new").replace(path)
         except OSError as full:  # better twice, or with a prefix, than not at all
-            sys.stderr.write(f"{message}\n(no report could be written: {full})\n")
+            say(f"{message}\n(no report could be written: {full})", err=True)
         return
     several = os.environ.get("WORLD_SIZE", "1") != "1"
-    sys.stderr.write(f"rank {rank}: {message}\n" if several else f"{message}\n")
+    say(f"rank {rank}: {message}" if several else message, err=True)
 
 
 def refuse_missing_gpus(device: Literal["auto", "cpu", "cuda"]) -> None:

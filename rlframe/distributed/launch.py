@@ -6,7 +6,6 @@ table that lacks the rank's own words, and leave its workers behind when it is k
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import selectors
@@ -22,7 +21,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rlframe.distributed.child import REPORTS, read_report, report_path
+from rlframe.distributed.child import (
+    ENDED_EARLY,
+    REPORTS,
+    read_report,
+    report_path,
+    unfinished_path,
+)
+from rlframe.distributed.watching import SIGNAL_NAMES, die_with, killed_by
+from rlframe.text import say
 
 SETTLE = 1.0
 """Seconds that the others have to end by themselves, once a rank has failed."""
@@ -34,9 +41,6 @@ LEAVE = 300.0
 _TICK = 0.1  # seconds
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PIPE = 65536  # bytes that a pipe holds
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LIBC = ctypes.CDLL(None)  # opened here: a child between fork and exec should not load libraries
-_NAMES = {number.value: number.name for number in signal.Signals}
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,20 @@ def launch(command: Sequence[str], *, processes: int, threads: int | None = None
         ranks: list[_Rank] = []
         try:
             for number in range(processes):
-                ranks.append(_Rank(number, command, shared, report_path(Path(reports), number)))
+                ranks.append(_Rank(number, command, shared, Path(reports)))
             watch = _Watch(ranks, received)
             watch.until_all_have_ended()
         finally:
             for rank in ranks:
                 rank.end()
-        if sys.stdout.isatty():
-            sys.stdout.write("\x1b[?25h")  # a live display that was killed leaves the cursor hidden
+        _show_cursor()
         return watch.tell()
+
+
+def _show_cursor() -> None:
+    """A live display that was killed leaves the cursor of the terminal hidden."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h")
 
 
 def _environment(processes: int, threads: int | None) -> dict[str, str]:
@@ -128,14 +137,6 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _die_with(parent: int) -> None:
-    """In a child before its program starts: let the kernel kill it when the parent dies."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before it was asked
-            os._exit(1)
-
-
 @dataclass(frozen=True)
 class _Failure:
     """How a rank failed: in its own words or, where it has left none, in those of the launcher."""
@@ -163,12 +164,14 @@ class _Rank:
     """One process, at the head of a process group of its own."""
 
     def __init__(
-        self, number: int, command: Sequence[str], shared: Mapping[str, str], report: Path
+        self, number: int, command: Sequence[str], shared: Mapping[str, str], reports: Path
     ) -> None:
         self.number = number
         self.ended = False
         self.failure: _Failure | None = None
-        self._report = report
+        self._report = report_path(reports, number)
+        self._unfinished_work = unfinished_path(reports, number)
+        self._unfinished_work.touch()
         self._unfinished = b""
         first = number == 0
         self._process = subprocess.Popen(
@@ -178,7 +181,7 @@ class _Rank:
             stdout=None if first else subprocess.DEVNULL,
             stderr=None if first else subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=partial(_die_with, os.getpid()),
+            preexec_fn=partial(die_with, os.getpid()),
         )
         self.stderr = self._process.stderr
         if self.stderr is not None:
@@ -196,7 +199,7 @@ class _Rank:
             lines.append(self._unfinished)
         # Of a bar that redraws its line, the last state.
         texts = (line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace") for line in lines)
-        return [f"[rank {self.number}] {text}\n" for text in texts], not read
+        return [f"[rank {self.number}] {text}" for text in texts], not read
 
     def look(self) -> None:
         """Learn whether it has ended or failed: after its report a rank may take a while to end."""
@@ -215,20 +218,21 @@ class _Rank:
                 reported=True,
                 remedy=report.remedy,
             )
-        elif found is not None and found.si_status != 0:
+        elif found is not None and (found.si_status != 0 or self._unfinished_work.exists()):
             self.failure = self._unreported(found.si_status, found.si_code != os.CLD_EXITED)
 
     def _unreported(self, status: int, killed: bool) -> _Failure:
         if killed:
-            message = f"error: rank {self.number} was killed by {_NAMES.get(status, status)}"
+            told = killed_by(SIGNAL_NAMES.get(status, str(status)))
+            told += ". Fewer --processes need less" if status == signal.SIGKILL else ""
+        elif status == 0:
+            told = ENDED_EARLY
         else:
-            message = f"error: rank {self.number} ended with exit code {status}; see what it wrote"
-        if killed and status == signal.SIGKILL:
-            message += " (out of memory? `dmesg` would say so). Fewer --processes need less"
+            told = f"ended with exit code {status}; see what it wrote"
         return _Failure(
             self.number,
-            128 + status if killed else status,
-            message,
+            128 + status if killed else max(status, 1),
+            f"error: rank {self.number} {told}",
             time.monotonic(),
             consequence=killed and status == signal.SIGABRT,  # how C++ ends when a peer is gone
             reported=False,
@@ -297,16 +301,17 @@ class _Watch:
         # What a rank says when it is ended, or when its peer is gone, is not worth the reader's time.
         worth = {failure.rank for failure in own if not failure.consequence}
         held = [line for rank, line in self._held if rank.number in worth]
-        sys.stderr.write("".join([*(f"{text}\n" for text in told.values()), *held]))
+        for text in (*told.values(), *held):
+            say(text, err=True)
         return Ended(first.exit_code, first.remedy if self._asked is None else None)
 
     def _tell_stop(self, asked: int, stops: list[_Failure], failures: list[_Failure]) -> int:
         """The same where the ranks were asked to stop and did."""
         if not failures:
             return 0
-        usual = "interrupted" if asked == signal.SIGINT else f"stopped by {_NAMES[asked]}"
+        usual = "interrupted" if asked == signal.SIGINT else f"stopped by {SIGNAL_NAMES[asked]}"
         words = [failure.message for failure in stops if failure.reported]
-        sys.stderr.write(f"{(words or [usual])[0]}\n")
+        say((words or [usual])[0], err=True)
         return stops[0].exit_code if stops else 128 + asked
 
     def _stopped(self, failure: _Failure) -> bool:
@@ -319,8 +324,8 @@ class _Watch:
         if any(other.failure is not None for other in self._ranks if other is not rank):
             self._held += [(rank, line) for line in lines]
         else:
-            sys.stderr.write("".join(lines))
-            sys.stderr.flush()
+            for line in lines:
+                say(line, err=True)
         return last
 
     def _pass_on(self) -> None:

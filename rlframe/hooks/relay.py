@@ -7,7 +7,6 @@ Observers are called one by one, so that one that raises does not silence those 
 from __future__ import annotations
 
 import os
-import sys
 import time
 import traceback
 import warnings
@@ -18,9 +17,10 @@ from typing import Any
 
 import pluggy
 
-from rlframe.errors import PluginError, RunError
+from rlframe.errors import PluginError, RunError, exit_refused
 from rlframe.hooks.component import HookPlugin, Instance
 from rlframe.hooks.spec import plugin_manager
+from rlframe.text import say
 from rlframe.types import KLMeasurement, KLState
 
 TRACE = "RLFRAME_TRACE_HOOKS"
@@ -86,6 +86,9 @@ class Relay:
                     ObserverWarning,
                     stacklevel=2,
                 )
+            elif isinstance(error, SystemExit):
+                who = f"{implementation.plugin_name}: {self._named(implementation.plugin)}"
+                raise RunError(exit_refused(f"{who} in rlframe_{name}", error)) from error
             elif error is not None:  # Ctrl-C is nobody's mistake
                 raise error
 
@@ -122,9 +125,11 @@ class Relay:
         """
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             culprit = self._blame(error)
             whose = f"hook plugin {culprit}, around {noun}" if culprit else noun
+            if isinstance(error, SystemExit):
+                raise RunError(exit_refused(f"{whose} {instance}", error)) from error
             place = _place(error, (culprit or instance).component)
             told = (
                 f"{whose} {instance} raised {type(error).__name__}: {error} [{place}]\n{detail()}"
@@ -169,7 +174,7 @@ def _trace(
     error = outcome.exception
     came = f"raised {error!r}" if error is not None else f"-> {_shown(outcome.get_result())}"
     arguments = ", ".join(f"{key}={_shown(value)}" for key, value in given.items())
-    sys.stderr.write(f"{name}({arguments}) by {', '.join(by)} {came} in {1e3 * seconds:.2f} ms\n")
+    say(f"{name}({arguments}) by {', '.join(by)} {came} in {1e3 * seconds:.2f} ms", err=True)
 
 
 def _shown(value: object) -> str:

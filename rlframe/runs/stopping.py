@@ -8,15 +8,19 @@ import time
 from types import FrameType
 from typing import Any, Self
 
-_SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "interrupted (Ctrl-C)"}
+_SIGNALS = {
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGINT: "interrupted (Ctrl-C)",
+    signal.SIGHUP: "SIGHUP (its terminal was closed)",
+}
 
 
 class StopRequest:
-    """While active, notes SIGTERM and SIGINT instead of ending the process; the loop asks for `reason`.
+    """While active, notes SIGTERM, SIGINT and SIGHUP, which would end the process.
 
-    A second SIGINT ends at once, with KeyboardInterrupt. A signal that the process ignores, such as
-    SIGINT in a script's background job, stays ignored. Outside of the main thread, where Python handles
-    no signals, there is the limit alone.
+    The loop asks for `reason`. A second SIGINT ends at once, with KeyboardInterrupt. A signal that the
+    process ignores, such as SIGINT in a script's background job or SIGHUP under nohup, stays ignored.
+    Outside of the main thread, where Python handles no signals, there is the limit alone.
 
     Args:
       limit_minutes: wall time from entering until a stop is due; None for no limit.

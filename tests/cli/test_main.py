@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,73 @@ def test_an_interrupt_ends_with_130(rlframe, recipe, monkeypatch):
     assert rlframe("validate", recipe).code == 130
 
 
-def test_a_programmers_mistake_is_not_dressed_up(rlframe, recipe, monkeypatch):
+def breaks(monkeypatch, error):
     def load_recipe(*_, **__):
-        raise AttributeError("a bug")
+        raise error
 
     monkeypatch.setattr(validate, "load_recipe", load_recipe)
-    with pytest.raises(AttributeError, match="a bug"):
-        rlframe("validate", recipe)
+
+
+def test_what_nobody_expected_is_one_message_and_its_traceback_is_kept(
+    rlframe, recipe, monkeypatch
+):
+    breaks(monkeypatch, AttributeError("a bug \x1b[2J"))
+    code, out, err = rlframe("validate", recipe)
+    assert (code, out) == (1, "")
+    first, *rest = err.splitlines()
+    assert first == "error: AttributeError: a bug \\u001b[2J"
+    assert f"It came from {__file__}:" in err
+    assert "Traceback (most recent call last)" not in err
+    (kept,) = [line.split()[4].rstrip(";") for line in rest if "traceback is in" in line]
+    assert "raise error\nAttributeError: a bug" in Path(kept).read_text()
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "validate"], ["validate", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_stands(rlframe, recipe, monkeypatch, arguments):
+    breaks(monkeypatch, AttributeError("a bug"))
+    code, out, err = rlframe(*arguments, recipe)
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last)")
+    assert "error: AttributeError: a bug" in err
+    assert "Traceback" not in rlframe("validate", recipe).err  # the next command is not debugged
+
+
+def test_an_error_that_was_expected_has_a_traceback_too(rlframe, recipe, monkeypatch):
+    monkeypatch.setenv("RLFRAME_DEBUG", "1")
+    breaks(monkeypatch, PluginError("what is wrong"))
+    code, _, err = rlframe("validate", recipe)
+    assert code == 4
+    assert err.startswith("Traceback (most recent call last)")
+    assert err.endswith("\nerror: what is wrong\n")
+
+
+def test_an_environment_variable_that_an_error_quotes_is_named(rlframe, recipe, monkeypatch):
+    monkeypatch.setenv("SOME_TIMEOUT", "abc")
+    breaks(monkeypatch, ValueError("invalid literal for int() with base 10: 'abc'"))
+    assert "The environment variable SOME_TIMEOUT has this value" in rlframe("validate", recipe).err
+
+
+@pytest.mark.parametrize("code", [0, None, 3, "a word"])
+def test_whoever_exits_in_the_middle_of_a_command_has_not_made_it_a_success(
+    rlframe, recipe, monkeypatch, code
+):
+    breaks(monkeypatch, SystemExit(code))
+    ended = rlframe("validate", recipe)
+    assert (ended.code, ended.out) == (1, "")
+    assert f"called sys.exit({'' if code is None else repr(code)}) [{__file__}:" in ended.err
+
+
+def test_a_command_line_that_is_wrong_is_quoted_without_its_control_characters(rlframe):
+    for wrong in ("\x1b[31mred", "[/INST]", "\u202egpj.\udcff"):
+        ended = rlframe(wrong)
+        assert ended.code == 2
+        assert "\x1b[31m" not in ended.err
+        assert not {"\u202e", "\udcff"} & set(ended.err)
+        assert rlframe("validate", "a.yaml", "--" + wrong).code == 2
+
+
+def test_the_version_is_that_of_the_package(rlframe):
+    assert rlframe("--version") == (0, f"rlframe {version('rlframe')}\n", "")
 
 
 @pytest.mark.parametrize(

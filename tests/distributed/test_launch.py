@@ -31,8 +31,10 @@ from rlframe.distributed.launch import launch
 sys.exit(launch(json.loads(sys.argv[1]), **json.loads(sys.argv[2])).exit_code)
 """
 PRELUDE = """\
-import json, os, signal, socket, subprocess, sys, time
+import atexit, json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
+from rlframe.distributed.child import finished
+atexit.register(finished, Path(os.environ["RLFRAME_REPORTS"]))  # with any exit code: 0 alone is asked
 rank, here = int(os.environ["RANK"]), Path(os.environ["HERE"])
 def note(name, text=""):
     (here / f"{name}-{rank}.new").write_text(text)
@@ -190,6 +192,8 @@ def test_a_terminal_stays_one_for_rank_0_and_gets_its_cursor_back(started):
         ("os.kill(os.getpid(), signal.SIGSEGV)", 139, "error: rank 1 was killed by SIGSEGV"),
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "error: rank 1 was killed by SIGINT"),
         ("fail(ValueError('no'), 4)", 4, "rank 1: error: no"),
+        ("os._exit(0)", 1, "error: rank 1 ended with exit code 0 before its work was done."),
+        ("os.execv('/bin/true', ['true'])", 1, "error: rank 1 ended with exit code 0 before"),
     ],
 )
 def test_the_exit_code_is_that_of_the_rank_that_failed(started, ending, code, told):
@@ -471,10 +475,15 @@ from rlframe.distributed.child import take_reports, tell
 from rlframe.errors import OutOfMemoryError
 reports, rank = take_reports(), int(os.environ["RANK"])
 if sys.argv[1:] == ["asked"]:
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    (reports / f"ready-{rank}").touch()
+    while rank == 0 and not (reports / "ready-1").exists():
+        time.sleep(0.01)
     if rank == 0:
         os.kill(os.getppid(), signal.SIGTERM)
-    signal.pause()
+    while not asked:
+        time.sleep(0.01)
 time.sleep(rank / 2)
 tell("error: full", 1, OutOfMemoryError("full", remedy=f"size={rank}"), reports=reports)
 sys.exit(1)

@@ -14,6 +14,8 @@ from tests.cli.conftest import TINY
 # interpreter is taken down, and keeps the interpreter's lock, as a collection of garbage would.
 LATE = """
 import atexit, ctypes, os, sys, time
+from rlframe.distributed.child import finished, take_reports
+finished(take_reports())
 rank = int(os.environ["RANK"])
 if rank == 1:
     atexit.register(ctypes.PyDLL(None).usleep, 400_000)

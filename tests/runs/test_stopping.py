@@ -11,25 +11,32 @@ import pytest
 
 from rlframe.runs.stopping import StopRequest
 
+NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @pytest.fixture(autouse=True)
 def python_handles_signals() -> Iterator[None]:
     """As in a process that was started in the foreground."""
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in NOTED}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 def handlers() -> list[object]:
-    return [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    return [signal.getsignal(s) for s in NOTED]
 
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "interrupted (Ctrl-C)")],
+    [
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGINT, "interrupted (Ctrl-C)"),
+        (signal.SIGHUP, "SIGHUP (its terminal was closed)"),
+    ],
     ids=str,
 )
 def test_a_signal_is_noted_instead_of_ending_the_process(
@@ -85,12 +92,13 @@ def test_one_within_another_leaves_it_active() -> None:
         assert outer.reason()
 
 
-def test_an_ignored_signal_stays_ignored() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", NOTED, ids=str)
+def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_IGN)
     with StopRequest() as stop:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert stop.reason() is None
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(number) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize(
