@@ -117,6 +117,7 @@ class Crediting:
         kl = seen["kl"]
         rewards = penalised(scores, kl, coefficient=beta) if self.penalty else scores
         rewards = rewards.to(seen["values"].dtype)
+        self._refuse_infinite(rewards, scores, kl, mask, beta=beta, update=rollout.update)
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, center=False, over=self._moments(rewards, mask))
         advantages, returns = self.advantages(rewards, seen["values"], mask)
@@ -131,6 +132,26 @@ class Crediting:
             returns=returns,
             schedule=schedule,
             update=rollout.update,
+        )
+
+    def _refuse_infinite(
+        self, rewards: Tensor, scores: Tensor, kl: Tensor, mask: Tensor, *, beta: float, update: int
+    ) -> None:
+        """Scores are finite each by itself; their mix, in the precision of values, need not be.
+
+        Collective: call on all ranks. All raise, or none would be left for the others to wait for.
+
+        Raises:
+          RunError: some token reward is not finite on any rank.
+        """
+        if not int(self.reduce((~rewards.isfinite() & mask).sum().double())):
+            return
+        score, nats = (float(x.abs().masked_fill(~mask, 0).max()) for x in (scores, kl))
+        penalty = f", and a KL of up to {nats:.3g} nats times {beta:.3g}" if self.penalty else ""
+        raise RunError(
+            f"update {update}: the rewards of tokens are not finite in {rewards.dtype}. They are made "
+            f"of scores of up to {score:.3g} (on this rank){penalty}. Lower the `weight` of the reward "
+            "that is so large, or set its `normalize`"
         )
 
     def _moments(self, x: Tensor, mask: Tensor) -> Moments:

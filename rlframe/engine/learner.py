@@ -55,6 +55,10 @@ class _NoMemoryError(Exception):
     """A rank ran out of memory where all of them can begin again."""
 
 
+class SkippedUpdateWarning(RuntimeWarning):
+    """Every optimiser step of an update was skipped: nothing was learned from its rollout."""
+
+
 class MemoryWarning(RuntimeWarning):
     """Memory ran out, and the run goes on in smaller passes."""
 
@@ -126,7 +130,8 @@ class Learner:
           beta: weight of KL where it is a loss.
 
         Returns:
-          (sums over all tokens and passes, figures of the update as a whole).
+          (sums over all tokens and passes of the steps that were taken, figures of the update as a
+          whole). Where every step was skipped, the names are there, with nothing counted.
 
         Raises:
           RunError: several steps in a row had a loss or gradient that was not finite.
@@ -146,6 +151,14 @@ class Learner:
             if self._moved_too_far(passed):
                 break
         finite = [norm for norm in norms if math.isfinite(norm)]
+        if not finite:
+            warnings.warn(
+                f"update {experience.update}: all of its {skipped} optimiser steps were skipped "
+                "because they were not finite, so nothing was learned from this rollout. The weights "
+                "are unchanged, and metrics of the losses are null",
+                SkippedUpdateWarning,
+                stacklevel=2,
+            )
         return meter, {
             "lr": self._training.optimizer.param_groups[0]["lr"],
             "train/grad_norm": sum(finite) / len(finite) if finite else math.nan,
@@ -155,6 +168,7 @@ class Learner:
         }
 
     def _moved_too_far(self, passed: Meter) -> bool:
+        """Whether the epoch ends the update. NaN, where no step was taken, does not."""
         limit = self._settings.stop_approx_kl
         return limit is not None and passed.means(self._runtime.sum)["policy/approxkl_avg"] > limit
 
@@ -220,6 +234,7 @@ class Learner:
             self._bad_in_a_row = 0
             meter.merge(sums)
         else:
+            meter.merge(sums.emptied())
             self._skipped(experience.update, float(self._runtime.sum(total)), norm)
         self._steps += 1
         return norm

@@ -39,6 +39,16 @@ class Meter:
         for name, (total, count) in other._sums.items():
             self.add(name, total, count)
 
+    def emptied(self) -> Meter:
+        """The same names with nothing counted: what a step that was not taken leaves.
+
+        Metrics keep their names then, with NaN for a value, and so do the tables that ranks add up.
+        """
+        found = Meter()
+        for name in self._sums:
+            found.add(name, 0.0, 0.0)
+        return found
+
     def means(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Σ total / Σ count over all ranks; NaN where nothing was counted.
 

@@ -82,9 +82,9 @@ def straight_through(value: Tensor, logprobs: Tensor, reference: Tensor, ratio: 
         ∇ KL(π ‖ π_ref) = Σ_a π(a) x(a) ∇ log π(a) = E_{a ~ π_old}[ρ(a) x(a) ∇ log π(a)]
 
     with ρ = π / π_old, where x ∇ log π is the gradient of k2. After the first optimiser step π is no
-    longer the policy that sampled: without ρ the gradient would belong to neither of them. ρ must not be
-    clipped, since the expectation is exact for the full ratio alone, and not be differentiated. It is
-    exactly 1 in the first step. The states are those that π_old visited, as in all of PPO's losses.
+    longer the policy that sampled: without ρ the gradient would belong to neither of them. ρ is not
+    differentiated, and not clipped: the expectation is exact for the full ratio alone. It is exactly 1
+    in the first step. The states are those that π_old visited, as in all of PPO's losses.
 
     What differentiating an estimator itself would give, on-policy (ρ = 1): k1 a gradient of expectation
     0, k2 that of KL(π ‖ π_ref), k3 that of the reverse KL(π_ref ‖ π), abs that of no divergence: the

@@ -37,7 +37,10 @@ def update_metrics(
     meter.merge(update.meter)
     found = meter.means(reduce)
     shift = found["val/ratio"] - 1
-    found["val/ratio_var"] = max(found.pop("ratio_square") - shift**2, 0.0)
+    # Rounding may leave less than 0. NaN, where no optimiser step was taken, stays: min and max keep
+    # or lose it by the order of their arguments.
+    variance = found.pop("ratio_square") - shift**2
+    found["val/ratio_var"] = 0.0 if variance < 0 else variance
     found["objective/rlhf_reward"] = found["objective/scores"] + found["objective/non_score_reward"]
     deviations = _deviations(update, reduce)
     ended = sum(reason is StopReason.EOS for reason in update.rollout.stop_reasons)

@@ -21,7 +21,7 @@ from transformers import (
 from rlframe.build import Outcome, run_recipe
 from rlframe.build.alignment import PPOParts
 from rlframe.engine.checkpoint import load_progress
-from rlframe.engine.learner import MemoryWarning
+from rlframe.engine.learner import MemoryWarning, SkippedUpdateWarning
 from rlframe.errors import RunError
 from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider
 from rlframe.hooks.registry import Registry
@@ -212,6 +212,34 @@ def test_batch_sizes_that_fit_memory_change_no_rollout_and_no_metric(
         for name in a.keys() - {"stage", "train/microbatch_tokens"}:
             assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
     assert whole[0]["objective/scores"] == parts[0]["objective/scores"]
+
+
+@pytest.mark.parametrize("limit", ["null", "0.1"])
+def test_updates_whose_steps_are_all_skipped_go_through_with_what_was_measured(
+    run: Callable[..., Outcome], tiny_recipe: Callable[..., Path], limit: str
+) -> None:
+    """Losses of such scores are infinite; what was counted of the rollout is not."""
+    keys = ["rewards.short.weight=1e30", "ppo.max_bad_steps=100", f"ppo.stop_approx_kl={limit}"]
+    with pytest.warns(SkippedUpdateWarning, match="all of its 4 optimiser steps") as told:
+        outcome = run(tiny_recipe(), *keys)
+    assert len(told) == 2
+    *rows, _ = metrics(outcome)
+    for row in rows:
+        assert row["train/skipped_steps"] == row["train/epochs"] == 4
+        nothing = {name for name, value in row.items() if value is None}
+        assert nothing == {
+            *("policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg"),
+            *(
+                "loss/policy_avg",
+                "loss/value_avg",
+                "val/clipfrac_avg",
+                "val/ratio",
+                "val/ratio_var",
+            ),
+            "train/grad_norm",
+        }
+        assert row["objective/kl"] == 0
+        assert row["objective/scores"] < -1e28
 
 
 def test_the_reference_never_changes_and_the_policy_does(

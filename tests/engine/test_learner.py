@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,8 +21,10 @@ from rlframe.engine.learner import (
     Learner,
     LearningSettings,
     MemoryWarning,
+    SkippedUpdateWarning,
     learning_rate_factor,
 )
+from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import Objective
 from rlframe.engine.streams import Shuffled
 from rlframe.errors import OutOfMemoryError, RunError
@@ -348,13 +351,51 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_few_in_a_row_end_the_run(
     good = experience_of(models, models.policy, budget=40)
     bad = replace(good, advantages=good.advantages * float("inf"))
     learner = learner_of(models, budget=40, auxiliary=False)
-    _, figures = learner(bad, beta=0.1)
+    with pytest.warns(SkippedUpdateWarning, match="update 0: all of its 1 optimiser steps"):
+        _, figures = learner(bad, beta=0.1)
     assert figures["train/skipped_steps"] == 1
+    assert math.isnan(figures["train/grad_norm"])
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in models.parameters()]))
     learner(good, beta=0.1)  # a good step in between starts the count anew
-    learner(bad, beta=0.1)
+    with pytest.warns(SkippedUpdateWarning):
+        learner(bad, beta=0.1)
     with pytest.raises(RunError, match=r"2 optimiser steps in a row were skipped.*max_bad_steps"):
         learner(bad, beta=0.1)
+
+
+@pytest.mark.parametrize("limit", [None, 1e-9], ids=["", "with stop_approx_kl"])
+def test_an_update_of_skipped_steps_keeps_the_names_of_its_metrics(
+    language_model: Any, limit: float | None
+) -> None:
+    """Nothing counted, on any rank: NaN, and no epoch ends the update early."""
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    good = experience_of(models, models.policy, budget=40)
+    bad = replace(good, returns=good.returns * float("inf"))
+    learner = learner_of(models, budget=40, epochs=3, max_bad_steps=4, stop_approx_kl=limit)
+    with pytest.warns(SkippedUpdateWarning, match="all of its 3 optimiser steps"):
+        meter, figures = learner(bad, beta=0.1)
+    assert (figures["train/epochs"], figures["train/skipped_steps"]) == (3, 3)
+    usual, _ = learner_of(models, budget=40)(good, beta=0.1)
+    found = meter.means(lambda t: t)
+    assert found.keys() == usual.means(lambda t: t).keys()
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_metrics_are_of_the_steps_that_were_taken(
+    language_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    good = experience_of(models, models.policy, budget=40, minibatches=2)
+    one = learner_of(copy.deepcopy(models), budget=40, auxiliary=False)
+    expected = Meter()
+    one._step(good, good.schedule.steps(0)[0], expected, 0.1)
+    learner = learner_of(models, budget=40, auxiliary=False)
+    right = learner._training.step
+    outcomes = iter([right, lambda: (learner._training.discard(), math.nan)[1]])
+    monkeypatch.setattr(learner._training, "step", lambda: next(outcomes)())
+    meter, figures = learner(good, beta=0.1)
+    assert figures["train/skipped_steps"] == 1
+    assert meter.means(lambda t: t) == expected.means(lambda t: t)
 
 
 def test_epochs_stop_when_the_policy_has_moved_too_far(language_model: Any) -> None:
