@@ -190,15 +190,39 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class TokenExample:
-    """One example of an auxiliary loss's own data: tokens, and how many of the first are context."""
+    """One example for a next-token loss: tokens, and which of them are learned from."""
 
     ids: tuple[int, ...]
     context_tokens: int
     """Tokens at the start that are read but not learned from. The first token never counts."""
+    learned: tuple[tuple[int, int], ...] | None = None
+    """Half-open ranges of `ids` that are learned from, in order, where these are not simply all
+    tokens beyond the context: the assistant's turns of a conversation."""
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Half-open ranges of `ids` that are learned from."""
+        whole = ((self.context_tokens, len(self.ids)),)
+        return whole if self.learned is None else self.learned
+
+    def counts(self) -> list[bool]:
+        """For each token whether it is learned from; the first is predicted by nothing."""
+        found = [False] * len(self.ids)
+        for start, end in self.spans:
+            found[max(start, 1) : end] = [True] * max(0, end - max(start, 1))
+        return found
 
     def cut(self, tokens: int) -> TokenExample:
         """The example without what lies beyond so many tokens."""
-        return replace(self, ids=self.ids[:tokens])
+        if self.learned is None:
+            return replace(self, ids=self.ids[:tokens])
+        spans = [(start, min(end, tokens)) for start, end in self.learned if start < tokens]
+        return replace(self, ids=self.ids[:tokens], learned=tuple(spans))
+
+    def last_span(self) -> TokenExample:
+        """The example with its last range learned from, and all before it as context."""
+        start, end = self.spans[-1]
+        return TokenExample(self.ids[:end], start)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 
 from rlframe.build.project import Project
 from rlframe.build.rollouts import Rollouts
+from rlframe.data.fitting import Fitter
 from rlframe.engine.average import Average
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Crediting
@@ -304,9 +305,11 @@ class PPOParts:
         if not examples:
             raise RecipeError(f"losses.{loss.name}: the loss {loss} has no examples to train on")
         context = self.project.context_tokens
-        cut = [e if context is None else e.cut(context) for e in examples]
+        if context is not None:
+            fitter = Fitter(context, self.project.tokenizer.bos_token_id)
+            examples = [fitter.example(example) for example in examples]
         key = (self.project.recipe.seed, "losses", loss.name)
-        return AuxiliaryData(loss, Shuffled(cut, key=key))
+        return AuxiliaryData(loss, Shuffled(examples, key=key))
 
 
 def _optimizer(models: Any, *, recipe: Recipe, ppo: PPO) -> torch.optim.Optimizer:

@@ -6,18 +6,21 @@ All mistakes that can be found without training are found here, before hours are
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from rlframe.build.encoded import EncodedData
 from rlframe.build.machine import runtime_of
 from rlframe.data import sources
 from rlframe.data.encode import RowEncoder
+from rlframe.data.examples import Prepared
+from rlframe.data.fitting import Pair
 from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
 from rlframe.distributed.runtime import DTYPES
 from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
@@ -26,8 +29,7 @@ from rlframe.hooks.references import references
 from rlframe.hooks.registry import Registry
 from rlframe.models.loading import check_vocabulary
 from rlframe.recipe import Chosen, LoadedRecipe
-from rlframe.recipe.schema import Dataset, NewModel, NewTokenizer, RewardModelStage
-from rlframe.stages.reward_model import Pair, pairs_from_labels
+from rlframe.recipe.schema import Dataset, NewModel, NewTokenizer
 from rlframe.types import Prompt, Row, TokenExample
 
 T = TypeVar("T")
@@ -70,6 +72,17 @@ class Project:
                 self._splits[name] = _read(self.recipe.data[name], generator)
         return self._splits[name]
 
+    def place(self, name: str, row: Row) -> str:
+        """Where a row of a data set stands. Looked up where an error needs it."""
+        spec = self.recipe.data[name]
+        if spec.generator is not None:
+            return "a generated row"
+        rows = sources.with_roles(_stored(spec), spec.columns.model_dump())
+        for number, raw in enumerate(rows, 1):
+            if all(row.get(key) == value for key, value in raw.items()):
+                return f"row {number}" + (f" of {spec.path}" if spec.path else "")
+        return "a row"
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's, trained first if the recipe says so."""
@@ -94,44 +107,21 @@ class Project:
         return RowEncoder(self.tokenizer)
 
     @cached_property
-    def sft_examples(self) -> tuple[list[TokenExample], list[TokenExample]]:
-        """(train, held-out) examples of the sft stage."""
-        assert self.recipe.sft is not None
-        split, limit = self.split(self.recipe.sft.data), self.recipe.sft.max_tokens
-        with _at("sft"):
-            parts = [
-                [self.encoder.example(row).cut(limit) for row in rows]
-                for rows in (split.train, split.heldout)
-            ]
-            for example in (*parts[0], *parts[1]):
-                if len(example.ids) <= max(example.context_tokens, 1):
-                    text = str(self.tokenizer.decode(list(example.ids)))[:120]
-                    raise RecipeError(
-                        f"max_tokens of {limit} leaves nothing to learn of an example whose prompt "
-                        f"has {example.context_tokens} tokens: {text!r}. Raise it, or shorten prompts"
-                    )
-        return parts[0], parts[1]
+    def data(self) -> EncodedData:
+        """The data sets as tokens."""
+        return EncodedData(self)
 
     @cached_property
-    def pairs(self) -> tuple[list[Pair], list[Pair]]:
-        """(train, held-out) pairs of the reward_model stage."""
-        stage = self.recipe.reward_model
-        assert stage is not None
-        split = self.split(stage.data)
-        with _at("reward_model"):
-            return (
-                [self.encoder.pair(row) for row in self._paired(split.train, stage, stage.pairs)],
-                [self.encoder.pair(row) for row in self._paired(split.heldout, stage, None)],
-            )
+    def sft_examples(self) -> Prepared[TokenExample]:
+        """Examples of the sft stage."""
+        with _at("sft"):
+            return self.data.demonstrations()
 
-    def _paired(
-        self, rows: Sequence[Row], stage: RewardModelStage, count: int | None
-    ) -> Sequence[Row]:
-        if not rows or "label" not in rows[0]:
-            return rows
-        return pairs_from_labels(
-            rows, preferred=stage.preferred_label, count=count, seed=self.recipe.seed
-        )
+    @cached_property
+    def pairs(self) -> Prepared[Pair]:
+        """Pairs of the reward_model stage."""
+        with _at("reward_model"):
+            return self.data.preferences()
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
@@ -140,12 +130,12 @@ class Project:
         assert section is not None
         split = self.split(section.data)
         with _at("prompts"):
+            read = self.data.located(
+                section.data, partial(self.encoder.prompt, first_words=section.first_words)
+            )
             train, heldout = (
-                self._fitting(
-                    [self.encoder.prompt(row, first_words=section.first_words) for row in rows],
-                    drop=section.too_long == "drop",
-                )
-                for rows in (split.train, split.heldout)
+                self._fitting([read(row) for row in rows], drop=section.too_long == "drop")
+                for rows in self.data.rows(section.data)
             )
         if section.first_words is not None:
             share = self.recipe.data[section.data].heldout
@@ -207,7 +197,7 @@ class Project:
             rewards=frozenset(self.recipe.rewards),
             prepare=self.runtime.frozen,
             model_path=self.model_path,
-            training_rows=lambda name: self.split(name).train,
+            training_rows=lambda name: self.data.rows(name)[0],
             tokenize=self.encoder.example,
             build_reward=lambda spec: self._nested(spec, self.context),
             tokenizer_of=self.tokenizer_of,
@@ -292,6 +282,12 @@ class Project:
         for where, chosen in self.loaded.chosen.items():
             self._check_component(".".join(map(str, where)), chosen)
 
+    def notes(self, stage: str) -> tuple[str, ...]:
+        """What people should know of a stage's data before it trains; after `check`."""
+        if stage == "ppo":
+            return self.data.prompt_notes(self.encoder.remarks)
+        return (self.sft_examples if stage == "sft" else self.pairs).notes
+
     def _enough_for_all(self) -> None:
         """Every process has prompts to answer, and as much of a batch as the others."""
         ranks, prompts = self.runtime.world_size, self.recipe.rollout.prompts_per_update
@@ -321,8 +317,9 @@ class Project:
                     f"{did_you_mean(column, have)} All have {listed(have)}"
                 )
 
-    def _not_empty(self, stage: str, parts: tuple[Sequence[Any], Sequence[Any]]) -> None:
-        for name, part in zip(("to train on", "held out to measure it"), parts, strict=True):
+    def _not_empty(self, stage: str, found: Prepared[Any]) -> None:
+        parts = {"to train on": found.train, "held out to measure it": found.heldout}
+        for name, part in parts.items():
             if not part:
                 data = getattr(self.recipe, stage).data
                 raise RecipeError(

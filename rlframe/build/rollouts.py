@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from rlframe.build.project import Project
+from rlframe.data.chat import end_ids
 from rlframe.distributed.runtime import out_of_memory
 from rlframe.engine.learner import MemoryWarning
 from rlframe.engine.streams import Shuffled
@@ -38,7 +41,7 @@ class Rollouts:
         return Sampler(
             policy.next_logits,
             tokenizer,
-            eos_ids=_eos_ids(policy.model, tokenizer.eos_token_id),
+            eos_ids=frozenset(ends_of(policy.model, tokenizer)),
             params=SamplingParams(
                 max_new_tokens=section.max_new_tokens,
                 top_k=section.top_k,
@@ -115,8 +118,11 @@ class Rollouts:
         )
 
 
-def _eos_ids(model: Any, eos: int) -> frozenset[int]:
-    """Every token that ends a response: the tokenizer's EOS and those of the generation config."""
+def ends_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response, none twice.
+
+    The tokenizer's EOS, what its template writes after an answer, and the generation config's.
+    """
     more = getattr(model.generation_config, "eos_token_id", None)
     listed = more if isinstance(more, list) else [more] if more is not None else []
-    return frozenset({eos, *listed})
+    return list(dict.fromkeys([*end_ids(tokenizer), *listed]))

@@ -11,6 +11,7 @@ from typing import Any
 from rlframe.build.alignment import alignment, check_adapters
 from rlframe.build.machine import saver_of
 from rlframe.build.project import Project
+from rlframe.build.rollouts import ends_of
 from rlframe.errors import RlframeError, Stopped, keep_traceback, no_exit
 from rlframe.hooks.registry import Registry, fingerprint
 from rlframe.models import loading
@@ -137,6 +138,7 @@ def _stages(project: Project, files: RunDirectory, display: Display, stop: StopR
     if recipe.ppo is not None:
         prompts, _ = project.prompts
         display.stage("ppo", f"{recipe.ppo.updates} updates on {len(prompts)} prompts")
+        _say_notes(project, "ppo", display)
         aligned = alignment(project, policy, files, display, saver("ppo"))
     return Outcome(files.path, figures, aligned)
 
@@ -145,10 +147,20 @@ def _language_model(project: Project, tuned: Path | None = None) -> Any:
     """The policy as the recipe names it, or as a finished fine-tuning left it."""
     policy = project.recipe.model.policy if tuned is None else str(tuned)
     if isinstance(policy, NewModel):
-        return loading.new_language_model(
+        model = loading.new_language_model(
             policy.architecture, project.tokenizer, dtype=project.dtype, seed=project.recipe.seed
         )
-    return loading.load_language_model(policy, project.tokenizer, dtype=project.dtype)
+    else:
+        model = loading.load_language_model(policy, project.tokenizer, dtype=project.dtype)
+    # Saved with the model, so that `generate` stops elsewhere where the sampler stops here.
+    ends = ends_of(model, project.tokenizer)
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    return model
+
+
+def _say_notes(project: Project, stage: str, display: Display) -> None:
+    for note in project.notes(stage):
+        display.say(f"{stage}: {note}")
 
 
 def _sft(
@@ -156,8 +168,9 @@ def _sft(
 ) -> dict[str, float]:
     stage = project.recipe.sft
     assert stage is not None
-    train, heldout = project.sft_examples
+    train, heldout = project.sft_examples.train, project.sft_examples.heldout
     display.stage("sft", f"{len(train)} examples from {stage.data!r}, {len(heldout)} held out")
+    _say_notes(project, "sft", display)
     fine_tune(
         policy,
         train,
@@ -184,10 +197,11 @@ def _reward_model(
 ) -> dict[str, float]:
     stage = project.recipe.reward_model
     assert stage is not None
-    train, heldout = project.pairs
+    train, heldout = project.pairs.train, project.pairs.heldout
     display.stage(
         "reward_model", f"{len(train)} pairs from {stage.data!r}, {len(heldout)} held out"
     )
+    _say_notes(project, "reward_model", display)
     if stage.initial == "policy":
         trunk = policy
     else:
@@ -197,7 +211,6 @@ def _reward_model(
     train_reward_model(
         model,
         train,
-        max_tokens=stage.max_tokens,
         center=stage.center,
         settings=_settings(project, stage),
         progress=display.step,
@@ -206,14 +219,13 @@ def _reward_model(
     found = pair_accuracy(
         model,
         heldout,
-        max_tokens=stage.max_tokens,
         budget=_EVALUATION_TOKENS,
         runtime=project.runtime,
     )
     _save(model, project, "reward_model")
     figures = {"reward_model/accuracy": found}
     files.metrics({"stage": "reward_model", **figures})
-    display.say(f"reward_model: held-out pairs ordered rightly {found:.1%}")
+    display.say(f"reward_model: held-out pairwise accuracy {found:.1%}")
     return figures
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from rlframe.errors import RecipeError
@@ -25,6 +27,9 @@ def _next_token_loss(policy: PolicyView, batch: TokenBatch) -> LossTerm:
 
 class SFTConfig(PluginConfig):
     data: DataName = Field(description="name of a data set with prompts and responses, or messages")
+    learn: Literal["all", "last"] = Field(
+        "all", description="of a conversation: from every answer of the assistant, or the last one"
+    )
     coefficient: NonNegativeFloat = 1.0
     examples_per_step: PositiveInt = Field(16, description="in each optimiser step, over all ranks")
 
@@ -36,7 +41,7 @@ def _demonstrations(config: SFTConfig, context: Context) -> list[TokenExample]:
             f"data set {config.data!r} has rows without a prompt; loss 'sft' needs prompt and "
             "response, or messages. For plain text use `type: ptx`"
         )
-    return examples
+    return [e.last_span() for e in examples] if config.learn == "last" else examples
 
 
 class SFT(AuxiliaryLoss[SFTConfig]):

@@ -43,12 +43,11 @@ class Shuffled(Generic[T]):
 def token_batch(examples: Sequence[TokenExample], *, device: torch.device) -> TokenBatch:
     """Right-pad examples; the mask is True where the prediction of a token counts."""
     width = max(len(e.ids) for e in examples)
-    tokens = [[*e.ids, *[0] * (width - len(e.ids))] for e in examples]
-    columns = torch.arange(1, width, device=device)
-    ends = torch.tensor([len(e.ids) for e in examples], device=device)
-    # Prediction t is of token t + 1; the first token of a text is predicted by nothing.
-    context = torch.tensor([max(e.context_tokens, 1) for e in examples], device=device)
-    mask = (columns >= context[:, None]) & (columns < ends[:, None])
+    gaps = [width - len(e.ids) for e in examples]
+    tokens = [[*e.ids, *[0] * gap] for e, gap in zip(examples, gaps, strict=True)]
+    # Prediction t is of token t + 1.
+    counts = [[*e.counts()[1:], *[False] * gap] for e, gap in zip(examples, gaps, strict=True)]
+    mask = torch.tensor(counts, dtype=torch.bool, device=device)
     return TokenBatch(torch.tensor(tokens, device=device), mask)
 
 

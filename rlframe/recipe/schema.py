@@ -63,6 +63,11 @@ class Dataset(RecipeSection):
     hub: HubData | None = None
     generator: GeneratorSpec | None = None
     columns: Columns = Columns()
+    format: Literal["auto", "chat", "plain"] = Field(
+        "auto",
+        description="prompts without messages: as turns of a chat in the tokenizer's template, or as "
+        "they are; auto renders them where there is a template and they are not written as a dialogue",
+    )
     heldout: Share = Field(0.05, description="share of the rows, chosen by a hash of their content")
     limit: PositiveInt | None = Field(None, description="use the first rows only")
 
@@ -143,12 +148,18 @@ class FineTuning(RecipeSection):
     learning_rate: PositiveFloat = 2e-5
     warmup_share: Share = 0.05
     weight_decay: NonNegativeFloat = 0.0
-    max_tokens: PositiveInt = Field(512, description="longer examples are cut at the end")
+    max_tokens: PositiveInt = Field(
+        512,
+        description="longer examples are cut: prompts at their beginning, answers and texts at the end",
+    )
 
 
 class SFTStage(FineTuning):
     """Supervised fine-tuning of the policy, on text, prompt and response, or messages."""
 
+    learn: Literal["all", "last"] = Field(
+        "all", description="of a conversation: from every answer of the assistant, or the last one"
+    )
     pack: bool = Field(
         False,
         description="fill rows of max_tokens with several examples, which then see those before them: "
@@ -163,6 +174,10 @@ class RewardModelStage(FineTuning):
     preferred_label: bool | int | str = Field(1, description="with labels: the one that wins")
     pairs: PositiveInt | None = Field(
         None, description="with labels: pairs to draw; all if left out"
+    )
+    max_equal_pairs: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05,
+        description="share of pairs that may be the same tokens on both sides; more are refused",
     )
     center: NonNegativeFloat = Field(
         0.0, description="weight of the squared sum of both scores, which keeps their mean near 0"

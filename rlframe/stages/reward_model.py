@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlframe.data.examples import equal_sides
+from rlframe.data.fitting import Pair
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import microbatches
-from rlframe.errors import RecipeError
+from rlframe.errors import RecipeError, listed
 from rlframe.runs.saving import Saver
 from rlframe.stages.supervised import FineTuningSettings, Progress, fit
-from rlframe.types import Row, TokenExample
+from rlframe.types import Row
 
 _IGNORED = -100  # the label of a pair that counts for nothing
-
-Pair = tuple[TokenExample, TokenExample]
-"""(chosen, rejected)."""
 
 
 def pairs_from_labels(
@@ -39,14 +38,21 @@ def pairs_from_labels(
     Raises:
       RecipeError: one side is empty.
     """
+    for row in rows:
+        if not isinstance(row.get("text"), str) or row.get("label") is None:
+            raise RecipeError(
+                "a row is neither a pair (chosen and rejected) nor a labelled text (text and label); "
+                f"it has {listed(row)}. Name the columns in `data.NAME.columns`"
+            )
     sides = [
         [row["text"] for row in rows if (row["label"] == preferred) is wins]
         for wins in (True, False)
     ]
     if not all(sides):
+        labels = listed({repr(row["label"]) for row in rows})
         raise RecipeError(
             f"reward_model.preferred_label: {len(sides[0])} rows are labelled {preferred!r} and "
-            f"{len(sides[1])} are not; pairs need both"
+            f"{len(sides[1])} are not; pairs need both. The labels are {labels}"
         )
     number = count or max(map(len, sides))
     rng = random.Random(seed)
@@ -63,7 +69,6 @@ def train_reward_model(
     model: Any,
     pairs: Sequence[Pair],
     *,
-    max_tokens: int,
     center: float,
     settings: FineTuningSettings,
     progress: Progress,
@@ -78,14 +83,13 @@ def train_reward_model(
 
     Args:
       model: with a `score` head on a causal trunk.
-      pairs: (chosen, rejected) tokens, prompt and EOS included.
-      max_tokens: longer texts are cut at the end.
+      pairs: (chosen, rejected) tokens, prompt and end included.
       center: weight of the second term.
       settings: knobs; the batch size counts pairs.
       progress: told about each step.
       saver: of the stage's checkpoints; None for none.
     """
-    examples = [{"pair": [e.ids[:max_tokens] for e in pair], "label": 1} for pair in pairs]
+    examples = [{"pair": [e.ids for e in pair], "label": 1} for pair in pairs]
     loss = _BradleyTerry(model, center=center)
     blank: dict[str, Any] = {"pair": [(0,), (0,)], "label": _IGNORED}
     fit(
@@ -138,24 +142,24 @@ def scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def pair_accuracy(
-    model: Any, pairs: Sequence[Pair], *, max_tokens: int, budget: int, runtime: Runtime
-) -> float:
+def pair_accuracy(model: Any, pairs: Sequence[Pair], *, budget: int, runtime: Runtime) -> float:
     """Share of pairs whose chosen text scores higher; a tie counts half.
+
+    Two sides of the same tokens are a tie, whatever the rounding of their batches makes of them.
 
     Args:
       model: with a `score` head.
-      pairs: at least one.
-      max_tokens: longer texts are cut, as in training.
+      pairs: at least one, cut as in training.
       budget: padded tokens in one forward pass.
       runtime: each rank looks at its share.
     """
     share = pairs[runtime.rank :: runtime.world_size]
-    texts = [e.ids[:max_tokens] for pair in share for e in pair]
+    texts = [e.ids for pair in share for e in pair]
     found = torch.zeros(len(texts), dtype=torch.float64)
     for rows in microbatches([len(t) for t in texts], list(range(len(texts))), budget=budget):
         batch = {k: v.to(model.device) for k, v in _padded([texts[row] for row in rows]).items()}
         found[rows] = scores(model, **batch).double().cpu()
-    margin = found[0::2] - found[1::2]
+    equal = torch.tensor([equal_sides(pair) for pair in share], dtype=torch.bool)
+    margin = (found[0::2] - found[1::2]).masked_fill(equal, 0)
     won = (margin > 0).double() + 0.5 * (margin == 0).double()
     return float(runtime.sum(won.sum())) / len(pairs)

@@ -85,11 +85,11 @@ class _NextToken(nn.Module):
 
 
 def _labelled(example: TokenExample) -> dict[str, list[int]]:
-    """Tokens, and which of them count; the first of a text is predicted by nothing."""
-    context = max(example.context_tokens, 1)
+    """Tokens, and as labels those of them that count."""
+    counts = zip(example.ids, example.counts(), strict=True)
     return {
         "input_ids": list(example.ids),
-        "labels": [_IGNORED] * context + list(example.ids[context:]),
+        "labels": [token if learned else _IGNORED for token, learned in counts],
     }
 
 

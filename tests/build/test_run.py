@@ -276,8 +276,10 @@ def test_held_out_rows_train_nothing(
     held = {row["text"] for row in project.split("reviews").heldout}
     assert len(held) > 5
     decode = project.tokenizer.decode
-    trained = [decode(e.ids, skip_special_tokens=True) for e in project.sft_examples[0]]
-    trained += [decode(e.ids, skip_special_tokens=True) for pair in project.pairs[0] for e in pair]
+    trained = [decode(e.ids, skip_special_tokens=True) for e in project.sft_examples.train]
+    trained += [
+        decode(e.ids, skip_special_tokens=True) for pair in project.pairs.train for e in pair
+    ]
     trained += [prompt.columns["text"] for prompt in project.prompts[0]]
     assert not held & set(trained)
     asked = {prompt.text for prompt in project.prompts[1]}

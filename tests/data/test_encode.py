@@ -5,7 +5,7 @@ import copy
 import pytest
 from tokenizers import processors
 
-from rlframe.data.encode import RowEncoder
+from rlframe.data.encode import RowEncoder, remarks_on
 from rlframe.errors import RecipeError
 from rlframe.types import TokenExample
 
@@ -105,12 +105,17 @@ def test_a_pair_without_a_prompt_is_two_texts(encoder):
 
 
 @pytest.mark.parametrize(
-    "row", [{"chosen": "a"}, {"chosen": "a", "rejected": ""}, {"rejected": "b"}]
+    "row", [{"chosen": "a"}, {"chosen": "a", "rejected": None}, {"rejected": "b"}]
 )
 def test_a_pair_needs_two_answers(encoder, row):
     missing = "chosen" if "chosen" not in row else "rejected"
-    with pytest.raises(RecipeError, match=f"'{missing}' is not a text in this row"):
+    with pytest.raises(RecipeError, match=f"no text in column '{missing}' of this row"):
         encoder.pair(row)
+
+
+def test_an_empty_answer_of_a_pair_is_its_end_alone(encoder):
+    _, rejected = encoder.pair({"prompt": "the battery", "chosen": " is fine", "rejected": ""})
+    assert rejected.ids[rejected.context_tokens :] == (EOS,)
 
 
 # Prompts
@@ -251,14 +256,39 @@ def test_a_missing_column_is_told_with_those_that_are_there_and_the_way_to_name_
     with pytest.raises(RecipeError) as caught:
         read(encoder, {"review": "nice", "stars": 5})
     told = str(caught.value)
-    assert told.startswith(f"no text in column {missing!r} of this row (it has review, stars): ")
+    assert told.startswith(f"no text in column {missing!r} of this row (it has review, stars). ")
     assert "Name the columns in `data.NAME.columns`" in told
+    assert told.endswith("The row: {'review': 'nice', 'stars': 5}")
 
 
-@pytest.mark.parametrize("value", [None, 5, ["a"]])
-def test_a_column_that_holds_no_text_is_told_like_a_missing_one(encoder, value):
-    with pytest.raises(RecipeError, match="no text in column 'text'"):
-        encoder.example({"text": value})
+@pytest.mark.parametrize(("value", "kind"), [(5, "int"), (["a"], "list"), ({"a": 1}, "dict")])
+@pytest.mark.parametrize(("role", "read"), [("text", "example"), ("prompt", "prompt")])
+def test_a_column_of_another_type_is_not_called_a_missing_one(encoder, role, read, value, kind):
+    with pytest.raises(RecipeError, match=f"column '{role}' holds a {kind}, not a text") as caught:
+        getattr(encoder, read)({role: value})
+    assert "no text" not in str(caught.value)
+
+
+@pytest.mark.parametrize("role", ["prompt", "text"])
+def test_a_list_of_messages_in_another_column_suggests_the_column_of_messages(encoder, role):
+    row = {role: [USER], "response": "it is"}
+    with pytest.raises(RecipeError) as caught:
+        encoder.prompt(row) if role == "prompt" else encoder.example(row)
+    assert f"`columns: {{messages: {role}}}`" in str(caught.value)
+
+
+def test_a_lone_surrogate_is_an_error_about_its_row(encoder):
+    with pytest.raises(RecipeError, match="a row cannot be tokenised: .*The row: .*stars"):
+        encoder.example({"text": "the \ud800 battery", "stars": 4})
+
+
+@pytest.mark.parametrize(("value", "text"), [(True, "True"), (12, "12"), (0.5, "0.5")])
+def test_an_answer_that_a_file_holds_as_a_number_is_text_and_counted(encoder, value, text):
+    pair = {"prompt": "the battery", "rejected": "no"}
+    assert encoder.pair({**pair, "chosen": value}) == encoder.pair({**pair, "chosen": text})
+    assert list(remarks_on(encoder.remarks)) == [
+        "in 1 of 2 rows an answer is a number or a truth value, and is read as text"
+    ]
 
 
 @pytest.mark.parametrize("empty", ["prompt", "response"])

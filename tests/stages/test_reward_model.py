@@ -68,12 +68,11 @@ def test_a_reward_model_learns_to_order_pairs_and_centring_keeps_scores_near_zer
         train_reward_model(
             model,
             pairs(64),
-            max_tokens=64,
             center=center,
             settings=settings,
             progress=lambda *_: None,
         )
-        assert pair_accuracy(model, pairs(30), max_tokens=64, budget=100, runtime=RUNTIME) == 1.0
+        assert pair_accuracy(model, pairs(30), budget=100, runtime=RUNTIME) == 1.0
         assert not model.training
         means.append(abs(mean_score(model)))
     assert means[1] < 0.5
@@ -94,4 +93,4 @@ def mean_score(model: Any) -> float:
 
 def test_a_model_without_an_opinion_orders_half_of_the_pairs(language_model: Any) -> None:
     model = scalar_model_from(language_model(), head="zero", seed=0)
-    assert pair_accuracy(model, pairs(7), max_tokens=64, budget=20, runtime=RUNTIME) == 0.5
+    assert pair_accuracy(model, pairs(7), budget=20, runtime=RUNTIME) == 0.5

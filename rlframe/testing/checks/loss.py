@@ -268,7 +268,7 @@ def examples_can_be_learned_from(subject: Loss) -> str:
     for number, example in enumerate(own):
         if not all(0 <= token < size for token in example.ids):
             raise Broken(f"example {number} has a token that is not among the {size} of the policy")
-        if len(example.ids) <= max(example.context_tokens, 1):
+        if not any(example.counts()):
             raise Broken(
                 f"example {number} has {len(example.ids)} tokens, of which "
                 f"{example.context_tokens} are context: nothing counts"

@@ -1,0 +1,126 @@
+"""The data sets of a recipe as tokens, each in its format; errors name the row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from rlframe.data.encode import RowEncoder, remarks_on
+from rlframe.data.examples import Prepared, demonstrations, preferences
+from rlframe.data.fitting import Pair
+from rlframe.data.format import as_chat, is_chat
+from rlframe.errors import RecipeError
+from rlframe.recipe.schema import RewardModelStage
+from rlframe.stages.reward_model import pairs_from_labels
+from rlframe.types import Row, TokenExample
+
+if TYPE_CHECKING:
+    from rlframe.build.project import Project
+
+T = TypeVar("T")
+
+
+class EncodedData:
+    """What the stages of a project read, and what people should know of it.
+
+    Args:
+      project: its recipe, data sets and tokenizer.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._rows: dict[str, tuple[tuple[Sequence[Row], Sequence[Row]], str | None]] = {}
+
+    def rows(self, name: str) -> tuple[Sequence[Row], Sequence[Row]]:
+        """The rows of a data set, (to train on, held out), prompts as messages where it is a chat."""
+        return self._formatted(name)[0]
+
+    def notes(self, name: str) -> list[str]:
+        """How a data set is read, where the recipe leaves that open."""
+        note = self._formatted(name)[1]
+        return [] if note is None else [f"data.{name}: {note}"]
+
+    def _formatted(self, name: str) -> tuple[tuple[Sequence[Row], Sequence[Row]], str | None]:
+        if name not in self._rows:
+            split = self._project.split(name)
+            try:
+                chat, note = is_chat(
+                    [*split.train, *split.heldout],
+                    self._project.tokenizer,
+                    wanted=self._project.recipe.data[name].format,
+                )
+            except RecipeError as error:
+                raise RecipeError(f"data.{name}.{error}") from error
+            parts = (split.train, split.heldout)
+            if chat:
+                parts = tuple(map(as_chat, split.train)), tuple(map(as_chat, split.heldout))
+            self._rows[name] = parts, note
+        return self._rows[name]
+
+    def located(self, name: str, encode: Callable[[Row], T]) -> Callable[[Row], T]:
+        """`encode`, with the place of the row in front of its errors."""
+
+        def encoded(row: Row) -> T:
+            try:
+                return encode(row)
+            except RecipeError as error:
+                raise RecipeError(
+                    f"data.{name}, {self._project.place(name, row)}: {error}"
+                ) from error
+
+        return encoded
+
+    def demonstrations(self) -> Prepared[TokenExample]:
+        """Of the sft stage."""
+        stage, encoder = self._project.recipe.sft, RowEncoder(self._project.tokenizer)
+        assert stage is not None
+        found = demonstrations(
+            self.rows(stage.data),
+            self.located(stage.data, encoder.example),
+            self._project.tokenizer,
+            max_tokens=stage.max_tokens,
+            learn=stage.learn,
+        )
+        return self._with_remarks(found, stage.data, encoder)
+
+    def preferences(self) -> Prepared[Pair]:
+        """Of the reward_model stage."""
+        stage, encoder = self._project.recipe.reward_model, RowEncoder(self._project.tokenizer)
+        assert stage is not None
+        train, heldout = self.rows(stage.data)
+        paired = partial(_paired, stage=stage, seed=self._project.recipe.seed)
+        found = preferences(
+            (paired(train, count=stage.pairs), paired(heldout, count=None)),
+            self.located(stage.data, encoder.pair),
+            self._project.tokenizer,
+            max_tokens=stage.max_tokens,
+            max_equal=stage.max_equal_pairs,
+        )
+        return self._with_remarks(found, stage.data, encoder)
+
+    def prompt_notes(self, remarks: Mapping[str, int]) -> tuple[str, ...]:
+        """Of the PPO stage: its prompts, and the rows that auxiliary losses read.
+
+        Args:
+          remarks: of the encoder of both.
+        """
+        section = self._project.recipe.prompts
+        assert section is not None
+        said = (f"prompts and losses: {line}" for line in remarks_on(remarks))
+        return (*self.notes(section.data), *said)
+
+    def _with_remarks(self, found: Prepared[T], name: str, encoder: RowEncoder) -> Prepared[T]:
+        remarks = remarks_on(encoder.remarks)
+        notes = (*self.notes(name), *(f"data.{name}: {line}" for line in (*remarks, *found.notes)))
+        return Prepared(found.train, found.heldout, notes)
+
+
+def _paired(
+    rows: Sequence[Row], *, stage: RewardModelStage, seed: int, count: int | None
+) -> Sequence[Row]:
+    """Rows with chosen and rejected, whatever else they have; labelled texts are paired."""
+    answers = ("chosen", "rejected")
+    if not rows or any(row.get(key) is not None for row in rows for key in answers):
+        return rows
+    return pairs_from_labels(rows, preferred=stage.preferred_label, count=count, seed=seed)
