@@ -282,7 +282,7 @@ class Project:
         for where, chosen in self.loaded.chosen.items():
             self._check_component(".".join(map(str, where)), chosen)
 
-    def notes(self, stage: str) -> tuple[str, ...]:
+    def stage_notes(self, stage: str) -> tuple[str, ...]:
         """What people should know of a stage's data before it trains; after `check`."""
         if stage == "ppo":
             return self.data.prompt_notes(self.encoder.remarks)

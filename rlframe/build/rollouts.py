@@ -118,6 +118,15 @@ class Rollouts:
         )
 
 
+def list_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write every end into the generation config, which is saved with the model.
+
+    `generate` then stops elsewhere where the sampler stops here.
+    """
+    ends = ends_of(model, tokenizer)
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+
+
 def ends_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a response, none twice.
 

@@ -11,7 +11,7 @@ from typing import Any
 from rlframe.build.alignment import alignment, check_adapters
 from rlframe.build.machine import saver_of
 from rlframe.build.project import Project
-from rlframe.build.rollouts import ends_of
+from rlframe.build.rollouts import list_ends
 from rlframe.errors import RlframeError, Stopped, keep_traceback, no_exit
 from rlframe.hooks.registry import Registry, fingerprint
 from rlframe.models import loading
@@ -127,6 +127,7 @@ def _stages(project: Project, files: RunDirectory, display: Display, stop: StopR
 
     tuned = None if files.finished("sft") is None else files.path / "sft"
     policy = _language_model(project, tuned).to(project.runtime.device)
+    list_ends(policy, project.tokenizer)
     for name, stage in (("sft", _sft), ("reward_model", _reward_model)):
         if getattr(recipe, name) is None:
             continue
@@ -147,19 +148,14 @@ def _language_model(project: Project, tuned: Path | None = None) -> Any:
     """The policy as the recipe names it, or as a finished fine-tuning left it."""
     policy = project.recipe.model.policy if tuned is None else str(tuned)
     if isinstance(policy, NewModel):
-        model = loading.new_language_model(
+        return loading.new_language_model(
             policy.architecture, project.tokenizer, dtype=project.dtype, seed=project.recipe.seed
         )
-    else:
-        model = loading.load_language_model(policy, project.tokenizer, dtype=project.dtype)
-    # Saved with the model, so that `generate` stops elsewhere where the sampler stops here.
-    ends = ends_of(model, project.tokenizer)
-    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
-    return model
+    return loading.load_language_model(policy, project.tokenizer, dtype=project.dtype)
 
 
 def _say_notes(project: Project, stage: str, display: Display) -> None:
-    for note in project.notes(stage):
+    for note in project.stage_notes(stage):
         display.say(f"{stage}: {note}")
 
 

@@ -120,7 +120,7 @@ class ChatFormat:
 
     @cached_property
     def _frame(self) -> list[Message] | None:
-        """A question that the template accepts with an answer behind it; None if it wants data's own."""
+        """A question that the template accepts with an answer behind it; None if it accepts neither."""
         answer = {"role": "assistant", "content": _PROBE}
         return next((frame for frame in _FRAMES if self._accepts([*frame, answer])), None)
 

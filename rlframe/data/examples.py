@@ -113,7 +113,7 @@ def preferences(
         "are the same on both sides: ties, from which nothing is learned": equal,
         "have an empty answer": sum(_empty(pair, tokenizer) for pair in before),
         "have prompts that differ": sum(map(_unequal_prompts, before)),
-        f"lose the beginning of their prompt, which leaves room for both answers in max_tokens "
+        f"lose the beginning of their prompt, so that both answers fit into max_tokens "
         f"({max_tokens})": sum(prompt for prompt, _ in lost),
         f"lose the end of an answer longer than max_tokens ({max_tokens})": sum(e for _, e in lost),
     }

@@ -104,7 +104,8 @@ class Context:
     training_rows: Callable[[str], Sequence[Row]]
     """The rows of a data set of the recipe, without its held-out split."""
     tokenize: Callable[[Row], TokenExample]
-    """A row as tokens: the text or prompt and response, EOS at the end."""
+    """A row as tokens: a text, prompt and response, or a conversation, with its end. Learned from are a
+    text, or every answer; `TokenExample.last_span` leaves the last one."""
     build_reward: Callable[[RewardSpec], RewardProvider[Any]]
     """Build a nested reward provider."""
     tokenizer_of: Callable[[str], PreTrainedTokenizerBase]

@@ -16,6 +16,7 @@ EXAMPLES = {
     "first": TokenExample((1, 30, 5, 7, 2), 2),  # response 5 7 2
     "second": TokenExample((1, 40, 50, 9, 2), 3),  # response 9 2
     "text": TokenExample((1, 11, 2), 0),  # no prompt
+    "two": TokenExample((1, 30, 5, 2, 40, 7, 2), 2, ((2, 4), (5, 7))),  # responses 5 2 and 7 2
 }
 KEYS = {SFT: {"data": "some"}, PTX: {"data": "some", "gamma": 0.5}}
 
@@ -47,6 +48,13 @@ def terms(loss, policy):
 def test_sft_counts_the_tokens_of_the_responses_alone(loss, policy):
     assert terms(loss(SFT, "first"), policy) == (5 + 7 + 2, 3)
     assert terms(loss(SFT, "first", "second"), policy) == (5 + 7 + 2 + 9 + 2, 5)
+
+
+def test_sft_counts_every_answer_of_a_conversation_or_the_last_one(loss, policy):
+    assert terms(loss(SFT, "two"), policy) == (5 + 2 + 7 + 2, 4)
+    assert terms(loss(SFT, "two", learn="last"), policy) == (7 + 2, 2)
+    assert terms(loss(SFT, "first", learn="last"), policy) == terms(loss(SFT, "first"), policy)
+    assert terms(loss(PTX, "two"), policy) == (30 + 5 + 2 + 40 + 7 + 2, 6)
 
 
 def test_ptx_counts_all_tokens_but_the_first_whether_there_is_a_prompt_or_not(loss, policy):

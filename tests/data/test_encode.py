@@ -278,7 +278,7 @@ def test_a_list_of_messages_in_another_column_suggests_the_column_of_messages(en
 
 
 def test_a_lone_surrogate_is_an_error_about_its_row(encoder):
-    with pytest.raises(RecipeError, match="a row cannot be tokenised: .*The row: .*stars"):
+    with pytest.raises(RecipeError, match=r"a row cannot be tokenised: .*The row: .*stars"):
         encoder.example({"text": "the \ud800 battery", "stars": 4})
 
 

@@ -37,6 +37,39 @@ def test_the_mask_counts_predictions_of_tokens_beyond_the_context() -> None:
     assert batch.mask.tolist() == [[False, True, True], [True, True, False]]
 
 
+def test_of_a_conversation_the_answers_count_and_what_stands_between_them_does_not() -> None:
+    example = TokenExample((1, 5, 6, 2, 7, 8, 2), 2, ((2, 4), (6, 7)))
+    batch = token_batch([example, TokenExample((1, 5, 6), 0)], device=CPU)
+    assert batch.mask.tolist() == [
+        [False, True, True, False, False, True],
+        [True, True, False, False, False, False],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "spans"),
+    [
+        (7, ((2, 4), (6, 7))),
+        (6, ((2, 4),)),
+        (4, ((2, 4),)),
+        (3, ((2, 3),)),
+        (2, ()),
+    ],
+)
+def test_a_conversation_that_is_cut_counts_what_is_left(
+    tokens: int, spans: tuple[tuple[int, int], ...]
+) -> None:
+    cut = TokenExample((1, 5, 6, 2, 7, 8, 2), 2, ((2, 4), (6, 7))).cut(tokens)
+    assert (len(cut.ids), cut.spans) == (tokens, spans)
+    assert sum(cut.counts()) == sum(end - start for start, end in spans)
+
+
+def test_the_first_token_of_a_text_never_counts() -> None:
+    assert TokenExample((1, 5), 0).counts() == [False, True]
+    assert TokenExample((1, 5), 0, ((0, 1),)).counts() == [False, False]
+    assert TokenExample((1,), 0).counts() == [False]
+
+
 def test_parts_hold_every_example_once_longest_first() -> None:
     examples = [TokenExample(tuple(range(n)), 0) for n in (3, 9, 5, 7, 1)]
     parts = in_parts(examples, 2)

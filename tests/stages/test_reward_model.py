@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 
 from rlframe.distributed.runtime import Runtime
 from rlframe.errors import RecipeError
@@ -34,7 +35,7 @@ def test_the_seed_decides_the_pairing() -> None:
 
 
 def test_a_label_that_nobody_has_is_an_error_with_both_counts() -> None:
-    with pytest.raises(RecipeError, match=r"0 rows are labelled 'good' and 6 are not"):
+    with pytest.raises(RecipeError, match=r"0 rows are labelled 'good' and 6 .* are 0, 1"):
         pairs_from_labels(ROWS, preferred="good", count=None, seed=0)
 
 
@@ -79,8 +80,6 @@ def test_a_reward_model_learns_to_order_pairs_and_centring_keeps_scores_near_zer
 
 
 def mean_score(model: Any) -> float:
-    import torch
-
     from rlframe.stages.reward_model import scores
 
     texts = [e.ids for pair in pairs(20) for e in pair]
@@ -89,6 +88,37 @@ def mean_score(model: Any) -> float:
             float(scores(model, torch.tensor([ids]), torch.tensor([len(ids)]))[0]) for ids in texts
         ]
     return sum(found) / len(found)
+
+
+def test_the_same_tokens_are_a_tie_whatever_the_batches_make_of_them(
+    language_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches round in their own ways: here each text scores higher than the one before it."""
+    from rlframe.stages import reward_model
+
+    seen = iter(range(10**6))
+
+    def scores(model: Any, tokens: Any, lengths: Any) -> Any:
+        return torch.tensor([float(next(seen)) for _ in tokens])
+
+    monkeypatch.setattr(reward_model, "scores", scores)
+    model = scalar_model_from(language_model(), head="normal", seed=0)
+    same, other = TokenExample((1, 20, 2), 0), TokenExample((1, 30, 2), 0)
+    for given, expected in (
+        ([(same, same)], 0.5),
+        ([(same, same), (same, other)], 0.25),  # the second of a batch scores higher
+        ([(same, same)] * 3 + [(other, same)], 1.5 / 4),
+    ):
+        assert pair_accuracy(model, given, budget=100, runtime=RUNTIME) == expected
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "good"}, {"label": 1}, {"text": 5, "label": 1}, {"text": "good", "label": None}],
+)
+def test_a_row_that_is_neither_a_pair_nor_labelled_is_told(row: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"neither a pair .* nor a labelled text"):
+        pairs_from_labels([*ROWS, row], preferred=1, count=None, seed=0)
 
 
 def test_a_model_without_an_opinion_orders_half_of_the_pairs(language_model: Any) -> None:

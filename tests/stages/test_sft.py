@@ -88,6 +88,29 @@ def test_context_is_not_learned(language_model: Callable[..., Any]) -> None:
     assert prompt > 50
 
 
+def test_every_answer_of_a_conversation_weighs_by_its_tokens(
+    language_model: Callable[..., Any],
+) -> None:
+    model = language_model()
+    example = TokenExample((1, 40, 41, 50, 2, 42, 51, 52, 2), 3, ((3, 5), (6, 9)))
+    with torch.no_grad():
+        logp = model(torch.tensor([example.ids])).logits[0].log_softmax(-1)
+    picked = [-logp[place - 1, example.ids[place]] for place in (3, 4, 6, 7, 8)]
+    found = perplexity(policy_of(model), [example], budget=100, runtime=RUNTIME)
+    assert found == pytest.approx(math.exp(sum(map(float, picked)) / 5), rel=1e-5)
+
+
+def test_what_stands_between_answers_is_not_learned(language_model: Callable[..., Any]) -> None:
+    model = language_model(initializer_range=0.02)
+    example = TokenExample((1, 40, 50, 2, 41, 51, 2), 2, ((2, 4), (5, 7)))
+    fine_tune(model, [example] * 24, pack_to=None, settings=SETTINGS, progress=lambda *_: None)
+    answers = perplexity(policy_of(model), [example], budget=100, runtime=RUNTIME)
+    question = TokenExample(example.ids[:5], 4)
+    between = perplexity(policy_of(model), [question], budget=100, runtime=RUNTIME)
+    assert answers < 2
+    assert between > 50
+
+
 def test_packing_fills_rows_with_whole_examples_whose_positions_start_again() -> None:
     sizes = [4, 2, 3, 1, 5, 2, 4, 3]
     rows = [
