@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,6 +94,32 @@ def keep_traceback(error: BaseException, directory: Path, name: str = "traceback
         )
     else:
         error.add_note(f"The traceback is in {path}; `rlframe --debug ...` prints it.")
+
+
+class Problems:
+    """Mistakes that are found one by one and told together.
+
+    Args:
+      placed: puts the place where something was written in front of a message.
+    """
+
+    def __init__(self, placed: Callable[[str], str] = str) -> None:
+        self._placed = placed
+        self._found: dict[str, RlframeError] = {}
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Keep the mistake that is raised inside, and go on; the same one counts once."""
+        try:
+            yield
+        except RlframeError as error:
+            self._found.setdefault(self._placed(str(error)), error)
+
+    def tell(self) -> None:
+        """Raise one error, of the first one's class, with a line for each mistake, if there is any."""
+        if self._found:
+            first = next(iter(self._found.values()))
+            raise type(first)("\n".join(self._found)) from first
 
 
 def did_you_mean(

@@ -89,14 +89,13 @@ def check_adapters(project: Project) -> None:
     policy, section = project.recipe.model.policy, project.recipe.model.lora
     if section is None:
         return
-    with torch.device("meta"):
-        model = (
-            loading.new_language_model(
+    if isinstance(policy, NewModel):
+        with torch.device("meta"):
+            model = loading.new_language_model(
                 policy.architecture, project.tokenizer, dtype=project.dtype, seed=0
             )
-            if isinstance(policy, NewModel)
-            else loading.untrained_language_model(policy)
-        )
+    else:
+        model = project.models.pretrained("model.policy", policy).skeleton("causal")
     lora.check(model, section.targets)
 
 
@@ -177,15 +176,11 @@ class PPOParts:
         return recipe.model.policy if isinstance(recipe.model.policy, str) else None
 
     def _reference(self, model: Any) -> Policy:
-        name = self.project.recipe.model.reference
-        if name is None and lora.adapted(model):
+        frozen = self.project.models.reference()
+        if frozen is None and lora.adapted(model):
             return lora.WithoutAdapters(self.policy)
-        if name is None:
+        if frozen is None:
             frozen = copy.deepcopy(model)
-        else:
-            frozen = loading.load_language_model(
-                self.project.model_path(name), self.project.tokenizer, dtype=self.project.dtype
-            )
         return self._policy(self.project.context.prepare(frozen))
 
     def _critic(self, model: Any) -> Critic | SharedCritic:
@@ -196,12 +191,7 @@ class PPOParts:
             return SharedCritic(
                 loading.value_head(width, head=section.head, like=weight, seed=seed)
             )
-        if section.initial == "policy":
-            return Critic(loading.scalar_model_from(model, head=section.head, seed=seed))
-        path = self.project.model_path(section.initial)
-        return Critic(
-            loading.load_scalar_model(path, head=section.head, dtype=self.project.dtype, seed=seed)
-        )
+        return Critic(self.project.models.critic(model))
 
     # The run
 

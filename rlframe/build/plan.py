@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlframe.build.project import Project
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.errors import RecipeError
 from rlframe.hooks.registry import Registry
 from rlframe.models import loading
+from rlframe.models.pretrained import Pretrained, new
 from rlframe.planning.memory import MLP, Shape, Workload
 from rlframe.planning.strategies import Strategy
 from rlframe.recipe import LoadedRecipe
@@ -103,10 +103,7 @@ def _policy(project: Project) -> Any:
 
 
 def _config(name: str, path: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: the config of {name!r} can not be opened: {error}") from error
+    return Pretrained(name, at=path).config
 
 
 def _trunk(recipe: Recipe, name: str, policy: Any, path: str) -> Any:
@@ -153,7 +150,6 @@ def shape_of(config: Any, path: str, *, scalar: bool = False) -> Shape:
       RecipeError: the architecture is not one that a plan knows.
     """
     config = type(config).from_dict(config.to_dict())
-    kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     if scalar:
         config.num_labels = 1
     text = config.get_text_config()
@@ -163,7 +159,7 @@ def shape_of(config: Any, path: str, *, scalar: bool = False) -> Shape:
         )
     try:
         with torch.device("meta"):
-            model: Any = kind.from_config(config)
+            model: Any = new(config, "sequence" if scalar else "causal")
     except (ValueError, TypeError, RuntimeError) as error:
         raise RecipeError(f"{path}: {error}") from error
     names = set(getattr(model, "_no_split_modules", None) or ())

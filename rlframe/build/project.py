@@ -13,10 +13,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rlframe.build.encoded import EncodedData
 from rlframe.build.machine import runtime_of
+from rlframe.build.models import Models
 from rlframe.data import sources
 from rlframe.data.encode import RowEncoder
 from rlframe.data.examples import Prepared
@@ -25,9 +26,8 @@ from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
 from rlframe.distributed.runtime import DTYPES
 from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
 from rlframe.hooks.component import Component, Context, DataGenerator, Instance, RewardSpec
-from rlframe.hooks.references import references
 from rlframe.hooks.registry import Registry
-from rlframe.models.loading import check_vocabulary
+from rlframe.models.pretrained import Pretrained
 from rlframe.recipe import Chosen, LoadedRecipe
 from rlframe.recipe.schema import Dataset, NewModel, NewTokenizer
 from rlframe.types import Prompt, Row, TokenExample
@@ -51,6 +51,10 @@ class Project:
         self._registry = registry
         self.runtime = runtime_of(self.recipe.runtime)
         self.dtype = DTYPES[self.recipe.runtime.precision]
+        self.added_tokens: frozenset[str] = frozenset()
+        """Tokens that `model.pad_token` adds to those of the policy's tokenizer."""
+        self.notes: list[str] = []
+        """What was found that is no mistake, and that should be said."""
         self._splits: dict[str, sources.Split] = {}
 
     # Data
@@ -67,7 +71,7 @@ class Project:
                 f"{listed(self.recipe.data)}"
             )
         if name not in self._splits:
-            with _at(f"data.{name}"):
+            with at(f"data.{name}"):
                 generator = self.loaded.chosen.get(("data", name, "generator"))
                 self._splits[name] = _read(self.recipe.data[name], generator)
         return self._splits[name]
@@ -89,18 +93,25 @@ class Project:
         policy, pad = self.recipe.model.policy, self.recipe.model.pad_token
         wanted = policy.tokenizer if isinstance(policy, NewModel) else policy
         if isinstance(wanted, NewTokenizer):
-            with _at(f"data.{wanted.data}"):
+            with at(f"data.{wanted.data}"):
                 tokenizer: Any = train_tokenizer(
                     sources.texts_of(self.split(wanted.data).train),
                     vocab_size=wanted.vocab_size,
                     lowercase=wanted.lowercase,
                 )
         else:
-            with _opening("model.policy", "tokenizer", wanted):
-                tokenizer = AutoTokenizer.from_pretrained(wanted)
+            where = "model.policy" if wanted == policy else "model.policy.tokenizer"
+            saved = self.models.pretrained(where, wanted)
+            _ = saved.config if wanted == policy else None  # what is no model lacks a tokenizer too
+            tokenizer = saved.tokenizer
         name = "a new tokenizer" if isinstance(wanted, NewTokenizer) else wanted
-        check_special_tokens(tokenizer, name=name, pad_token=pad)
+        self.added_tokens = check_special_tokens(tokenizer, name=name, pad_token=pad)
         return tokenizer
+
+    @cached_property
+    def models(self) -> Models:
+        """Those that the recipe names."""
+        return Models(self)
 
     @cached_property
     def encoder(self) -> RowEncoder:
@@ -114,13 +125,13 @@ class Project:
     @cached_property
     def sft_examples(self) -> Prepared[TokenExample]:
         """Examples of the sft stage."""
-        with _at("sft"):
+        with at("sft"):
             return self.data.demonstrations()
 
     @cached_property
     def pairs(self) -> Prepared[Pair]:
         """Pairs of the reward_model stage."""
-        with _at("reward_model"):
+        with at("reward_model"):
             return self.data.preferences()
 
     @cached_property
@@ -129,7 +140,7 @@ class Project:
         section = self.recipe.prompts
         assert section is not None
         split = self.split(section.data)
-        with _at("prompts"):
+        with at("prompts"):
             read = self.data.located(
                 section.data, partial(self.encoder.prompt, first_words=section.first_words)
             )
@@ -172,12 +183,11 @@ class Project:
             found = policy.architecture.get("max_position_embeddings")
             found = found or policy.architecture.get("n_positions")
             if found is None:
-                with _at("model.policy.architecture"):
+                with at("model.policy.architecture"):
                     shape = AutoConfig.for_model(str(policy.architecture.get("model_type")))
                     found = getattr(shape, "max_position_embeddings", None)
             return found
-        with _opening("model.policy", "config", policy):
-            shape = AutoConfig.from_pretrained(policy).get_text_config()
+        shape = self.models.pretrained("model.policy", policy).config.get_text_config()
         return getattr(shape, "max_position_embeddings", None)
 
     # Components
@@ -197,6 +207,7 @@ class Project:
             rewards=frozenset(self.recipe.rewards),
             prepare=self.runtime.frozen,
             model_path=self.model_path,
+            pretrained=lambda name: Pretrained(self.model_path(name)),
             training_rows=lambda name: self.data.rows(name)[0],
             tokenize=self.encoder.example,
             build_reward=lambda spec: self._nested(spec, self.context),
@@ -238,13 +249,12 @@ class Project:
         """The tokenizer that goes with a model of the recipe, to keep and to change."""
         if name.startswith("stage:"):
             return copy.deepcopy(self.tokenizer)
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return tokenizer
+        return Pretrained(name).tokenizer
 
     def instance(self, *path: str | int) -> Instance[Any]:
         """Build the component that stands at a path of the recipe."""
         chosen = self.loaded.chosen[path]
-        with _at(".".join(map(str, path))):
+        with at(".".join(map(str, path))):
             context = self.context if path[0] == "rewards" else self._context_of_others
             component = chosen.component(chosen.config, context)
         component.name = str(path[-1])
@@ -255,77 +265,11 @@ class Project:
         built: Component[Any] = component(component.Config.model_validate(spec.options), context)
         return built
 
-    # The check
-
-    def check(self) -> None:
-        """Look at everything that can be looked at before training.
-
-        Raises:
-          RecipeError: with the path of what is wrong.
-        """
-        _ = self.tokenizer, self.context_tokens
-        if self.recipe.sft is not None:
-            self._not_empty("sft", self.sft_examples)
-        if self.recipe.reward_model is not None:
-            self._not_empty("reward_model", self.pairs)
-        if self.recipe.ppo is not None:
-            _ = self.prompts
-        for path, name in (
-            ("model.reference", self.recipe.model.reference),
-            ("model.critic.initial", self.recipe.model.critic.initial),
-            ("reward_model.initial", getattr(self.recipe.reward_model, "initial", None)),
-        ):
-            if name not in (None, "policy") and not name.startswith("stage:"):
-                with _opening(path, "model", name):
-                    check_vocabulary(AutoConfig.from_pretrained(name), self.tokenizer, name=name)
-        self._enough_for_all()
-        for where, chosen in self.loaded.chosen.items():
-            self._check_component(".".join(map(str, where)), chosen)
-
     def stage_notes(self, stage: str) -> tuple[str, ...]:
         """What people should know of a stage's data before it trains; after `check`."""
         if stage == "ppo":
             return self.data.prompt_notes(self.encoder.remarks)
         return (self.sft_examples if stage == "sft" else self.pairs).notes
-
-    def _enough_for_all(self) -> None:
-        """Every process has prompts to answer, and as much of a batch as the others."""
-        ranks, prompts = self.runtime.world_size, self.recipe.rollout.prompts_per_update
-        if self.recipe.ppo is not None and prompts < ranks:
-            raise RecipeError(
-                f"rollout.prompts_per_update: {prompts} prompts are too few for {ranks} processes"
-            )
-        for name in ("sft", "reward_model"):
-            stage = getattr(self.recipe, name)
-            if stage is not None and stage.batch_size % ranks:
-                raise RecipeError(
-                    f"{name}.batch_size: {stage.batch_size} can not be divided among {ranks} processes"
-                )
-
-    def _check_component(self, path: str, chosen: Chosen) -> None:
-        with _at(path):
-            self._check_columns(chosen)
-            chosen.component.check(chosen.config, self.context)
-
-    def _check_columns(self, chosen: Chosen) -> None:
-        """Every prompt has the columns that a component reads."""
-        named = {r.name for r in references(chosen.config) if r.to == "column"}
-        for column in sorted(named | chosen.component.needs(chosen.config).columns):
-            if column not in (have := self.context.columns):
-                raise RecipeError(
-                    f"not every row of the prompts' data has a column {column!r}."
-                    f"{did_you_mean(column, have)} All have {listed(have)}"
-                )
-
-    def _not_empty(self, stage: str, found: Prepared[Any]) -> None:
-        parts = {"to train on": found.train, "held out to measure it": found.heldout}
-        for name, part in parts.items():
-            if not part:
-                data = getattr(self.recipe, stage).data
-                raise RecipeError(
-                    f"{stage}.data: data set {data!r} has no rows {name} "
-                    f"(data.{data}.heldout is {self.recipe.data[data].heldout})"
-                )
 
 
 def _openings_apart(
@@ -383,7 +327,7 @@ def _generated(chosen: Chosen) -> tuple[list[Row], list[Row]]:
 
 
 @contextmanager
-def _at(path: str) -> Iterator[None]:
+def at(path: str) -> Iterator[None]:
     """Put the recipe's path in front of an error."""
     try:
         yield
@@ -391,12 +335,3 @@ def _at(path: str) -> Iterator[None]:
         raise type(error)(f"{path}: {error}") from error
     except (ValueError, TypeError) as error:
         raise RecipeError(f"{path}: {error}") from error
-
-
-@contextmanager
-def _opening(path: str, what: str, name: str) -> Iterator[None]:
-    """Say whose file could not be opened: transformers raises OSError and ValueError alike."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: the {what} of {name!r} can not be opened: {error}") from error

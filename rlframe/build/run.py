@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rlframe.build.alignment import alignment, check_adapters
+from rlframe.build.checks import check
 from rlframe.build.machine import saver_of
 from rlframe.build.project import Project
 from rlframe.build.rollouts import list_ends
 from rlframe.errors import RlframeError, Stopped, keep_traceback, no_exit
 from rlframe.hooks.registry import Registry, fingerprint
-from rlframe.models import loading
 from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe
-from rlframe.recipe.schema import FineTuning, NewModel
+from rlframe.recipe.schema import FineTuning
 from rlframe.runs.directory import RunDirectory, refuse_used
 from rlframe.runs.display import Display, SilentDisplay
 from rlframe.runs.lock import RunLock
@@ -76,8 +76,10 @@ def run_recipe(
     for path, used in plugins.items():
         for part, value in used.items():
             project.runtime.agree(f"{part} of the plugin at {path}", value)
-    project.check()  # before anything is written: a recipe that is refused can be mended and run
+    check(project)  # before anything is written: a recipe that is refused can be mended and run
     check_adapters(project)
+    for note in project.notes:
+        display.say(note)
     if resume is not None:
         for line in resume.check(directory, loaded.resolved(), plugins):
             display.say(line)
@@ -126,7 +128,7 @@ def _stages(project: Project, files: RunDirectory, display: Display, stop: StopR
         return saver_of(recipe.checkpoints, name, files.path, project.runtime, stop)
 
     tuned = None if files.finished("sft") is None else files.path / "sft"
-    policy = _language_model(project, tuned).to(project.runtime.device)
+    policy = project.models.policy(tuned).to(project.runtime.device)
     list_ends(policy, project.tokenizer)
     for name, stage in (("sft", _sft), ("reward_model", _reward_model)):
         if getattr(recipe, name) is None:
@@ -142,16 +144,6 @@ def _stages(project: Project, files: RunDirectory, display: Display, stop: StopR
         _say_notes(project, "ppo", display)
         aligned = alignment(project, policy, files, display, saver("ppo"))
     return Outcome(files.path, figures, aligned)
-
-
-def _language_model(project: Project, tuned: Path | None = None) -> Any:
-    """The policy as the recipe names it, or as a finished fine-tuning left it."""
-    policy = project.recipe.model.policy if tuned is None else str(tuned)
-    if isinstance(policy, NewModel):
-        return loading.new_language_model(
-            policy.architecture, project.tokenizer, dtype=project.dtype, seed=project.recipe.seed
-        )
-    return loading.load_language_model(policy, project.tokenizer, dtype=project.dtype)
 
 
 def _say_notes(project: Project, stage: str, display: Display) -> None:
@@ -198,11 +190,7 @@ def _reward_model(
         "reward_model", f"{len(train)} pairs from {stage.data!r}, {len(heldout)} held out"
     )
     _say_notes(project, "reward_model", display)
-    if stage.initial == "policy":
-        trunk = policy
-    else:
-        trunk = loading.load_language_model(stage.initial, project.tokenizer, dtype=project.dtype)
-    model = loading.scalar_model_from(trunk, head="normal", seed=project.recipe.seed)
+    model = project.models.reward_model(policy)
     model.to(project.runtime.device)
     train_reward_model(
         model,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlframe.errors import RecipeError, did_you_mean, listed
-from rlframe.hooks import Context
+from rlframe.hooks import Context, PretrainedModel
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ class Classifier:
 
     name: str
     """As the recipe calls it."""
-    path: str
+    saved: PretrainedModel
     config: Any
     tokenizer: PreTrainedTokenizerBase
     per_token: bool
@@ -39,28 +39,25 @@ class Classifier:
           context: of the component that asks.
 
         Raises:
-          RecipeError: it cannot be opened, or is no classifier.
+          RecipeError: it cannot be opened, is no classifier, or lacks weights.
         """
-        import torch
-        from transformers import AutoConfig
-
-        path = context.model_path(name)
-        try:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            saved = config.architectures or []
-            per_token = any("TokenClassification" in kind for kind in saved)
-            with torch.device("meta"):  # the architecture without its weights
-                model = _kind(per_token=per_token).from_config(config, trust_remote_code=False)
-            tokenizer = context.tokenizer_of(name)
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"reward model {name!r} cannot be opened: {error}") from error
-        if saved and not any("Classification" in kind for kind in saved):
+        saved = context.pretrained(name)
+        written = saved.config.architectures or []
+        per_token = any("TokenClassification" in kind for kind in written)
+        if written and not any("Classification" in kind for kind in written):
             raise RecipeError(
-                f"reward model {name!r} was saved as {listed(saved)}, which has no trained score head"
+                f"reward model {name!r} was saved as {listed(written)}, which has no trained score head"
             )
+        tokenizer = context.tokenizer_of(name)
         tokenizer.truncation_side = "left"
-        causal = not per_token and hasattr(model, "score")
-        return cls(name, path, config, tokenizer, per_token=per_token, causal=causal)
+        found = cls(name, saved, saved.config, tokenizer, per_token=per_token, causal=False)
+        saved.check(found.head)
+        return replace(found, causal=not per_token and hasattr(saved.skeleton(found.head), "score"))
+
+    @property
+    def head(self) -> Literal["sequence", "token"]:
+        """What stands on the trunk."""
+        return "token" if self.per_token else "sequence"
 
     @property
     def embedding(self) -> int:
@@ -100,9 +97,7 @@ class Classifier:
 
     def load(self, dtype: torch.dtype) -> Any:
         """The model with its weights."""
-        return _kind(per_token=self.per_token).from_pretrained(
-            self.path, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
+        return self.saved.load(self.head, dtype=dtype)
 
     def logits(
         self, model: Any, encoded: list[dict[str, list[int]]], device: torch.device
@@ -155,9 +150,3 @@ class Classifier:
         else:
             log = logits.log_softmax(-1)[..., label]
         return log if output == "log_probability" else log.exp()
-
-
-def _kind(*, per_token: bool) -> Any:
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-
-    return AutoModelForTokenClassification if per_token else AutoModelForSequenceClassification

@@ -52,27 +52,28 @@ def train_tokenizer(
 
 def check_special_tokens(
     tokenizer: PreTrainedTokenizerBase, *, name: str, pad_token: str | None
-) -> None:
-    """Give the tokenizer the wanted padding token and make sure that padding and EOS differ.
+) -> frozenset[str]:
+    """Give the tokenizer the padding token that the recipe wants, and make sure that there is an EOS.
+
+    None is needed here, and it may be EOS: masks come from lengths, never from token ids.
 
     Args:
       tokenizer: changed in place.
       name: where it came from, for the message.
       pad_token: a token of the vocabulary, or a new one.
 
+    Returns:
+      The tokens that were added to the vocabulary: the padding token, or none.
+
     Raises:
-      RecipeError: there is no EOS, no padding token, or both are the same.
+      RecipeError: there is no EOS.
     """
+    known = set(tokenizer.get_vocab())
     if pad_token is not None:
         tokenizer.add_special_tokens({"pad_token": pad_token})
     if tokenizer.eos_token_id is None:
         raise RecipeError(
-            f"model.policy: tokenizer of {name!r} has no EOS token: nothing could end"
+            f"model.policy: the tokenizer of {name!r} has no EOS token, so that no response could end. "
+            "Set `eos_token` in its tokenizer_config.json"
         )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        state = "no padding token" if tokenizer.pad_token_id is None else "a pad equal to eos"
-        raise RecipeError(
-            f"model.pad_token: tokenizer of {name!r} has {state} ({tokenizer.eos_token!r}), and then "
-            "a finished response can not be told from padding. Set `model.pad_token` to an unused "
-            "token of the vocabulary, or to a new one such as '<pad>'"
-        )
+    return frozenset(tokenizer.get_vocab()) - known

@@ -17,6 +17,7 @@ from rlframe.distributed.training import State
 from rlframe.engine.trees import load_tree, save_tree
 from rlframe.models import lora
 from rlframe.models.actor_critic import ActorCritic, Critic
+from rlframe.models.pretrained import reload
 from rlframe.types import KLState
 
 
@@ -101,7 +102,7 @@ def _loaded(model: Any, prefix: str, directory: Path) -> dict[str, Tensor]:
     if lora.adapted(model):
         fresh = lora.load(model, _adapter(directory))
     else:
-        fresh = type(model).from_pretrained(directory, dtype=_dtype(directory)).state_dict()
+        fresh = reload(model, directory, dtype=_dtype(directory))
     return {f"{prefix}{name}": tensor for name, tensor in fresh.items()}
 
 

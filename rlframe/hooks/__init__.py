@@ -11,6 +11,7 @@ from rlframe.hooks.component import (
     KLController,
     Needs,
     PluginConfig,
+    PretrainedModel,
     RewardProvider,
     RewardSpec,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "Needs",
     "PluginConfig",
     "PolicyView",
+    "PretrainedModel",
     "Prompt",
     "RewardBatch",
     "RewardName",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -78,6 +78,47 @@ class RewardSpec(ComponentSpec):
     kind: ClassVar[str] = "reward_providers"
 
 
+class PretrainedModel(Protocol):
+    """A saved model: whole and without any code of its own, or an error for people.
+
+    Code in its folder never runs, weights are read from safetensors alone, and a weight that is missing
+    is an error, where transformers would draw it at random. Use it in `check` and in the constructor:
+
+        saved = context.pretrained(config.model)
+        saved.check("sequence")                               # reads headers alone
+        model = context.prepare(saved.load("sequence", dtype=context.dtype))
+
+    A `head` is "causal", "sequence" (a classifier of a text) or "token" (of each token).
+    """
+
+    name: str
+    """As the recipe has it."""
+
+    @property
+    def path(self) -> str:
+        """The folder on this machine."""
+
+    @property
+    def config(self) -> Any:
+        """Of transformers."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one that lies beside the model."""
+
+    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """Refuse a model to which another tokenizer's ids mean something else. Returns remarks."""
+
+    def skeleton(self, head: Literal["causal", "sequence", "token"]) -> Any:
+        """The model without weights, on the meta device."""
+
+    def check(self, head: Literal["causal", "sequence", "token"]) -> tuple[str, ...]:
+        """Refuse a model of which a weight is missing. Returns remarks."""
+
+    def load(self, head: Literal["causal", "sequence", "token"], *, dtype: torch.dtype) -> Any:
+        """The model with its weights, in eval mode, on the CPU."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What the engine gives a component when it is built."""
@@ -101,6 +142,8 @@ class Context:
     """
     model_path: Callable[[str], str]
     """Turn a recipe's model name into a path or hub id; `stage:NAME` is a stage's result."""
+    pretrained: Callable[[str], PretrainedModel]
+    """Open a saved model: a path, a hub id or `stage:NAME`. The way to any model, see there."""
     training_rows: Callable[[str], Sequence[Row]]
     """The rows of a data set of the recipe, without its held-out split."""
     tokenize: Callable[[Row], TokenExample]

@@ -11,15 +11,10 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedTokenizerBase,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedTokenizerBase
 
 from rlframe.errors import RecipeError, did_you_mean
+from rlframe.models.pretrained import Pretrained, new
 
 Head = Literal["zero", "normal", "keep"]
 
@@ -43,12 +38,13 @@ def new_language_model(
       RecipeError: there is no such model type, or the config does not make a model.
     """
     special = {
-        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")
     }
-    shape = new_config(architecture, vocab_size=len(tokenizer), **special)
+    special["pad_token_id"] = padding_of(tokenizer)
+    shape = new_config(architecture, vocab_size=rows_needed(tokenizer), **special)
     with _making_sense(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
+        model = new(shape, "causal", dtype=dtype).eval()
         if model.device.type != "meta":  # on which a plan makes them
             _read_something(model)
         return model
@@ -106,36 +102,52 @@ def _making_sense() -> Iterator[None]:
 
 
 def load_language_model(
-    name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype,
+    at: str = "model.policy",
 ) -> Any:
-    """A causal language model, its embedding grown if the tokenizer has more tokens.
+    """A causal language model, whole, with a row of its embedding for each token of the tokenizer.
+
+    Args:
+      name: a path or hub id.
+      tokenizer: the policy's.
+      dtype: of the weights.
+      at: the recipe's path, put in front of an error.
 
     Raises:
-      RecipeError: it can not be opened.
+      RecipeError: it cannot be opened, or a weight is missing.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model.policy: {name!r} can not be opened: {error}") from error
-    embedding: Any = model.get_input_embeddings()
-    if embedding.num_embeddings < len(tokenizer):
+    model = Pretrained(name, at=at).load("causal", dtype=dtype)
+    return _reading(model, tokenizer).eval()
+
+
+def _reading(model: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Give a model a row for each token, alike wherever it is done, and no padding token that is EOS.
+
+    Masks come from lengths, so that nothing here reads the padding token. Others do who use the saved
+    model: a classifier's score would be looked for before the first EOS.
+    """
+    if model.get_input_embeddings().num_embeddings < rows_needed(tokenizer):
         with torch.random.fork_rng(devices=[]):  # new rows are drawn: the same ones on each rank
             torch.default_generator.manual_seed(0)
-            model.resize_token_embeddings(len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model.eval()
+            model.resize_token_embeddings(rows_needed(tokenizer))
+    model.config.pad_token_id = padding_of(tokenizer)
+    if model.config.pad_token_id is None:  # or EOS would get no gradient as an input
+        model.get_input_embeddings().padding_idx = None
+    return model
 
 
-def untrained_language_model(name: str) -> Any:
-    """The causal language model of a path or hub id with the weights of none, to look at its layers.
+def rows_needed(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of an embedding that has one for every id of a tokenizer, which may leave ids out."""
+    return max(tokenizer.get_vocab().values()) + 1
 
-    Raises:
-      RecipeError: its config can not be opened.
-    """
-    try:
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model.policy: {name!r} can not be opened: {error}") from error
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of a tokenizer's padding token, or None if it is EOS or there is none."""
+    pad: int | None = tokenizer.pad_token_id
+    return None if pad == tokenizer.eos_token_id else pad
 
 
 def scalar_model_from(policy: Any, *, head: Head, seed: int) -> Any:
@@ -152,35 +164,44 @@ def scalar_model_from(policy: Any, *, head: Head, seed: int) -> Any:
     shape = type(policy.config).from_dict(policy.config.to_dict())
     shape.num_labels = 1
     try:
-        model = AutoModelForSequenceClassification.from_config(shape, dtype=policy.dtype)
+        model = new(shape, "sequence", dtype=policy.dtype)
     except ValueError as error:
         raise RecipeError(
             f"{type(policy).__name__} has no sequence classifier in transformers, which critics and "
             f"reward models are saved as: {error}"
         ) from error
     model.base_model.load_state_dict(policy.base_model.state_dict())
-    init_head(_score_head(model), head, seed=seed)
+    init_head(score_head(model, at="model.policy"), head, seed=seed)
     return model.to(policy.device).eval()
 
 
-def load_scalar_model(name: str, *, head: Head, dtype: torch.dtype, seed: int) -> Any:
-    """A sequence classifier with one output, as critic.
+def load_scalar_model(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    head: Head,
+    dtype: torch.dtype,
+    seed: int,
+    at: str = "model.critic.initial",
+) -> Any:
+    """A sequence classifier with one output, as critic or as a reward model to be trained.
 
     Args:
-      name: a path or hub id: a reward model, or a critic saved by an earlier run.
-      head: "keep" leaves the head as it was saved.
+      name: a path or hub id: of a causal language model, whose trunk is taken, of a reward model, or of
+        a critic saved by an earlier run.
+      tokenizer: the policy's.
+      head: "keep" leaves the head as it was saved, which it must have been.
       dtype: of the weights.
       seed: of a new head.
+      at: the recipe's path, put in front of an error.
 
     Raises:
-      RecipeError: it can not be opened or has no `score` head.
+      RecipeError: it cannot be opened, a weight is missing, or there is no `score` head.
     """
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model.critic.initial: {name!r} can not be opened: {error}") from error
-    init_head(_score_head(model), head, seed=seed)
-    return model.eval()
+    saved = Pretrained(name, at=at)
+    model = saved.load("sequence", dtype=dtype, labels=1, new_head=head != "keep")
+    init_head(score_head(model, at=at), head, seed=seed)
+    return _reading(model, tokenizer).eval()
 
 
 def value_head(width: int, *, head: Head, like: torch.Tensor, seed: int) -> nn.Linear:
@@ -190,9 +211,17 @@ def value_head(width: int, *, head: Head, like: torch.Tensor, seed: int) -> nn.L
     return linear
 
 
-def _score_head(model: Any) -> nn.Linear:
+def score_head(model: Any, *, at: str) -> nn.Linear:
+    """The head of a causal trunk that is read at one token.
+
+    Raises:
+      RecipeError: the classifier has another, which reads the whole text.
+    """
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise RecipeError(f"{type(model).__name__} has no linear `score` head to read values from")
+        raise RecipeError(
+            f"{at}: {type(model).__name__} has no linear `score` head, from which a value for each "
+            "token is read. Name a causal model"
+        )
     return model.score
 
 
@@ -215,17 +244,3 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def check_vocabulary(shape: Any, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
-    """A model that is to read the policy's token ids has an embedding for each of them.
-
-    Raises:
-      RecipeError: it has fewer.
-    """
-    held = shape.get_text_config().vocab_size
-    if held < len(tokenizer):
-        raise RecipeError(
-            f"{name!r} has a vocabulary of {held} tokens, the policy's tokenizer has {len(tokenizer)}: "
-            "they must be the same"
-        )

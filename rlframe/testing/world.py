@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from rlframe.builtin.product_reviews import product_reviews
@@ -26,6 +26,7 @@ from rlframe.hooks.component import Context, RewardProvider, RewardSpec
 from rlframe.hooks.registry import Registry
 from rlframe.models.loading import new_language_model, scalar_model_from
 from rlframe.models.policy import Policy
+from rlframe.models.pretrained import Pretrained
 from rlframe.types import Prompt, RewardBatch, Row, StopReason
 
 SAMPLES_PER_PROMPT = 2
@@ -111,12 +112,11 @@ def tiny_context(*, data: Mapping[str, Sequence[Any]] | None = None) -> Context:
         rewards=frozenset({"reward"}),
         prepare=lambda module: module.eval().requires_grad_(False),
         model_path=_model_path,
+        pretrained=lambda name: Pretrained(_model_path(name)),
         training_rows=lambda name: table,
         tokenize=RowEncoder(tokenizer).example,
         build_reward=build_reward,
-        tokenizer_of=lambda name: AutoTokenizer.from_pretrained(
-            _model_path(name), trust_remote_code=False
-        ),
+        tokenizer_of=lambda name: Pretrained(_model_path(name)).tokenizer,
         prompts=lambda: [RowEncoder(tokenizer).prompt(row) for row in table],
         max_new_tokens=MAX_NEW_TOKENS,
     )

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rlframe.hooks import Context, Prompt, RewardBatch, StopReason
+from rlframe.models.pretrained import Pretrained
 
 
 class Words:
@@ -61,8 +62,10 @@ def context():
 
     def made(**given):
         nothing = {field.name: None for field in dataclasses.fields(Context)}
-        device = {"device": torch.device("cpu"), "dtype": torch.float64, "tokenizer": Words()}
-        return Context(**{**nothing, **device, **given})
+        usual = {"device": torch.device("cpu"), "dtype": torch.float64, "tokenizer": Words()}
+        path = given.get("model_path", str)
+        usual["pretrained"] = lambda name: Pretrained(path(name))
+        return Context(**{**nothing, **usual, **given})
 
     return made
 

@@ -308,9 +308,8 @@ def test_an_embedding_larger_than_the_vocabulary_is_rounded_up_as_usual(check, t
 
 
 def test_a_model_that_is_not_there_is_refused(check, tmp_path):
-    with pytest.raises(RecipeError, match="cannot be opened") as caught:
+    with pytest.raises(RecipeError, match=r"there is no folder '.*/nowhere'"):
         check(str(tmp_path / "nowhere"))
-    assert "nowhere" in str(caught.value)
 
 
 def test_a_model_without_a_score_head_cannot_be_given_ids(run, build, other_tokenizer, bert):

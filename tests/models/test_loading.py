@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlframe.errors import RecipeError
 from rlframe.models import loading
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.policy import Policy
 from rlframe.rollout.sampler import pack
+from tests import foreign
 
 
 def test_a_new_model_takes_vocabulary_and_special_tokens_from_the_tokenizer(tokenizer: Any) -> None:
@@ -100,12 +103,52 @@ def test_a_shared_critic_sends_its_gradient_into_the_policys_trunk(language_mode
     assert float(weight.grad.abs().sum()) > 0
 
 
-def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(
-    language_model: Any, tokenizer: Any
+def test_a_tokenizer_without_padding_or_with_eos_as_padding_leaves_none_in_the_model(
+    tmp_path: Path,
 ) -> None:
-    config = language_model(vocab_size=100).config
-    with pytest.raises(RecipeError, match="vocabulary of 100 tokens"):
-        loading.check_vocabulary(config, tokenizer, name="small")
+    """A classifier whose padding token is EOS would be read before the first EOS by others."""
+    for pad in (None, "<|im_end|>"):
+        words = foreign.tokenizer("chatml")
+        words.pad_token = pad
+        path = foreign.saved(tmp_path / str(pad), "chatml", words=words)
+        model = loading.load_language_model(str(path), words, dtype=torch.float32)
+        assert model.config.pad_token_id is None
+        assert model.get_input_embeddings().padding_idx is None
+        critic = loading.scalar_model_from(model, head="normal", seed=0)
+        assert critic.config.pad_token_id is None
+
+
+def test_an_added_token_gets_the_same_row_in_every_model(tmp_path: Path) -> None:
+    words = foreign.tokenizer("mistral")
+    path = foreign.saved(tmp_path / "model", "mistral", words=words)
+    words.add_special_tokens({"pad_token": "<new>"})
+    models = [
+        loading.load_language_model(str(path), words, dtype=torch.float32),
+        loading.load_language_model(str(path), words, dtype=torch.float32),
+        loading.load_scalar_model(str(path), words, head="zero", dtype=torch.float32, seed=0),
+    ]
+    rows = [model.get_input_embeddings().weight[len(words) - 1] for model in models]
+    assert models[0].get_input_embeddings().num_embeddings == len(words)
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+
+
+def test_a_scalar_model_has_the_trunk_of_the_saved_model_and_a_head_as_asked(
+    tmp_path: Path,
+) -> None:
+    words = foreign.tokenizer("chatml")
+    causal = foreign.saved(tmp_path / "causal", "chatml")
+    judge = foreign.saved(tmp_path / "judge", "chatml", head="sequence", num_labels=2)
+    for path in (causal, judge):
+        made = loading.load_scalar_model(
+            str(path), words, head="normal", dtype=torch.float32, seed=3
+        )
+        assert made.score.weight.shape == (1, 16)
+        trunk = {k: v for k, v in load_file(path / "model.safetensors").items() if "model." in k}
+        assert all(torch.equal(made.state_dict()[name], saved) for name, saved in trunk.items())
+    like = loading.load_language_model(str(causal), words, dtype=torch.float32)
+    same = loading.scalar_model_from(like, head="normal", seed=3)
+    assert torch.equal(made.score.weight, same.score.weight)
 
 
 def test_one_changed_bit_changes_the_hash(language_model: Any) -> None:

@@ -1,0 +1,131 @@
+"""The models that a recipe names: all of them looked at before the first stage, each loaded when it is
+needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlframe.errors import Problems
+from rlframe.models import loading
+from rlframe.models.pretrained import Pretrained
+from rlframe.recipe.schema import NewModel
+
+if TYPE_CHECKING:
+    from rlframe.build.project import Project
+
+
+class Models:
+    """Policy, reference, critic and the trunk of a reward model, as a recipe names them.
+
+    Args:
+      project: its recipe and tokenizer.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._opened: dict[str, Pretrained] = {}
+
+    def pretrained(self, at: str, name: str) -> Pretrained:
+        """A saved model, looked at once.
+
+        Args:
+          at: the recipe's path.
+          name: a path or hub id.
+        """
+        if at not in self._opened:
+            self._opened[at] = Pretrained(name, at=at)
+        return self._opened[at]
+
+    # Before the first stage
+
+    def check(self, problems: Problems) -> list[str]:
+        """Look at every saved model; what is wrong goes to `problems`.
+
+        Returns:
+          What should be said about them.
+        """
+        notes: list[str] = []
+        for at, name, options in self._named():
+            with problems.collected():
+                saved = self.pretrained(at, name)
+                notes += saved.check(**options)
+                if options["head"] == "sequence":
+                    loading.score_head(saved.skeleton("sequence", labels=1), at=at)
+                if at != "model.policy":
+                    project = self._project
+                    notes += saved.check_vocabulary(project.tokenizer, added=project.added_tokens)
+        return notes
+
+    def _named(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """(recipe path, name, how it is loaded) of each saved model that a stage reads."""
+        recipe = self._project.recipe
+        scalar = {"head": "sequence", "labels": 1}
+        if isinstance(recipe.model.policy, str):
+            yield "model.policy", recipe.model.policy, {"head": "causal"}
+        if recipe.reward_model is not None and recipe.reward_model.initial != "policy":
+            yield "reward_model.initial", recipe.reward_model.initial, {**scalar, "new_head": True}
+        if recipe.ppo is None:
+            return
+        reference, critic = recipe.model.reference, recipe.model.critic
+        if reference is not None and not _of_a_stage(reference):
+            yield "model.reference", reference, {"head": "causal"}
+        if critic.initial != "policy" and not critic.shared and not _of_a_stage(critic.initial):
+            new_head = critic.head != "keep"
+            yield "model.critic.initial", critic.initial, {**scalar, "new_head": new_head}
+
+    # When they are needed
+
+    def policy(self, tuned: Path | None = None) -> Any:
+        """The policy as the recipe names it, or as a finished fine-tuning left it."""
+        project = self._project
+        policy = project.recipe.model.policy if tuned is None else str(tuned)
+        if isinstance(policy, NewModel):
+            return loading.new_language_model(
+                policy.architecture,
+                project.tokenizer,
+                dtype=project.dtype,
+                seed=project.recipe.seed,
+            )
+        return self._language_model(policy, "model.policy")
+
+    def reference(self) -> Any | None:
+        """A reference of its own; None where it is the policy as PPO starts."""
+        name = self._project.recipe.model.reference
+        return None if name is None else self._language_model(name, "model.reference")
+
+    def _language_model(self, name: str, at: str) -> Any:
+        project = self._project
+        return loading.load_language_model(
+            project.model_path(name), project.tokenizer, dtype=project.dtype, at=at
+        )
+
+    def critic(self, policy: Any) -> Any:
+        """A critic of its own, on a copy of the policy's trunk or as it was saved."""
+        section = self._project.recipe.model.critic
+        return self._scalar(policy, section.initial, head=section.head, at="model.critic.initial")
+
+    def reward_model(self, policy: Any) -> Any:
+        """What the reward_model stage trains, its head new."""
+        stage = self._project.recipe.reward_model
+        assert stage is not None
+        return self._scalar(policy, stage.initial, head="normal", at="reward_model.initial")
+
+    def _scalar(self, policy: Any, name: str, *, head: loading.Head, at: str) -> Any:
+        project, seed = self._project, self._project.recipe.seed
+        if name == "policy":
+            return loading.scalar_model_from(policy, head=head, seed=seed)
+        return loading.load_scalar_model(
+            project.model_path(name),
+            project.tokenizer,
+            head=head,
+            dtype=project.dtype,
+            seed=seed,
+            at=at,
+        )
+
+
+def _of_a_stage(name: str) -> bool:
+    return name.startswith("stage:")
