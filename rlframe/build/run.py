@@ -167,12 +167,13 @@ def _sft(
         progress=display.step,
         saver=saver,
     )
-    found = perplexity(
-        Policy(policy, temperature=1.0, chunk=1024),
-        heldout,
-        budget=_EVALUATION_TOKENS,
-        runtime=project.runtime,
-    )
+    with project.runtime.mixed_precision():
+        found = perplexity(
+            Policy(policy, temperature=1.0, chunk=1024),
+            heldout,
+            budget=_EVALUATION_TOKENS,
+            runtime=project.runtime,
+        )
     _save(policy, project, "sft")
     figures = {"sft/perplexity": found}
     files.metrics({"stage": "sft", **figures})
@@ -200,12 +201,13 @@ def _reward_model(
         progress=display.step,
         saver=saver,
     )
-    found = pair_accuracy(
-        model,
-        heldout,
-        budget=_EVALUATION_TOKENS,
-        runtime=project.runtime,
-    )
+    with project.runtime.mixed_precision():
+        found = pair_accuracy(
+            model,
+            heldout,
+            budget=_EVALUATION_TOKENS,
+            runtime=project.runtime,
+        )
     _save(model, project, "reward_model")
     figures = {"reward_model/accuracy": found}
     files.metrics({"stage": "reward_model", **figures})
@@ -236,4 +238,5 @@ def _settings(project: Project, stage: FineTuning) -> FineTuningSettings:
         weight_decay=stage.weight_decay,
         seed=project.recipe.seed,
         cpu=project.runtime.device.type == "cpu",
+        autocast=project.runtime.mixed_precision,
     )

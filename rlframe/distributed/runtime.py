@@ -208,8 +208,15 @@ class Runtime:
         return init_device_mesh(self.device.type, (self.world_size,))
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Around every forward pass: bfloat16 in the computation alone, where weights stay float32."""
-        if self.strategy.precision != "bfloat16" or self.strategy.name != "ddp":
+        """Around every forward pass of PPO: bfloat16 in the computation alone, weights stay float32.
+
+        DeepSpeed and FSDP see to it themselves.
+        """
+        return self.mixed_precision() if self.strategy.name == "ddp" else nullcontext()
+
+    def mixed_precision(self) -> AbstractContextManager[Any]:
+        """The same for the supervised stages, which run on DDP whatever the strategy is."""
+        if self.strategy.precision != "bfloat16":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 

@@ -138,7 +138,8 @@ def scores(model: Any, tokens: Tensor, lengths: Tensor) -> Tensor:
     """[B] score at the last real token of right-padded [B, L] tokens."""
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     rows = torch.arange(len(tokens), device=tokens.device)
-    return model.score(hidden[rows, lengths - 1]).squeeze(-1).float()
+    found: Tensor = model.score(hidden[rows, lengths - 1]).squeeze(-1)
+    return found if found.element_size() > 4 else found.float()
 
 
 @torch.no_grad()

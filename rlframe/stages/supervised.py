@@ -8,6 +8,7 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class FineTuningSettings:
     weight_decay: float
     seed: int
     cpu: bool
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Around every forward pass: the precision of the computation, whatever that of the weights."""
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -135,11 +138,27 @@ class _Keeper(TrainerCallback):
         self._saver.write(state.global_step, fill)
 
 
+class _OneDevice(TrainingArguments):
+    """One process uses one device.
+
+    Where several GPUs are visible to it, Trainer would wrap the model in `DataParallel`, which gives each
+    a part of the batch: the chosen answers to one, the rejected ones to another.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
 class _Resuming(Trainer):
     """Reads what `_Keeper` wrote in place of what Trainer would, which is pickled."""
 
     rank = 0
     order: Sampler[int]
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def compute_loss_context_manager(self) -> Any:
+        return self.autocast()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self.order
@@ -234,7 +253,7 @@ def fit(
     multiple = settings.batch_size if settings.processes > 1 else 1
     order = _Shuffled(len(examples), seed=settings.seed, multiple=multiple)
     with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a place for output
-        arguments = TrainingArguments(
+        arguments = _OneDevice(
             output_dir=scratch,
             per_device_train_batch_size=settings.batch_size // settings.processes,
             num_train_epochs=settings.epochs,
@@ -263,6 +282,7 @@ def fit(
         )
         newest = None if saver is None else saver.newest()
         runner.order = order
+        runner.autocast = settings.autocast
         runner.rank = 0 if saver is None else saver.runtime.rank
         runner.remove_callback(PrinterCallback)  # it prints on stdout; progress is ours to show
         runner.train(resume_from_checkpoint=str(newest.path) if newest else None)

@@ -1,4 +1,4 @@
-"""Saved models of many families: whole, or refused before anything is loaded; no code of theirs runs."""
+"""Saved models of many families: whole, or refused before anything is loaded; their code never runs."""
 
 from __future__ import annotations
 
@@ -227,7 +227,8 @@ def test_the_same_size_with_other_words_is_a_mismatch(tmp_path: Path) -> None:
 
 
 def test_an_embedding_with_fewer_rows_than_tokens_cannot_read_them(tmp_path: Path) -> None:
-    narrow = foreign.saved(tmp_path / "narrow", "chatml", vocab_size=300)
+    unset = {f"{role}_token_id": None for role in ("pad", "eos")}
+    narrow = foreign.saved(tmp_path / "narrow", "chatml", vocab_size=300, **unset)
     with pytest.raises(
         RecipeError, match="embedding of 300 tokens, and the policy's ids go up to 319"
     ):
