@@ -129,7 +129,7 @@ class ModelFolder:
         base = about.get("base_model_name_or_path")
         kind = str(about.get("peft_type", "PEFT"))
         return (
-            f"{self.path} is an adapter ({kind} on {base!r}), not a whole model. Merge it first: "
+            f"{self.path} is an adapter ({kind}) of {base!r}, not a whole model. Merge it first: "
             f"peft.AutoPeftModelForCausalLM.from_pretrained({str(self.path)!r}).merge_and_unload()"
             ".save_pretrained('merged'), save the tokenizer there too, and name that folder"
         )
@@ -263,11 +263,16 @@ def _neighbours(path: Path) -> str:
     """A guess at the folder that was meant, and what there is."""
     around = next(folder for folder in (path.parent, *path.parents) if folder.is_dir())
     if around != path.parent:
-        return f" {str(around)!r} is there, {path.relative_to(around).parts[0]!r} in it is not"
+        here = "the current directory" if around == Path() else repr(str(around))
+        return f" There is no {path.relative_to(around).parts[0]!r} in {here}"
     names = sorted(p.name for p in around.iterdir() if p.is_dir() and not p.name.startswith("."))
     called = {found: str(around / found) for found in names}
     holds = f" {str(around)!r} holds the folders {listed(names[:8])}" if names else ""
-    return did_you_mean(path.name, names, called=called) or holds or f" {str(around)!r} is empty"
+    return (
+        did_you_mean(path.name, names, called=called)
+        or holds
+        or f" {str(around)!r} has no folder in it"
+    )
 
 
 def _snapshot(name: str, patterns: Iterable[str]) -> Path:

@@ -48,8 +48,8 @@ class Fit:
         kind = type(self.model).__name__
         if self.missing:
             raise RecipeError(
-                f"the weights in {path} are not all of a {kind}: {some(self.missing)} is missing, and "
-                f"would be random. {self._guess()}"
+                f"{path} lacks weights of a {kind}, which would be random: {some(self.missing)}. "
+                f"{self._guess()}"
             )
         if self.mismatched:
             name, saved, wanted = self.mismatched[0]
@@ -91,6 +91,11 @@ class Fit:
                 f"{alike[0]} has the shape of {heads[0]}: rename it, if that is what it is. {whole}"
             )
         others = [name for name in self.unused if not self._in_trunk(name)]
+        if others and "ForCausalLM" not in type(self.model).__name__:
+            return (
+                f"It has the head of another model, {some(others)}. Name a trained classifier; a "
+                "critic may have a new head instead (`head: zero` or `normal`)"
+            )
         if others:
             return f"It has the head of another model, {some(others)}. {whole}"
         return f"The trunk was saved alone, without its head. {whole}"

@@ -141,8 +141,8 @@ class _Keeper(TrainerCallback):
 class _OneDevice(TrainingArguments):
     """One process uses one device.
 
-    Where several GPUs are visible to it, Trainer would wrap the model in `DataParallel`, which gives each
-    a part of the batch: the chosen answers to one, the rejected ones to another.
+    Where it sees several GPUs, Trainer would wrap the model in `DataParallel`, which gives each a part
+    of the batch: the chosen answers to one, the rejected ones to another.
     """
 
     @property

@@ -32,10 +32,6 @@ def things(tmp_path_factory, tokenizer, language_model):
     (root / "chats.jsonl").write_text('{"messages": [{"role": "user"}]}\n' * 40)
     (root / "one.jsonl").write_text('{"text": "one two three four"}\n')
 
-    tokenizer.save_pretrained(root / "pad_is_eos")
-    config = root / "pad_is_eos" / "tokenizer_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "pad_token": "<eos>"}))
-
     for name, shape in (
         ("other_vocabulary", {"num_labels": 1, "vocab_size": 280}),
         ("two_labels", {"num_labels": 2}),
@@ -88,25 +84,20 @@ BAD_INPUT = {
         "rollout.max_new_tokens=60",
         "prompts are longer than the context allows: the model reads 64 tokens",
     ),
-    "pad equal to eos": (
-        3,
-        "model.policy.tokenizer='{things}/pad_is_eos'",
-        "has a pad equal to eos ('<eos>')",
-    ),
     "vocabulary of the reward model": (
         3,
         "rewards.judge={type: reward_model, model: '{things}/other_vocabulary'}",
-        "rewards.judge: reward model '{things}/other_vocabulary' has another vocabulary than the",
+        "rewards.judge: '{things}/other_vocabulary' has an embedding of 280 tokens",
     ),
     "vocabulary of the reference": (
         3,
         "model.reference='{things}/other_vocabulary'",
-        "'{things}/other_vocabulary' has a vocabulary of 280 tokens",
+        "model.reference: {things}/other_vocabulary lacks weights of a LlamaForCausalLM",
     ),
     "model that is not there": (
         3,
         "rewards.judge={type: reward_model, model: '{things}/nowhere'}",
-        "rewards.judge: reward model '{things}/nowhere' can not be opened",
+        "rewards.judge: there is no folder '{things}/nowhere'",
     ),
     "unknown architecture key": (
         3,
