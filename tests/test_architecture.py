@@ -100,6 +100,36 @@ def test_some_libraries_have_one_home(library: str, home: str) -> None:
             assert not any(n == library or n.startswith(library + ".") for n in names), path
 
 
+def test_models_and_tokenizers_are_opened_in_one_place() -> None:
+    """Which reads safetensors alone, runs no code of a folder, and refuses what is not whole."""
+    opening = {"from_pretrained", "from_config"}
+    places = {path.relative_to(ROOT).as_posix() for path in FILES if opening & called(path)}
+    assert places == {"models/pretrained.py"}
+
+
+def test_whatever_opens_a_model_or_a_tokenizer_forbids_its_code() -> None:
+    tree = ast.parse((ROOT / "models" / "pretrained.py").read_text())
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    opening = [
+        {key.arg: ast.unparse(key.value) for key in call.keywords}
+        for call in calls
+        if getattr(call.func, "attr", "") in ("from_pretrained", "from_config")
+    ]
+    assert len(opening) >= 5
+    for options in opening:
+        assert options.get("trust_remote_code") == "False" or "state_dict" in options
+        assert "dtype" not in options or options.get("use_safetensors") == "True"
+
+
+def called(path: Path) -> set[str]:
+    """Names of the methods that a file calls."""
+    return {
+        node.func.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+
+
 @pytest.mark.parametrize("part", ["errors.py", "types.py", "hooks", "recipe", "cli"])
 def test_what_reads_recipes_does_not_import_torch_at_the_top(part: str) -> None:
     paths = [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).glob("*.py"))

@@ -52,6 +52,9 @@ class Classifier:
         tokenizer.truncation_side = "left"
         found = cls(name, saved, saved.config, tokenizer, per_token=per_token, causal=False)
         saved.check(found.head)
+        saved.check_vocabulary(
+            tokenizer
+        )  # as text it reads ids of its own, which it must have rows for
         return replace(found, causal=not per_token and hasattr(saved.skeleton(found.head), "score"))
 
     @property

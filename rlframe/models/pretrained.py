@@ -167,8 +167,8 @@ class Pretrained:
                 )
             if max(ours.values()) >= rows:
                 raise RecipeError(
-                    f"{self.name!r} has an embedding of {rows} tokens, and the policy's ids go up to "
-                    f"{max(ours.values())}. Name a model with the policy's tokenizer"
+                    f"{self.name!r} has an embedding of {rows} tokens, and the ids that it is to read "
+                    f"go up to {max(ours.values())}. Name a model with that tokenizer"
                 )
         if known:
             return ()

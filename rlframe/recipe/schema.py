@@ -136,7 +136,11 @@ class Models(RecipeSection):
     reference: str | None = Field(None, description="the policy as PPO starts, if left out")
     critic: Critic = Critic()
     lora: Lora | None = Field(None, description="train adapters of the policy, in PPO")
-    pad_token: str | None = Field(None, description="use or add this token for padding")
+    pad_token: str | None = Field(
+        None,
+        description="padding token of the saved tokenizer, which other programs may want; a new one "
+        "gets a row in every model. None is needed here",
+    )
 
 
 class FineTuning(RecipeSection):
@@ -162,8 +166,8 @@ class SFTStage(FineTuning):
     )
     pack: bool = Field(
         False,
-        description="fill rows of max_tokens with several examples, which then see those before them: "
-        "no padding, and batches that do not differ in length; batch_size counts rows",
+        description="fill rows of max_tokens with several examples, which do not attend to each other: "
+        "little padding, and batches that hardly differ in length; batch_size counts rows",
     )
 
 

@@ -227,9 +227,7 @@ def test_the_same_size_with_other_words_is_a_mismatch(tmp_path: Path) -> None:
 def test_an_embedding_with_fewer_rows_than_tokens_cannot_read_them(tmp_path: Path) -> None:
     unset = {f"{role}_token_id": None for role in ("pad", "eos")}
     narrow = foreign.saved(tmp_path / "narrow", "chatml", vocab_size=300, **unset)
-    with pytest.raises(
-        RecipeError, match="embedding of 300 tokens, and the policy's ids go up to 319"
-    ):
+    with pytest.raises(RecipeError, match=r"embedding of 300 tokens, and the ids .* go up to 319"):
         Pretrained(str(narrow)).check_vocabulary(foreign.tokenizer("chatml"))
 
 

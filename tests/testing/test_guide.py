@@ -14,6 +14,7 @@ CONFIGS = {
     "BangBang": {"initial": 0.1, "target": 6.0},
     "PTX": {"data": "reviews", "gamma": 0.5},
     "RewardToGo": {},
+    "Politeness": {"model": "stage:reward_model"},
 }
 SKIPS = {"BangBang": {"fixed_point": "it doubles or halves, and has no point of rest"}}
 
