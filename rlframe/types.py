@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 """One row of a data set: column name to value."""
 
+ENDS_WITH_TURN = "rlframe_ends_with_turn"
+"""Key in the config.json of a reward model that was trained on texts which end with the end of the
+answer: with the template's own token for it, or else with EOS, and nothing behind it.
+"""
+
 
 class StopReason(StrEnum):
     """Why a response ended. Rewards ask for this, never for a token's id."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rlframe.build.project import Project, at
+from rlframe.build.reward_format import check_read_as_trained
+from rlframe.builtin.reward_model import RewardModelConfig
 from rlframe.data.examples import Prepared
 from rlframe.errors import Problems, RecipeError, did_you_mean, listed
 from rlframe.hooks.references import references
@@ -30,6 +32,8 @@ def check(project: Project) -> None:
         with problems.collected(), at(".".join(map(str, path))):
             _check_columns(project, chosen)
             chosen.component.check(chosen.config, project.context)
+            if isinstance(chosen.config, RewardModelConfig):
+                check_read_as_trained(project, chosen.config)
     problems.tell()
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
 from rlframe.data.encode import RowEncoder, remarks_on
 from rlframe.data.examples import Prepared, demonstrations, preferences
 from rlframe.data.fitting import Pair
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from rlframe.build.project import Project
 
 T = TypeVar("T")
+_Formatted = tuple[tuple[Sequence[Row], Sequence[Row]], str | None]
+"""Both parts of a data set, and what people should know of how they are read."""
 
 
 class EncodedData:
@@ -30,24 +34,32 @@ class EncodedData:
 
     def __init__(self, project: Project) -> None:
         self._project = project
-        self._rows: dict[str, tuple[tuple[Sequence[Row], Sequence[Row]], str | None]] = {}
+        self._rows: dict[tuple[str, int], _Formatted] = {}
 
-    def rows(self, name: str) -> tuple[Sequence[Row], Sequence[Row]]:
-        """The rows of a data set, (to train on, held out), prompts as messages where it is a chat."""
-        return self._formatted(name)[0]
+    def rows(
+        self, name: str, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> tuple[Sequence[Row], Sequence[Row]]:
+        """The rows of a data set, (to train on, held out), prompts as messages where it is a chat.
 
-    def notes(self, name: str) -> list[str]:
+        Args:
+          name: of the data set.
+          tokenizer: of the model that reads them; the policy's if left out.
+        """
+        return self._formatted(name, tokenizer or self._project.tokenizer)[0]
+
+    def _notes(self, name: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """How a data set is read, where the recipe leaves that open."""
-        note = self._formatted(name)[1]
+        note = self._formatted(name, tokenizer)[1]
         return [] if note is None else [f"data.{name}: {note}"]
 
-    def _formatted(self, name: str) -> tuple[tuple[Sequence[Row], Sequence[Row]], str | None]:
-        if name not in self._rows:
+    def _formatted(self, name: str, tokenizer: PreTrainedTokenizerBase) -> _Formatted:
+        key = (name, id(tokenizer))
+        if key not in self._rows:
             split = self._project.split(name)
             try:
                 chat, note = is_chat(
                     [*split.train, *split.heldout],
-                    self._project.tokenizer,
+                    tokenizer,
                     wanted=self._project.recipe.data[name].format,
                 )
             except RecipeError as error:
@@ -55,8 +67,8 @@ class EncodedData:
             parts = (split.train, split.heldout)
             if chat:
                 parts = tuple(map(as_chat, split.train)), tuple(map(as_chat, split.heldout))
-            self._rows[name] = parts, note
-        return self._rows[name]
+            self._rows[key] = parts, note
+        return self._rows[key]
 
     def located(self, name: str, encode: Callable[[Row], T]) -> Callable[[Row], T]:
         """`encode`, with the place of the row in front of its errors."""
@@ -86,14 +98,15 @@ class EncodedData:
 
     def preferences(self) -> Prepared[Pair]:
         """Of the reward_model stage."""
-        stage, encoder = self._project.recipe.reward_model, RowEncoder(self._project.tokenizer)
+        stage, tokenizer = self._project.recipe.reward_model, self._project.models.reward_tokenizer
         assert stage is not None
-        train, heldout = self.rows(stage.data)
+        encoder = RowEncoder(tokenizer)
+        train, heldout = self.rows(stage.data, tokenizer)
         paired = partial(_paired, stage=stage, seed=self._project.recipe.seed)
         found = preferences(
             (paired(train, count=stage.pairs), paired(heldout, count=None)),
             self.located(stage.data, encoder.pair),
-            self._project.tokenizer,
+            tokenizer,
             max_tokens=stage.max_tokens,
             max_equal=stage.max_equal_pairs,
         )
@@ -108,12 +121,13 @@ class EncodedData:
         section = self._project.recipe.prompts
         assert section is not None
         said = (f"prompts and losses: {line}" for line in remarks_on(remarks))
-        return (*self.notes(section.data), *said)
+        return (*self._notes(section.data, self._project.tokenizer), *said)
 
     def _with_remarks(self, found: Prepared[T], name: str, encoder: RowEncoder) -> Prepared[T]:
         remarks = remarks_on(encoder.remarks)
-        notes = (*self.notes(name), *(f"data.{name}: {line}" for line in (*remarks, *found.notes)))
-        return Prepared(found.train, found.heldout, notes)
+        notes = [f"data.{name}: {line}" for line in (*remarks, *found.notes)]
+        how = self._notes(name, encoder.tokenizer)
+        return Prepared(found.train, found.heldout, (*how, *notes))
 
 
 def _paired(

@@ -5,10 +5,13 @@ needed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlframe.errors import Problems
+from transformers import PreTrainedTokenizerBase
+
+from rlframe.errors import Problems, RecipeError
 from rlframe.models import loading
 from rlframe.models.pretrained import Pretrained
 from rlframe.recipe.schema import NewModel
@@ -54,10 +57,57 @@ class Models:
                 notes += saved.check(**options)
                 if options["head"] == "sequence":
                     loading.score_head(saved.skeleton("sequence", labels=1), at=at)
-                if at != "model.policy":
-                    project = self._project
+                project = self._project
+                if at == "reward_model.initial":
+                    _ = self.reward_tokenizer
+                elif at != "model.policy":
                     notes += saved.check_vocabulary(project.tokenizer, added=project.added_tokens)
+        with problems.collected():
+            self._check_critic_of_stage()
         return notes
+
+    def _check_critic_of_stage(self) -> None:
+        """A critic reads the policy's tokens, whatever the reward model that it starts from does."""
+        if self._project.recipe.model.critic.initial != "stage:reward_model":
+            return
+        theirs = self.reward_tokenizer.get_vocab()
+        if any(theirs.get(t) != n for t, n in self._project.tokenizer.get_vocab().items()):
+            raise RecipeError(
+                "model.critic.initial: the reward model of this recipe starts from "
+                f"{getattr(self._project.recipe.reward_model, 'initial', None)!r}, which reads other "
+                "tokens than the policy, and a critic reads the policy's. Leave `initial` out, or "
+                "start both from models with one tokenizer"
+            )
+
+    @cached_property
+    def reward_tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of the reward model which is trained: its own, if it starts from another model.
+
+        The policy's where that model lies without a tokenizer.
+        """
+        stage = self._project.recipe.reward_model
+        if stage is None or stage.initial == "policy":
+            return self._project.tokenizer
+        saved = self.pretrained("reward_model.initial", stage.initial)
+        if not saved.has_tokenizer:
+            saved.check_vocabulary(self._project.tokenizer, added=self._project.added_tokens)
+            return self._project.tokenizer
+        tokenizer = saved.tokenizer
+        if tokenizer.eos_token_id is None:
+            raise RecipeError(
+                f"reward_model.initial: the tokenizer of {stage.initial!r} has no EOS token, with "
+                "which the texts that it learns from would end"
+            )
+        return tokenizer
+
+    @property
+    def reward_context_tokens(self) -> int | None:
+        """Most tokens that the reward model which is trained reads; None for no limit."""
+        stage = self._project.recipe.reward_model
+        if stage is None or stage.initial == "policy":
+            return self._project.context_tokens
+        config = self.pretrained("reward_model.initial", stage.initial).config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
 
     def _named(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """(recipe path, name, how it is loaded) of each saved model that a stage reads."""
@@ -111,15 +161,24 @@ class Models:
         """What the reward_model stage trains, its head new."""
         stage = self._project.recipe.reward_model
         assert stage is not None
-        return self._scalar(policy, stage.initial, head="normal", at="reward_model.initial")
+        at, tokenizer = "reward_model.initial", self.reward_tokenizer
+        return self._scalar(policy, stage.initial, head="normal", at=at, tokenizer=tokenizer)
 
-    def _scalar(self, policy: Any, name: str, *, head: loading.Head, at: str) -> Any:
+    def _scalar(
+        self,
+        policy: Any,
+        name: str,
+        *,
+        head: loading.Head,
+        at: str,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Any:
         project, seed = self._project, self._project.recipe.seed
         if name == "policy":
             return loading.scalar_model_from(policy, head=head, seed=seed)
         return loading.load_scalar_model(
             project.model_path(name),
-            project.tokenizer,
+            tokenizer or project.tokenizer,
             head=head,
             dtype=project.dtype,
             seed=seed,

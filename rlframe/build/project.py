@@ -248,7 +248,8 @@ class Project:
     def tokenizer_of(self, name: str) -> PreTrainedTokenizerBase:
         """The tokenizer that goes with a model of the recipe, to keep and to change."""
         if name.startswith("stage:"):
-            return copy.deepcopy(self.tokenizer)
+            own = self.models.reward_tokenizer if name == "stage:reward_model" else self.tokenizer
+            return copy.deepcopy(own)
         return Pretrained(name).tokenizer
 
     def instance(self, *path: str | int) -> Instance[Any]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from rlframe.build.alignment import alignment, check_adapters
 from rlframe.build.checks import check
 from rlframe.build.machine import saver_of
@@ -28,6 +30,7 @@ from rlframe.stages.ppo import Aligned
 from rlframe.stages.reward_model import pair_accuracy, train_reward_model
 from rlframe.stages.sft import fine_tune, perplexity
 from rlframe.stages.supervised import FineTuningSettings
+from rlframe.types import ENDS_WITH_TURN
 
 _EVALUATION_TOKENS = 8192  # padded tokens in one forward pass without gradient
 
@@ -174,7 +177,7 @@ def _sft(
             budget=_EVALUATION_TOKENS,
             runtime=project.runtime,
         )
-    _save(policy, project, "sft")
+    _save(policy, project, "sft", project.tokenizer)
     figures = {"sft/perplexity": found}
     files.metrics({"stage": "sft", **figures})
     display.say(f"sft: held-out perplexity {found:.2f}")
@@ -193,6 +196,7 @@ def _reward_model(
     _say_notes(project, "reward_model", display)
     model = project.models.reward_model(policy)
     model.to(project.runtime.device)
+    setattr(model.config, ENDS_WITH_TURN, True)
     train_reward_model(
         model,
         train,
@@ -208,20 +212,20 @@ def _reward_model(
             budget=_EVALUATION_TOKENS,
             runtime=project.runtime,
         )
-    _save(model, project, "reward_model")
+    _save(model, project, "reward_model", project.models.reward_tokenizer)
     figures = {"reward_model/accuracy": found}
     files.metrics({"stage": "reward_model", **figures})
     display.say(f"reward_model: held-out pairwise accuracy {found:.1%}")
     return figures
 
 
-def _save(model: Any, project: Project, stage: str) -> None:
+def _save(model: Any, project: Project, stage: str, tokenizer: PreTrainedTokenizerBase) -> None:
     if project.runtime.main:
         done = project.directory / stage
         writing = done.with_name(f".{stage}.new")
         shutil.rmtree(writing, ignore_errors=True)
         model.save_pretrained(writing)
-        project.tokenizer.save_pretrained(writing)
+        tokenizer.save_pretrained(writing)
         # One may be there, of a run that was killed before it noted that the stage was finished.
         shutil.rmtree(done, ignore_errors=True)
         writing.rename(done)

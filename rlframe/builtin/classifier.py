@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlframe.builtin.reward_input import Reader
 from rlframe.errors import RecipeError, did_you_mean, listed
 from rlframe.hooks import Context, PretrainedModel
+from rlframe.types import ENDS_WITH_TURN
 
 if TYPE_CHECKING:
     import torch
@@ -52,9 +54,7 @@ class Classifier:
         tokenizer.truncation_side = "left"
         found = cls(name, saved, saved.config, tokenizer, per_token=per_token, causal=False)
         saved.check(found.head)
-        saved.check_vocabulary(
-            tokenizer
-        )  # as text it reads ids of its own, which it must have rows for
+        saved.check_vocabulary(tokenizer)  # it must have a row for each of its own ids
         return replace(found, causal=not per_token and hasattr(saved.skeleton(found.head), "score"))
 
     @property
@@ -63,14 +63,18 @@ class Classifier:
         return "token" if self.per_token else "sequence"
 
     @property
-    def embedding(self) -> int:
-        """Ids that the model can read."""
-        return int(self.config.get_text_config().vocab_size)
-
-    @property
-    def limit(self) -> int | None:
-        """Most tokens that the model reads; None if its config names no limit."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+    def reader(self) -> Reader:
+        """What it can be given."""
+        text = self.config.get_text_config()
+        return Reader(
+            name=self.name,
+            tokenizer=self.tokenizer,
+            embedding=int(text.vocab_size),
+            limit=getattr(text, "max_position_embeddings", None),
+            ids=self.causal or self.per_token,
+            per_token=self.per_token,
+            ends_with_turn=bool(getattr(self.config, ENDS_WITH_TURN, False)),
+        )
 
     def label(self, wanted: int | str | None) -> int:
         """The number of the output that is read.

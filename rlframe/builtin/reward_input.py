@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from rlframe.builtin.classifier import Classifier
 from rlframe.errors import RecipeError
 from rlframe.hooks import Prompt
 
@@ -24,14 +23,26 @@ DESCRIPTIONS: dict[Form, str] = {
     "response": "the response alone, in its own tokens",
 }
 
-ENDS_WITH_TURN = "rlframe_ends_with_turn"
-"""Key in the config.json of a reward model that was trained on texts which end with the end of the
-answer: with the template's own token for it, or else with EOS, and nothing behind it.
-"""
-
 
 class TruncationWarning(RuntimeWarning):
     """A reward model reads less than what it was given."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a reward model can be given: all that its input depends on."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    embedding: int
+    """Ids that it can read."""
+    limit: int | None
+    """Most tokens that it reads; None for no limit."""
+    ids: bool
+    """Whether it may read what was sampled: it is causal, or scores each token."""
+    per_token: bool
+    ends_with_turn: bool
+    """See `ENDS_WITH_TURN`."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +161,14 @@ def _one_text(prompt: Prompt, response: str) -> str:
 
 
 def input_of(
-    classifier: Classifier,
+    reader: Reader,
     *,
     policy: PreTrainedTokenizerBase,
     form: Form | Literal["auto"],
     append_eos: bool,
     max_tokens: int | None,
 ) -> ModelInput:
-    """How a classifier is asked.
+    """How a reward model is asked.
 
     Where the recipe leaves it open: the sampled tokens, if they mean the same to the model and its
     template is the policy's; else the model's own template; without one, plain text.
@@ -165,14 +176,13 @@ def input_of(
     Raises:
       RecipeError: it cannot be asked as the recipe says.
     """
-    own = classifier.tokenizer
-    missing = _missing_tokens(policy, classifier)
-    reads_ids = classifier.causal or classifier.per_token
+    own = reader.tokenizer
+    missing = _missing_tokens(policy, reader)
     if form == "auto":
         same = own.chat_template in (None, policy.chat_template)
         fallback: Form = "text" if own.chat_template is None else "chat"
-        form = "ids" if reads_ids and not missing and same else fallback
-    _refuse(classifier, form, missing, reads_ids=reads_ids)
+        form = "ids" if reader.ids and not missing and same else fallback
+    _refuse(reader, form, missing)
     if form == "ids" and max_tokens is not None:
         raise RecipeError(
             "`max_tokens` shortens text, but this model reads the sampled tokens. Leave it out"
@@ -184,30 +194,30 @@ def input_of(
     return ModelInput(
         form=form,
         tokenizer=own,
-        append_eos=append_eos,
-        ends_with_turn=bool(getattr(classifier.config, ENDS_WITH_TURN, False)),
-        max_tokens=max_tokens or classifier.limit,
+        append_eos=append_eos or (reader.ends_with_turn and form == "text"),
+        ends_with_turn=reader.ends_with_turn,
+        max_tokens=max_tokens or reader.limit,
         asked=max_tokens is not None,
     )
 
 
-def _missing_tokens(policy: PreTrainedTokenizerBase, classifier: Classifier) -> list[str]:
+def _missing_tokens(policy: PreTrainedTokenizerBase, reader: Reader) -> list[str]:
     """The policy's tokens that the model knows by another number, or not at all.
 
     Tokens that the model has beyond those of the policy do no harm.
     """
-    theirs = classifier.tokenizer.get_vocab()
+    theirs = reader.tokenizer.get_vocab()
     return [
         token
         for token, number in policy.get_vocab().items()
-        if theirs.get(token) != number or number >= classifier.embedding
+        if theirs.get(token) != number or number >= reader.embedding
     ]
 
 
-def _refuse(classifier: Classifier, form: Form, missing: list[str], *, reads_ids: bool) -> None:
-    """Raise a RecipeError where a classifier cannot read this form."""
-    which, tokenizer = f"reward model {classifier.name!r}", classifier.tokenizer
-    if form == "ids" and not reads_ids:
+def _refuse(reader: Reader, form: Form, missing: list[str]) -> None:
+    """Raise a RecipeError where a model cannot read this form."""
+    which, tokenizer = f"reward model {reader.name!r}", reader.tokenizer
+    if form == "ids" and not reader.ids:
         raise RecipeError(
             f"{which} is not a causal model with a score head, which could read the policy's tokens; "
             "use `input: text`"
@@ -215,11 +225,11 @@ def _refuse(classifier: Classifier, form: Form, missing: list[str], *, reads_ids
     if form == "ids" and missing:
         raise RecipeError(
             f"{which} has another vocabulary than the policy ({len(tokenizer)} tokens, an embedding "
-            f"of {classifier.embedding}): {len(missing)} of the policy's tokens, such as "
+            f"of {reader.embedding}): {len(missing)} of the policy's tokens, such as "
             f"{', '.join(map(repr, missing[:3]))}, have another number in it or none. Use "
             "`input: chat` or `input: text`"
         )
-    if form != "ids" and classifier.per_token:
+    if form != "ids" and reader.per_token:
         raise RecipeError(
             f"{which} scores each token, so it must read the tokens that the policy samples, and its "
             "vocabulary is another. Use a model with the policy's tokenizer"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt
 
 from rlframe.builtin.classifier import Classifier, Output
-from rlframe.builtin.reward_input import DESCRIPTIONS, ModelInput, input_of
+from rlframe.builtin.reward_input import DESCRIPTIONS, ModelInput, Reader, input_of
 from rlframe.errors import RecipeError
 from rlframe.hooks import Context, ModelName, PluginConfig, RewardBatch, RewardProvider
 
@@ -52,19 +52,18 @@ class RewardModel(RewardProvider[RewardModelConfig]):
         super().__init__(config, context)
         self._classifier = Classifier.of(config.model, context)
         self._label = self._classifier.label(config.label)
-        self._input = _input(self._classifier, config, context)
+        self._input = input_for(self._classifier.reader, config, context)
         self.model = context.prepare(self._classifier.load(context.dtype))
 
     @classmethod
     def check(cls, config: RewardModelConfig, context: Context) -> None:
-        if config.model.startswith("stage:"):
-            context.model_path(config.model)
+        if config.model.startswith("stage:"):  # the run knows what that stage will leave
             if config.model != "stage:reward_model":
                 raise RecipeError(f"{config.model!r} is no reward model; use 'stage:reward_model'")
             return
         classifier = Classifier.of(config.model, context)
         classifier.label(config.label)
-        _check_lengths(classifier, _input(classifier, config, context), context)
+        check_input(classifier.reader, config, context)
 
     def notes(self) -> list[str]:
         return [f"the reward model {self.config.model} reads {DESCRIPTIONS[self._input.form]}"]
@@ -93,9 +92,10 @@ class RewardModel(RewardProvider[RewardModelConfig]):
         return [row[: len(e["input_ids"])] for row, e in zip(scores, encoded, strict=True)]
 
 
-def _input(classifier: Classifier, config: RewardModelConfig, context: Context) -> ModelInput:
+def input_for(reader: Reader, config: RewardModelConfig, context: Context) -> ModelInput:
+    """How a model is asked by these keys of a recipe."""
     return input_of(
-        classifier,
+        reader,
         policy=context.tokenizer,
         form=config.input,
         append_eos=config.append_eos,
@@ -103,18 +103,20 @@ def _input(classifier: Classifier, config: RewardModelConfig, context: Context) 
     )
 
 
-def _check_lengths(classifier: Classifier, given: ModelInput, context: Context) -> None:
-    """Make sure that the model reads the longest prompt with a response of full length.
+def check_input(reader: Reader, config: RewardModelConfig, context: Context) -> ModelInput:
+    """How a model is asked by these keys, after making sure that it reads every prompt of the run with
+    a response of full length.
 
     Raises:
-      RecipeError: it does not, or its template refuses a prompt.
+      RecipeError: it cannot be asked so, or does not read that much, or its template refuses a prompt.
     """
-    limit, response = classifier.limit, context.max_new_tokens
+    given = input_for(reader, config, context)
+    limit, response = reader.limit, context.max_new_tokens
     if limit is None:
-        return
+        return given
     if given.asked and given.max_tokens is not None and given.max_tokens > limit:
         raise RecipeError(
-            f"max_tokens is {given.max_tokens}, but reward model {classifier.name!r} reads {limit} "
+            f"max_tokens is {given.max_tokens}, but reward model {reader.name!r} reads {limit} "
             "tokens"
         )
     whole = replace(given, max_tokens=None)
@@ -124,10 +126,11 @@ def _check_lengths(classifier: Classifier, given: ModelInput, context: Context) 
             "" if given.form == "ids" else ", set `max_tokens` to let inputs lose their beginning"
         )
         raise RecipeError(
-            f"reward model {classifier.name!r} reads {limit} tokens, but the longest prompt has "
+            f"reward model {reader.name!r} reads {limit} tokens, but the longest prompt has "
             f"{longest} in it and a response up to {response} (rollout.max_new_tokens). Shorten "
             f"them{advice}, or use another model"
         )
+    return given
 
 
 def _by_length(lengths: list[int], budget: int) -> list[list[int]]:

@@ -152,7 +152,9 @@ class Context:
     build_reward: Callable[[RewardSpec], RewardProvider[Any]]
     """Build a nested reward provider."""
     tokenizer_of: Callable[[str], PreTrainedTokenizerBase]
-    """The tokenizer that goes with a recipe's model name, a copy to keep; `stage:NAME` likewise."""
+    """The tokenizer that goes with a recipe's model name, a copy to keep. Of `stage:NAME` it is that
+    which the stage will save, so that it can be asked for before any stage has run.
+    """
     prompts: Callable[[], Sequence[Prompt]]
     """All prompts of PPO, the held-out ones included."""
     max_new_tokens: int

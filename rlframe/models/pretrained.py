@@ -135,6 +135,11 @@ class Pretrained:
                 )
         return found
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is one beside the model."""
+        return self._folder.has_tokenizer()
+
     def check_vocabulary(
         self, tokenizer: PreTrainedTokenizerBase, *, added: frozenset[str] = frozenset()
     ) -> tuple[str, ...]:

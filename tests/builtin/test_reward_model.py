@@ -17,11 +17,12 @@ from transformers import (
     pipeline,
 )
 
-from rlframe.builtin.reward_input import ENDS_WITH_TURN, TruncationWarning
+from rlframe.builtin.reward_input import TruncationWarning
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.data.tokenizer import train_tokenizer
 from rlframe.errors import RecipeError
 from rlframe.hooks import Prompt
+from rlframe.types import ENDS_WITH_TURN
 from tests import foreign
 
 PAD, BOS, EOS = 0, 1, 2
@@ -279,7 +280,7 @@ def test_a_model_with_other_tokens_is_refused_with_the_way_out(
 def test_as_many_tokens_in_another_order_are_other_tokens(check, tokenizer, tmp_path):
     texts = ["the same number of tokens, learned from another text " * 3]
     other = train_tokenizer(texts, vocab_size=270, lowercase=False)
-    path = llama(other, tmp_path)
+    path = llama(other, tmp_path, vocab_size=len(tokenizer))
     same = copy.deepcopy(other)
     same.add_tokens([f"<extra {i}>" for i in range(len(tokenizer) - len(other))])
     assert len(same) == len(tokenizer)
