@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -112,16 +112,14 @@ class EncodedData:
         )
         return self._with_remarks(found, stage.data, encoder)
 
-    def prompt_notes(self, remarks: Mapping[str, int]) -> tuple[str, ...]:
-        """Of the PPO stage: its prompts, and the rows that auxiliary losses read.
-
-        Args:
-          remarks: of the encoder of both.
-        """
-        section = self._project.recipe.prompts
-        assert section is not None
-        said = (f"prompts and losses: {line}" for line in remarks_on(remarks))
-        return (*self._notes(section.data, self._project.tokenizer), *said)
+    def stage_notes(self, stage: str) -> tuple[str, ...]:
+        """What people should know of a stage's data before it trains; after the project's check."""
+        project = self._project
+        if stage != "ppo":
+            return (project.sft_examples if stage == "sft" else project.pairs).notes
+        assert project.recipe.prompts is not None
+        said = (f"prompts and losses: {line}" for line in remarks_on(project.encoder.remarks))
+        return (*self._notes(project.recipe.prompts.data, project.tokenizer), *said)
 
     def _with_remarks(self, found: Prepared[T], name: str, encoder: RowEncoder) -> Prepared[T]:
         remarks = remarks_on(encoder.remarks)

@@ -266,12 +266,6 @@ class Project:
         built: Component[Any] = component(component.Config.model_validate(spec.options), context)
         return built
 
-    def stage_notes(self, stage: str) -> tuple[str, ...]:
-        """What people should know of a stage's data before it trains; after `check`."""
-        if stage == "ppo":
-            return self.data.prompt_notes(self.encoder.remarks)
-        return (self.sft_examples if stage == "sft" else self.pairs).notes
-
 
 def _openings_apart(
     train: list[Prompt], heldout: list[Prompt], *, share: float

@@ -150,7 +150,7 @@ def _stages(project: Project, files: RunDirectory, display: Display, stop: StopR
 
 
 def _say_notes(project: Project, stage: str, display: Display) -> None:
-    for note in project.stage_notes(stage):
+    for note in project.data.stage_notes(stage):
         display.say(f"{stage}: {note}")
 
 

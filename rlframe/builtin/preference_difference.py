@@ -12,6 +12,7 @@ from rlframe.hooks import (
     Context,
     Needs,
     PluginConfig,
+    Prompt,
     RewardBatch,
     RewardProvider,
     RewardSpec,
@@ -61,14 +62,20 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
         return [score - base for score, base in zip(scores, baseline, strict=True)]
 
     def _from_column(self, batch: RewardBatch) -> RewardBatch:
-        """The column's texts as finished responses: EOS at the end, as a policy would have ended."""
+        """The column's texts as finished responses, with the end that the policy would have written."""
         assert self.config.column is not None
         texts = batch.column(self.config.column)
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"column {self.config.column!r} holds a value that is no text")
-        encode, eos = self.context.tokenizer.encode, self.context.tokenizer.eos_token_id
-        ids = [[*encode(text, add_special_tokens=False), eos] for text in texts]
+        ids = [self._answer(*pair) for pair in zip(batch.prompts, texts, strict=True)]
         return batch.with_responses(texts, ids, [StopReason.EOS] * len(batch))
+
+    def _answer(self, prompt: Prompt, text: str) -> list[int]:
+        row: dict[str, Any] = {"prompt": prompt.text, "response": text}
+        if prompt.messages is not None:
+            row = {"messages": [*prompt.messages, {"role": "assistant", "content": text}]}
+        example = self.context.tokenize(row).last_span()
+        return list(example.ids[example.context_tokens :])
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.inner.state_dict())

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlframe.hooks import Context, Prompt, RewardBatch, StopReason
+from rlframe.hooks import Context, Prompt, RewardBatch, StopReason, TokenExample
 from rlframe.models.pretrained import Pretrained
 
 
@@ -62,9 +62,15 @@ def context():
 
     def made(**given):
         nothing = {field.name: None for field in dataclasses.fields(Context)}
-        usual = {"device": torch.device("cpu"), "dtype": torch.float64, "tokenizer": Words()}
+        words = Words()
+
+        def tokenize(row):
+            response = words.encode(row["response"], add_special_tokens=False)
+            return TokenExample((1, *response, words.eos_token_id), 1)
+
+        usual = {"device": torch.device("cpu"), "dtype": torch.float64, "tokenizer": words}
         path = given.get("model_path", str)
-        usual["pretrained"] = lambda name: Pretrained(path(name))
+        usual |= {"pretrained": lambda name: Pretrained(path(name)), "tokenize": tokenize}
         return Context(**{**nothing, **usual, **given})
 
     return made

@@ -7,8 +7,10 @@ from pydantic import ValidationError
 
 from rlframe.builtin.length import Length
 from rlframe.builtin.preference_difference import PreferenceDifference
+from rlframe.data.encode import RowEncoder
 from rlframe.hooks import PluginConfig, RewardProvider, StopReason
 from rlframe.hooks.references import references
+from tests import foreign
 
 INNER = {"type": "length", "target_tokens": 10}
 
@@ -35,9 +37,9 @@ class Told(RewardProvider[PluginConfig]):
 def difference(build, context):
     """A preference difference of a length reward, or of the given one."""
 
-    def made(against, *, inner=None, **keys):
+    def made(against, *, inner=None, given=None, **keys):
         built = inner or build(Length, target_tokens=10)
-        inside = context(build_reward=lambda spec: built)
+        inside = context(build_reward=lambda spec: built, **(given or {}))
         return build(PreferenceDifference, inside=inside, reward=INNER, against=against, **keys)
 
     return made
@@ -86,6 +88,23 @@ def test_against_a_column_the_inner_reward_sees_its_texts_as_finished_responses(
     assert list(other.stop_reasons) == [StopReason.EOS, StopReason.EOS]
     assert list(other.group_ids) == [4, 2]
     assert other.prompts == samples.prompts
+
+
+@pytest.mark.parametrize(("family", "end"), [("llama3", "<|eot_id|>"), ("gemma", "<end_of_turn>")])
+def test_against_a_column_a_chat_ends_as_its_template_ends_an_answer(
+    difference, batch, family, end
+):
+    words = foreign.tokenizer(family)
+    encoder = RowEncoder(words)
+    prompt = encoder.prompt(
+        {"messages": [{"role": "user", "content": "Is it good?"}], "human": "No."}
+    )
+    inner = Told([1.0], [0.0])
+    given = {"tokenizer": words, "tokenize": encoder.example}
+    samples = batch(["x"], prompts=[prompt])
+    assert difference("column", column="human", inner=inner, given=given).score(samples) == [1.0]
+    (ids,) = inner.asked[1].response_ids
+    assert words.decode(list(ids)) == f"No.{end}"
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
