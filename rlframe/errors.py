@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlframe.redaction import redacted
+
 
 class RlframeError(Exception):
     """Anything that a user can mend. `exit_code` is what the command line ends with."""
@@ -87,7 +89,8 @@ def keep_traceback(error: BaseException, directory: Path, name: str = "traceback
     """Write the traceback of an error and of what caused it to a file, and add a note that names it."""
     path = directory / name
     try:
-        path.write_text("".join(traceback.format_exception(error)), "utf-8", "backslashreplace")
+        text = redacted("".join(traceback.format_exception(error)))
+        path.write_text(text, "utf-8", "backslashreplace")
     except OSError as full:
         error.add_note(
             f"No traceback could be written to {path}: {full.strerror}. --debug prints it."

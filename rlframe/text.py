@@ -12,6 +12,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rlframe.redaction import redacted
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -27,9 +29,10 @@ _UNSEEN = re.compile(
 def visible(text: object) -> str:
     r"""The text with what a terminal would obey, and an encoder refuse, as \uXXXX.
 
-    That is how JSON and YAML write them, so that both mean the same afterwards. Tabs and newlines stay.
+    That is how JSON and YAML write them, so that both mean the same afterwards. Tabs and newlines stay;
+    secrets do not.
     """
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", redacted(str(text)))
 
 
 def lines(text: str, *, keep_ends: bool = False) -> list[str]:

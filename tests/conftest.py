@@ -58,6 +58,12 @@ def language_model(tokenizer: Any) -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one process of rlframe has read of its environment is nothing to the next test."""
+    monkeypatch.setattr("rlframe.redaction._known", {})
+
+
 TINY: dict[str, Any] = {
     "version": 1,
     "data": {

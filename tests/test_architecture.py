@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "rlframe"
 
 LAYERS = (  # an import points to an earlier line, or stays inside its own package
+    {"redaction"},
     {"errors", "text", "types"},
     {"functional"},
     {"hooks"},

@@ -12,6 +12,7 @@ import typer
 from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
 from rlframe.recipe.compose import compose
 from rlframe.recipe.document import Document, dotted, leaves
+from rlframe.redaction import redacted, redacted_tree
 from rlframe.text import say, visible
 
 
@@ -41,7 +42,7 @@ def show(
     else:
         document = compose(recipe, overrides or [])
         document.check()
-        data = document.data
+        data = document.shown(document.data)
     if provenance:
         rows = [_row(path, value, document) for path, value in leaves(data)]
         say(json.dumps(rows) if as_json else "\n".join(map(_line, rows)))
@@ -56,10 +57,13 @@ def _row(path: Any, value: Any, document: Document) -> dict[str, Any]:
     row = {
         "path": dotted(path),
         "value": value,
-        "place": document.place(path) if known else "default",
-        "replaced": [{"value": r.value, "place": r.place} for r in document.replaced.get(path, [])],
+        "place": redacted(document.place(path)) if known else "default",
+        "replaced": [
+            {"value": redacted_tree(r.value), "place": redacted(r.place)}
+            for r in document.replaced.get(path, [])
+        ],
     }
-    return {**row, "written": document.written[path]} if path in document.written else row
+    return {**row, "written": redacted(document.written[path])} if path in document.written else row
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlframe.errors import OutOfMemoryError, SetupError
+from rlframe.redaction import redacted
 from rlframe.text import say
 
 REPORTS = "RLFRAME_REPORTS"
@@ -84,7 +85,7 @@ def tell(message: str, exit_code: int, error: BaseException, *, reports: Path | 
       reports: the launcher's directory; None without a launcher. Among several processes (torchrun)
         stderr then says which rank is speaking.
     """
-    rank = os.environ.get("RANK", "0")
+    rank, message = os.environ.get("RANK", "0"), redacted(message)
     if reports is not None:
         remedy = error.remedy if isinstance(error, OutOfMemoryError) else None
         report = Report(exit_code, message, time.monotonic(), _lost_peer(error), remedy)

@@ -6,12 +6,14 @@ A recipe is made of documents: files that extend each other, and overrides on th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlframe.errors import PluginError, RecipeError, RlframeError, did_you_mean, listed
+from rlframe.redaction import redacted, without_credentials
 
 Path_ = tuple[str | int, ...]
 
@@ -58,6 +60,8 @@ class Document:
     """What stood at a path before, the oldest first."""
     written: dict[Path_, str] = field(default_factory=dict)
     """The text that `${...}` stood in, for each value that came out of one."""
+    concealed: dict[Path_, str] = field(default_factory=dict)
+    """What is shown in place of each value that came from the environment: `${env:NAME}`."""
     problems: list[Problem] = field(default_factory=list)
     incomplete: bool = False
     """A file that this one extends is missing, so that nobody knows which keys are."""
@@ -88,7 +92,42 @@ class Document:
             last = (10**9, 0, 0)
             told.sort(key=lambda p: (self.order.get(p.place, last), p.path == (), dotted(p.path)))
             plugins_only = all(p.error is PluginError for p in told)
-            raise (PluginError if plugins_only else RecipeError)("\n".join(map(str, told)))
+            text = "\n".join(self._without_secrets(problem) for problem in told)
+            raise (PluginError if plugins_only else RecipeError)(redacted(text))
+
+    def _without_secrets(self, problem: Problem) -> str:
+        """A problem whose message quotes no value of the environment, however short it is."""
+        message = problem.message
+        for path, shown in self.concealed.items():
+            if path[: len(problem.path)] == problem.path:
+                message = _replaced(message, self.at(path), shown)
+        return str(replace(problem, message=message))
+
+    def shown(self, data: Any, path: Path_ = ()) -> Any:
+        """Data of this document as it may be written down, and means the same as a recipe.
+
+        Args:
+          data: the document's own, or the same with defaults filled in.
+          path: where in the document the data stands.
+        """
+        if path in self.concealed:
+            return without_credentials(self.concealed[path])
+        if isinstance(data, dict):
+            return {key: self.shown(value, (*path, key)) for key, value in data.items()}
+        if isinstance(data, list | tuple):
+            return [self.shown(value, (*path, index)) for index, value in enumerate(data)]
+        return without_credentials(escaped(data)) if isinstance(data, str) else data
+
+    def secrets(self, data: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+        """(path, value) of each value in such data that is not shown as it is."""
+        if isinstance(data, dict | list | tuple) and path not in self.concealed:
+            inside = data.items() if isinstance(data, dict) else enumerate(data)
+            for key, value in inside:
+                yield from self.secrets(value, (*path, key))
+        elif path in self.concealed:
+            yield path, self.at(path)
+        elif isinstance(data, str) and without_credentials(data) != data:
+            yield path, data
 
     def at(self, path: Path_) -> Any:
         """The value at a path that is there."""
@@ -209,6 +248,20 @@ class Document:
             if leaf in self.places:
                 self.replaced.setdefault(leaf, []).append(Replaced(old, self.places[leaf]))
         self.places = {p: q for p, q in self.places.items() if p[: len(path)] != path}
+
+
+def escaped(text: str) -> str:
+    """Text in which nothing is filled in when it is read as a value of a recipe."""
+    return text.replace("${", "$${")
+
+
+def _replaced(text: str, value: Any, shown: str) -> str:
+    """A message in which a value, as messages quote it, is replaced."""
+    quoted = {repr(value), repr(value)[:57] + "...", str(value), str(value).lower()}
+    for form in sorted(quoted, key=len, reverse=True):
+        if form and form != "...":
+            text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", lambda _: shown, text)
+    return text
 
 
 def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:

@@ -3,18 +3,24 @@
 A value that is one `${...}` and nothing else keeps the type of what it stands for: a reference may mean
 a number or a whole mapping, and the text of a variable is read as YAML would read it there. Inside
 longer text both become text.
+
+The value of a variable may be a secret. The document notes, for each value that holds one, the text
+that is shown in its place, in which references to other keys are filled in and `${env:NAME}` is not.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlframe.errors import RecipeError, did_you_mean, listed
-from rlframe.recipe.document import Document, Path_, Problem, dotted
+from rlframe.recipe.document import Document, Path_, Problem, dotted, escaped
 from rlframe.recipe.yaml12 import plain_scalar
+from rlframe.redaction import conceal
 
 _MARK = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _HOW = "a recipe knows ${env:NAME} and ${ref:path.of.a.key}; write $${ for a literal ${"
@@ -27,6 +33,15 @@ def interpolate(document: Document) -> None:
 
 class _NotKnownError(RecipeError):
     """What is referred to could not be filled in, which is told where it stands."""
+
+
+@dataclass(frozen=True)
+class _Meant:
+    """What a `${...}` stands for."""
+
+    value: Any
+    shown: Mapping[Path_, str] = field(default_factory=dict)
+    """Path within the value -> text that holds references to variables in place of their values."""
 
 
 class _Filling:
@@ -52,39 +67,56 @@ class _Filling:
             return
         self.under_way.append(path)
         try:
-            value = self.filled(text)
+            found = self.filled(text)
         except _NotKnownError:
             self.document.unknown.add(path)
         except RecipeError as error:
             self.problem(path, str(error))
         else:
-            self.document.at(path[:-1])[path[-1]] = value
+            self.document.at(path[:-1])[path[-1]] = found.value
             self.document.written[path] = text
+            self.done.update(_below(found.value, path))  # a `${` that came with the value is text
+            self.document.concealed |= {(*path, *inner): t for inner, t in found.shown.items()}
         finally:
             self.under_way.pop()
             self.done.add(path)
 
-    def filled(self, text: str) -> Any:
+    def filled(self, text: str) -> _Meant:
         whole = _MARK.fullmatch(text)
         if whole and whole[1] is not None:
             return self.meant(whole[1], whole=True)
-        return _MARK.sub(self._piece, text)
+        pieces = [self._piece(match) for match in _MARK.finditer(text)]
+        values, shown = (
+            iter([str(p.value) for p in pieces]),
+            iter([p.shown.get(()) for p in pieces]),
+        )
+        value = _MARK.sub(lambda _: next(values), text)
+        if not any(() in piece.shown for piece in pieces):
+            return _Meant(value)
+        texts = iter([next(shown) or escaped(str(piece.value)) for piece in pieces])
+        return _Meant(value, {(): _MARK.sub(lambda _: next(texts), text)})
 
-    def _piece(self, match: re.Match[str]) -> str:
+    def _piece(self, match: re.Match[str]) -> _Meant:
         if match[0] == "$${":
-            return "${"
+            return _Meant("${")
         if match[1] is None:
             raise RecipeError(f"a ${{ without its closing brace; {_HOW}")
-        return str(self.meant(match[1], whole=False))
+        return self.meant(match[1], whole=False)
 
-    def meant(self, inside: str, *, whole: bool) -> Any:
+    def meant(self, inside: str, *, whole: bool) -> _Meant:
         """What stands between the braces, as a value or as a piece of text."""
         kind, _, name = inside.partition(":")
         if kind == "env" and name:
-            return _variable(name, whole=whole)
+            return _Meant(_variable(name, whole=whole), {(): f"${{env:{name}}}"})
         if kind == "ref" and name:
-            value = self.referred(tuple(name.split(".")))
-            return value if whole else _as_text(name, value)
+            target: Path_ = tuple(name.split("."))
+            value = self.referred(target)
+            shown = {
+                path[len(target) :]: text
+                for path, text in self.document.concealed.items()
+                if path[: len(target)] == target
+            }
+            return _Meant(value if whole else _as_text(name, value), shown)
         raise RecipeError(f"${{{inside}}} is not known; {_HOW}")
 
     def referred(self, target: Path_) -> Any:
@@ -110,11 +142,20 @@ class _Filling:
         self.document.unknown.add(path)
 
 
+def _below(value: Any, path: Path_) -> Iterator[Path_]:
+    if not isinstance(value, dict | list):
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*path, key)
+        yield from _below(inner, (*path, key))
+
+
 def _variable(name: str, *, whole: bool) -> Any:
     text = os.environ.get(name)
     if text is None:
         guess = did_you_mean(name, os.environ)
         raise RecipeError(f"the environment variable {name!r} is not set.{guess}")
+    conceal(text, f"${{env:{name}}}")
     if not whole:
         return text
     if not text:

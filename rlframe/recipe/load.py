@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, SecretBytes, SecretStr, TypeAdapter, ValidationError
 
 from rlframe.errors import PluginError, RecipeError, RlframeError, listed, place_of
 from rlframe.hooks.component import Component, ComponentSpec, Needs, PluginConfig
 from rlframe.hooks.registry import KINDS, Offer, Registry, unmet
 from rlframe.recipe import wording
 from rlframe.recipe.compose import compose
-from rlframe.recipe.document import Document, Path_, Problem
+from rlframe.recipe.document import Document, Path_, Problem, dotted, leaves
 from rlframe.recipe.references import (
     PPO_ONLY,
     broken_lookups,
@@ -30,6 +30,7 @@ from rlframe.recipe.references import (
 )
 from rlframe.recipe.schema import Recipe
 from rlframe.recipe.yaml12 import read_text
+from rlframe.redaction import digest_of_secret, lacks_credentials, without_credentials
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class LoadedRecipe:
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default filled in: plain data that loads to the same digest.
 
+        Values of variables are left as `${env:NAME}`, and credentials of URLs are taken out.
+        """
+        shown: dict[str, Any] = self.document.shown(self._plain())
+        return shown
+
+    def _plain(self) -> dict[str, Any]:
+        """The recipe with every default, secrets included.
+
         Without what nothing reads: a recipe may not name what belongs to PPO alone and have no PPO.
         """
         plain = self.recipe.model_dump(mode="json")
@@ -64,20 +73,48 @@ class LoadedRecipe:
             for key in path:
                 node = node[key]
             for name, value in chosen.config.model_dump(mode="json").items():
-                # A nested component's own defaults are filled in by its own entry of `chosen`.
-                node[name] = value
+                # A nested component's own defaults are filled in by its own entry of `chosen`. A
+                # default that is a secret would come as asterisks.
+                if not isinstance(getattr(chosen.config, name), _SECRET) or name in node:
+                    node[name] = value
         unread = PPO_ONLY if self.recipe.ppo is None else ()
         return {section: value for section, value in plain.items() if section not in unread}
 
+    def variables(self) -> dict[str, dict[str, Any]]:
+        """Key -> by what its value is known again, for each that the environment or a URL hides."""
+        return {
+            dotted(path): {"value": digest_of_secret(json.dumps(value, default=str))}
+            for path, value in self.document.secrets(self._plain())
+        }
+
     @property
     def digest(self) -> str:
-        """sha256 of the resolved recipe: equal digests describe the same run."""
-        plain = self.resolved()
+        """sha256 of the resolved recipe: equal digests describe the same run.
+
+        In place of a secret a hash of it is digested, whatever the variable is called.
+        """
+        plain = _with_hashes(self._plain(), self.variables(), "")
         # The order of keys means nothing but where each joins or wraps those beside it.
         for ordered in {"rewards", "hooks"} & plain.keys():
             plain[ordered] = list(plain[ordered].items())
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+_SECRET = SecretStr | SecretBytes
+
+
+def _with_hashes(node: Any, hashes: Mapping[str, Mapping[str, Any]], path: str) -> Any:
+    if path in hashes:
+        return hashes[path]
+    if isinstance(node, dict):
+        return {
+            key: _with_hashes(value, hashes, f"{path}.{key}" if path else str(key))
+            for key, value in node.items()
+        }
+    if isinstance(node, list):
+        return [_with_hashes(value, hashes, f"{path}.{i}") for i, value in enumerate(node)]
+    return node
 
 
 def load_recipe(
@@ -116,8 +153,26 @@ def load_recipe(
     for where, spec in specs:
         problems += _choose(where, spec, registry, chosen)
     problems += _broken_names(_valid_sections(document.data), chosen)
+    problems += _unusable(document, chosen)
     document.check(Problem(document.place(at), at, message, kind) for at, message, kind in problems)
-    return LoadedRecipe(recipe, chosen, read_text(path), document)
+    return LoadedRecipe(recipe, chosen, without_credentials(read_text(path)), document)
+
+
+def _unusable(
+    document: Document, chosen: Mapping[Path_, Chosen]
+) -> Iterator[tuple[Path_, str, type[RlframeError]]]:
+    """Secrets that stand in the recipe itself, or have been taken out of it."""
+    advice = "Write ${env:NAME}, and put it in that environment variable"
+    for path, value in leaves(document.data):
+        if isinstance(value, str) and lacks_credentials(value):
+            told = f"the credentials of this URL were not kept. {advice}, or give it as an override"
+            yield path, told, RecipeError
+    for where, component in chosen.items():
+        for name in component.config.model_fields_set:
+            path = (*where, name)
+            literal = "${env:" not in document.concealed.get(path, "")
+            if isinstance(getattr(component.config, name), _SECRET) and literal:
+                yield path, f"a secret has no place in a recipe. {advice}", RecipeError
 
 
 def _broken_names(
