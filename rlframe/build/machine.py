@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from rlframe.distributed import strategy
 from rlframe.distributed.runtime import Runtime
 from rlframe.recipe.schema import Checkpoints
 from rlframe.recipe.schema import Runtime as RuntimeSection
+from rlframe.runs.directory import RunDirectory
 from rlframe.runs.saving import Rhythm, Saver
 from rlframe.runs.stopping import StopRequest
 
@@ -31,14 +31,14 @@ def runtime_of(section: RuntimeSection) -> Runtime:
 
 
 def saver_of(
-    section: Checkpoints, stage: str, directory: Path, runtime: Runtime, stop: StopRequest
+    section: Checkpoints, stage: str, files: RunDirectory, runtime: Runtime, stop: StopRequest
 ) -> Saver:
     """What saves the checkpoints of a stage.
 
     Args:
       section: when, and which of them stay.
       stage: sft, reward_model or ppo.
-      directory: of the run.
+      files: of the run.
       runtime: its processes.
       stop: asked after every step.
     """
@@ -48,4 +48,5 @@ def saver_of(
         keep_last=section.keep_last,
         keep_best=section.keep_best,
     )
-    return Saver(directory / "checkpoints" / stage, rhythm=rhythm, runtime=runtime, stop=stop)
+    directory = files.path / "checkpoints" / stage
+    return Saver(directory, rhythm=rhythm, runtime=runtime, stop=stop, origin=files.origin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from rlframe.build.alignment import alignment, check_adapters
 from rlframe.build.checks import check
+from rlframe.build.inputs import inputs_of
 from rlframe.build.machine import saver_of
 from rlframe.build.project import Project
 from rlframe.build.rollouts import list_ends
-from rlframe.errors import RlframeError, Stopped, keep_traceback, no_exit
+from rlframe.errors import RlframeError, RunError, Stopped, keep_traceback, no_exit
 from rlframe.hooks.registry import Registry, fingerprint
 from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe
+from rlframe.recipe.document import dotted
 from rlframe.recipe.schema import FineTuning
 from rlframe.runs.directory import RunDirectory, refuse_used
 from rlframe.runs.display import Display, SilentDisplay
@@ -69,12 +71,11 @@ def run_recipe(
     """
     if resume is None:
         refuse_used(directory)
+    else:
+        resume.read(directory)
     project = Project(loaded, directory, registry or Registry())
     display = display if project.runtime.main else SilentDisplay()
-    plugins = {
-        ".".join(map(str, path)): fingerprint(c.offer, c.component, c.config)
-        for path, c in loaded.chosen.items()
-    }
+    plugins = _plugins(loaded)
     project.runtime.agree("the recipe", loaded.digest)
     for path, used in plugins.items():
         for part, value in used.items():
@@ -83,30 +84,35 @@ def run_recipe(
     check_adapters(project)
     for note in project.notes:
         display.say(note)
-    if resume is not None:
-        for line in resume.check(directory, loaded.resolved(), plugins):
-            display.say(line)
+    facts: dict[str, Any] = {
+        "resolved": loaded.resolved(),
+        "plugins": plugins,
+        "inputs": inputs_of(project, display.say),
+    }
     runtime = project.runtime
-    files = RunDirectory(project.directory, main=runtime.main, resume=resume is not None)
     with ExitStack() as held:
-        if runtime.main:
-            held.enter_context(RunLock(files.path))
+        files = (
+            _new(held, project)
+            if resume is None
+            else _resumed(held, project, resume, facts, display)
+        )
         stop = held.enter_context(StopRequest(loaded.recipe.checkpoints.stop_after_minutes))
-        files.begin(
+        repaired = files.begin(
             source=loaded.source,
-            resolved=loaded.resolved(),
             digest=loaded.digest,
-            plugins=plugins,
             processes=runtime.world_size,
             strategy=str(runtime.strategy),
+            **facts,
         )
+        if repaired is not None:
+            display.say(repaired)
         try:
             with no_exit("something that the run calls"):
                 outcome = _stages(project, files, display, stop)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Stopped)
             reason = str(error) if isinstance(error, RlframeError) else repr(error)
-            with suppress(OSError):  # a full disk must not hide what happened
+            with suppress(RunError):  # a full disk must not hide what happened
                 files.end("interrupted" if stopped else "failed", error=reason)
             if not stopped:
                 _keep(error, files.path, runtime.rank)
@@ -123,30 +129,98 @@ def _keep(error: BaseException, run: Path, rank: int) -> None:
     error.add_note(f"Once that is fixed: rlframe resume {run}")
 
 
+def _plugins(loaded: LoadedRecipe) -> dict[str, dict[str, Any]]:
+    """Recipe path -> fingerprint of each component, whose config holds no secret."""
+    found, resolved = {}, loaded.resolved()
+    for path, chosen in loaded.chosen.items():
+        used = fingerprint(chosen.offer, chosen.component, chosen.config)
+        node: Any = resolved
+        for key in path:
+            node = node[key]
+        used["config"] = {name: node[name] for name in used["config"] if name in node}
+        found[dotted(path)] = used
+    return found
+
+
+def _new(held: ExitStack, project: Project) -> RunDirectory:
+    """A directory of its own for a run that begins."""
+    files = RunDirectory(project.directory, main=project.runtime.main)
+    if files.main:
+        held.enter_context(RunLock(files.path))
+    return files
+
+
+def _resumed(
+    held: ExitStack,
+    project: Project,
+    resume: Allowance,
+    facts: Mapping[str, Any],
+    display: Display,
+) -> RunDirectory:
+    """The directory of the run that is resumed, if it is still that run.
+
+    Its manifest is read while nobody else writes it: a process that is just ending has the lock.
+    """
+    runtime, path = project.runtime, project.directory
+    if runtime.main:
+        held.enter_context(RunLock(path))
+    runtime.barrier()
+    for line in resume.check(path, facts["resolved"], facts["plugins"], facts["inputs"]):
+        display.say(line)
+    manifest = runtime.broadcast(resume.read(path) if runtime.main else {})
+    return RunDirectory(path, main=runtime.main, manifest=manifest)
+
+
 def _stages(project: Project, files: RunDirectory, display: Display, stop: StopRequest) -> Outcome:
     recipe, aligned = project.recipe, None
     figures: dict[str, float] = {}
 
     def saver(name: str) -> Saver:
-        return saver_of(recipe.checkpoints, name, files.path, project.runtime, stop)
+        return saver_of(recipe.checkpoints, name, files, project.runtime, stop)
 
-    tuned = None if files.finished("sft") is None else files.path / "sft"
+    done = _sound_stages(project, files, display)
+    tuned = files.path / "sft" if "sft" in done else None
     policy = project.models.policy(tuned).to(project.runtime.device)
     list_ends(policy, project.tokenizer)
     for name, stage in (("sft", _sft), ("reward_model", _reward_model)):
         if getattr(recipe, name) is None:
             continue
-        known = files.finished(name)
-        if known is None:
-            known = stage(project, policy, files, display, saver(name))
-            files.finish(name, known)
-        figures |= known
+        if name not in done:
+            files.forget(name)
+            done[name] = stage(project, policy, files, display, saver(name))
+            files.finish(name, done[name])
+        figures |= done[name]
     if recipe.ppo is not None:
         prompts, _ = project.prompts
         display.stage("ppo", f"{recipe.ppo.updates} updates on {len(prompts)} prompts")
         _say_notes(project, "ppo", display)
         aligned = alignment(project, policy, files, display, saver("ppo"))
     return Outcome(files.path, figures, aligned)
+
+
+def _sound_stages(
+    project: Project, files: RunDirectory, display: Display
+) -> dict[str, dict[str, float]]:
+    """Stage -> figures, of those that are finished and whose result is as it was written."""
+    done = {}
+    for name in ("sft", "reward_model"):
+        figures = files.finished(name)
+        if figures is None:
+            continue
+        damage = project.runtime.broadcast(_damage(files, name) if files.main else None)
+        if damage is None:
+            done[name] = figures
+        else:
+            display.say(f"{damage}. The stage {name} is run again")
+    return done
+
+
+def _damage(files: RunDirectory, stage: str) -> str | None:
+    try:
+        files.result(stage)
+    except RunError as error:
+        return str(error)
+    return None
 
 
 def _say_notes(project: Project, stage: str, display: Display) -> None:
@@ -177,7 +251,7 @@ def _sft(
             budget=_EVALUATION_TOKENS,
             runtime=project.runtime,
         )
-    _save(policy, project, "sft", project.tokenizer)
+    _save(project, policy, project.tokenizer, files, "sft")
     figures = {"sft/perplexity": found}
     files.metrics({"stage": "sft", **figures})
     display.say(f"sft: held-out perplexity {found:.2f}")
@@ -212,23 +286,25 @@ def _reward_model(
             budget=_EVALUATION_TOKENS,
             runtime=project.runtime,
         )
-    _save(model, project, "reward_model", project.models.reward_tokenizer)
+    _save(project, model, project.models.reward_tokenizer, files, "reward_model")
     figures = {"reward_model/accuracy": found}
     files.metrics({"stage": "reward_model", **figures})
     display.say(f"reward_model: held-out pairwise accuracy {found:.1%}")
     return figures
 
 
-def _save(model: Any, project: Project, stage: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    if project.runtime.main:
-        done = project.directory / stage
-        writing = done.with_name(f".{stage}.new")
-        shutil.rmtree(writing, ignore_errors=True)
-        model.save_pretrained(writing)
-        tokenizer.save_pretrained(writing)
-        # One may be there, of a run that was killed before it noted that the stage was finished.
-        shutil.rmtree(done, ignore_errors=True)
-        writing.rename(done)
+def _save(
+    project: Project,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    files: RunDirectory,
+    stage: str,
+) -> None:
+    def fill(path: Path) -> None:
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+
+    files.write_result(stage, fill)
     project.runtime.barrier()  # the next stage reads it on every rank
 
 

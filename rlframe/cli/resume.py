@@ -31,17 +31,30 @@ def resume(
         bool,
         typer.Option("--allow-changed-plugins", help="Go on although a plugin is another version."),
     ] = False,
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-changed",
+            metavar="NAME",
+            help="What may have changed, as in data.reviews or model.policy; may be repeated.",
+        ),
+    ] = None,
     no_plugin: NoPlugin = None,
     allow_local_code: AllowLocalCode = False,
 ) -> None:
     """Go on with a run that was stopped, killed or failed, as if it had never ended."""
     refuse_processes_inside_others(processes)
     registry = installed(no_plugin, allow_local_code=allow_local_code)
-    from rlframe.runs.resuming import Allowance, begun
+    from rlframe.runs.resuming import Allowance
 
-    loaded = load_recipe(begun(directory), overrides or [], registry=registry)
+    allowed = Allowance(force, allow_changed_plugins, frozenset(allow_changed or ()))
+    if (told := allowed.misspelt(directory)) is not None:
+        raise typer.BadParameter(told, param_hint="--allow-changed")
+    recipe = allowed.begun(directory, overrides or [])
+    loaded = load_recipe(recipe, overrides or [], registry=registry)
     given = [str(directory), *(overrides or [])]
     given += ["--force"] * force + ["--allow-changed-plugins"] * allow_changed_plugins
+    given += [f"--allow-changed={name}" for name in allow_changed or ()]
     given += plugin_arguments(no_plugin, allow_local_code=allow_local_code)
     run(
         loaded,
@@ -50,5 +63,5 @@ def resume(
         processes=processes,
         command=["resume", *given],
         again=["resume", *given],
-        resume=Allowance(force=force, plugins=allow_changed_plugins),
+        resume=allowed,
     )

@@ -135,13 +135,16 @@ class Progress:
         return self.components[rank] if rank < len(self.components) else self.components[0]
 
 
-def save_progress(directory: Path, progress: Progress, memory: State) -> None:
-    """Write state.json and the optimiser's memory."""
+def save_progress(directory: Path, progress: Progress, memory: State | None) -> None:
+    """Write state.json and, for a checkpoint, the optimiser's memory, which a result does without."""
     save_tree(directory / "state", asdict(progress))
-    save_tree(directory / "optimizer", memory)
+    if memory is not None:
+        save_tree(directory / "optimizer", memory)
 
 
-def load_progress(directory: Path) -> tuple[Progress, State]:
-    """What `save_progress` wrote."""
+def load_progress(directory: Path) -> tuple[Progress, State | None]:
+    """What `save_progress` wrote; no memory of the optimiser from a result."""
     found = load_tree(directory / "state")
-    return Progress(**{**found, "kl": KLState(**found["kl"])}), load_tree(directory / "optimizer")
+    kept = (directory / "optimizer.json").exists()
+    memory = load_tree(directory / "optimizer") if kept else None
+    return Progress(**{**found, "kl": KLState(**found["kl"])}), memory

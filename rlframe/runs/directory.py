@@ -1,24 +1,26 @@
 """The run directory: everything needed to know what was run, and what came out.
 
-manifest.json           status, versions, plugins, digest of the recipe, command line
+manifest.json           format, run id, status, versions, plugins, fingerprints of data and models
 recipe.source.yaml      the recipe as it was written
 recipe.resolved.yaml    every default filled in; runs again to the same digest
 metrics.jsonl           one object an update (and one for each supervised stage)
 samples/                held-out prompts with responses, one JSONL file an evaluation
 sft/ reward_model/      the stages' models
 ppo/policy ppo/critic   the result of PPO, safetensors that transformers loads
-checkpoints/STAGE/      what a killed run goes on from, by update or step
+checkpoints/STAGE/      what a killed run resumes from, by update or step
+
+What a stage leaves is on the disk before the manifest says so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
-import math
-import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,9 +30,15 @@ from ruamel.yaml import YAML
 
 import rlframe
 from rlframe.errors import RunError, SetupError
-from rlframe.text import lines
+from rlframe.redaction import redacted_tree
+from rlframe.runs.durable import make_directory, replace_text
+from rlframe.runs.manifest import FORMAT, write_manifest
+from rlframe.runs.records import MetricsFile, jsonl, of_jsonl, update_of
+from rlframe.runs.sealed import SealedDirectories, checksum
 
-_LIBRARIES = (
+RESOLVED = "recipe.resolved.yaml"
+
+LIBRARIES = (
     "torch",
     "transformers",
     "accelerate",
@@ -45,25 +53,29 @@ class RunDirectory:
     """A new, empty directory and the files in it.
 
     Args:
-      path: created; must not hold a run already, unless it is gone on with.
+      path: created; must not hold a run already, unless it is resumed.
       main: whether this process writes; of several processes one does, and the others write nothing.
-      resume: go on with the run that is there.
+      manifest: of the run that is there and is resumed; None for a new run.
 
     Raises:
-      SetupError: the directory holds files, or no run to go on with, or can not be written.
+      SetupError: the directory holds files, or cannot be written.
     """
 
-    def __init__(self, path: Path, *, main: bool = True, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, main: bool = True, manifest: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.main = main
-        self._manifest: dict[str, Any] = read_manifest(path) if resume else {}
-        if not main or resume:
+        self._manifest: dict[str, Any] = dict(manifest or {})
+        self._metrics = MetricsFile(path / "metrics.jsonl")
+        self._results = SealedDirectories(path, noun="result")
+        if not main or manifest is not None:
             return
         refuse_used(path)
         try:
-            (path / "samples").mkdir(parents=True)
+            make_directory(path / "samples")
         except OSError as error:
-            raise SetupError(f"{path}: can not be created: {error}") from error
+            raise SetupError(f"{path}: cannot be created: {error}") from error
 
     def begin(
         self,
@@ -72,8 +84,9 @@ class RunDirectory:
         resolved: Mapping[str, Any],
         digest: str,
         plugins: Mapping[str, Any],
+        inputs: Mapping[str, Any] | None = None,
         **facts: Any,
-    ) -> None:
+    ) -> str | None:
         """Write the recipe and a manifest that says "running".
 
         Args:
@@ -82,32 +95,55 @@ class RunDirectory:
           digest: of the resolved recipe.
           plugins: recipe path of each component -> its fingerprint: distribution, version, target,
             sha256 of its source file, config.
+          inputs: name -> fingerprint of each data set and model that the run reads.
           facts: anything else that the manifest is to keep.
+
+        Returns:
+          What had to be repaired in the files of a run that is resumed.
         """
-        history = self._manifest.get("resumed", [])
-        if self._manifest:
-            history = [*history, {"at": _now(), "argv": sys.argv, "was": self._manifest["status"]}]
+        before, text = dict(self._manifest), as_yaml(resolved)
         self._manifest |= {
+            "format": FORMAT,
+            "run": before.get("run", uuid.uuid4().hex),
             "status": "running",
             "rlframe": rlframe.__version__,
             "digest": digest,
-            "argv": self._manifest.get("argv", sys.argv),
-            "started": self._manifest.get("started", _now()),
-            "resumed": history,
+            "argv": before.get("argv", redacted_tree(sys.argv)),
+            "started": before.get("started", _now()),
+            "resumed": _history(before),
             "python": platform.python_version(),
-            "libraries": {name: _version(name) for name in _LIBRARIES},
+            "libraries": {name: installed_version(name) for name in LIBRARIES},
             "plugins": dict(plugins),
+            "inputs": dict(inputs or {}),
+            "former": _former(before, inputs or {}, digest),
+            "recipe": dict(resolved),
+            "resolved_sha256": [sha256_of(text), *before.get("resolved_sha256", [])[:1]],
             **facts,
         }
-        if self.main:
-            text = io.StringIO()
-            yaml = YAML()
-            yaml.default_flow_style = False
-            yaml.dump(dict(resolved), text)
-            if not (self.path / "recipe.source.yaml").exists():
-                _replace(self.path / "recipe.source.yaml", source)
-            _replace(self.path / "recipe.resolved.yaml", text.getvalue())
-            self._write_manifest()
+        if not self.main:
+            return None
+        with self._writing(self.path):
+            if before:  # first: until the recipe is replaced, the manifest knows the old one too
+                write_manifest(self.path, self._manifest)
+                replace_text(self.path / RESOLVED, text)
+                self._results.tidy()
+                return self._metrics.repair()
+            replace_text(self.path / "recipe.source.yaml", source)
+            replace_text(self.path / RESOLVED, text)
+            write_manifest(self.path, self._manifest)
+        return None
+
+    # What belongs to the run
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What each checkpoint and result says it came from."""
+        inputs = self._manifest.get("inputs", {})
+        return {
+            "run": self._manifest["run"],
+            "recipe": self._manifest["digest"],
+            "inputs": {name: checksum(inputs[name]) for name in sorted(inputs)},
+        }
 
     def finished(self, stage: str) -> dict[str, float] | None:
         """The figures of a stage whose result is there, or None."""
@@ -116,92 +152,139 @@ class RunDirectory:
 
     def finish(self, stage: str, figures: Mapping[str, float]) -> None:
         """Note that the result of a stage is on the disk."""
+        self.sync()
         self.note(stages=self._manifest.get("stages", {}) | {stage: dict(figures)})
 
     def note(self, **facts: Any) -> None:
         """Add facts to the manifest."""
-        self._manifest.update(facts)
+        self._manifest.update(redacted_tree(facts))
         if self.main:
-            self._write_manifest()
+            with self._writing(self.path / "manifest.json"):
+                write_manifest(self.path, self._manifest)
 
     def end(self, status: str, **facts: Any) -> None:
         """Close the manifest: "finished", "failed" or "interrupted"."""
+        self.sync()
         self.note(status=status, ended=_now(), **facts)
+
+    # Results
+
+    def write_result(self, stage: str, fill: Callable[[Path], None], *, number: int = 0) -> None:
+        """Write the model of a stage, which is there as a whole or not at all.
+
+        Args:
+          stage: also the name of its directory.
+          fill: writes files into an empty directory.
+          number: updates that it took, for PPO.
+
+        Raises:
+          RunError: the disk is full.
+        """
+        if self.main:
+            facts = {"number": number, **self.origin}
+            self._results.write(stage, fill, facts, intact=lambda: self._intact(stage))
+
+    def has_result(self, stage: str) -> bool:
+        """Whether a stage has left a result, sound or not."""
+        return (self.path / stage).is_dir()
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """What the result of a stage says of itself, after reading every byte.
+
+        Raises:
+          RunError: it is missing or damaged.
+        """
+        return self._results.verified(stage)
+
+    def _intact(self, stage: str) -> str:
+        kept = sorted((self.path / "checkpoints" / stage).glob("[0-9]*"))
+        return (
+            f"Checkpoints and earlier results are unchanged{f': {kept[-1]}' if kept else ''}. Free "
+            f"some space, then resume with: rlframe resume {self.path}"
+        )
+
+    # Metrics and samples
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl; a number that is not finite becomes null, as JSON wants."""
-        self._write("metrics.jsonl", [row], mode="a")
+        if self.main:
+            with self._writing(self.path / "metrics.jsonl"):
+                self._metrics.append(redacted_tree(row))
 
     def samples(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the responses of one evaluation."""
-        self._write(f"samples/{name}.jsonl", rows, mode="w")
+        """Write the responses of one evaluation; what a resumed run reads has its checksum noted."""
+        text = jsonl(rows)
+        if self.main:
+            path = self.path / "samples" / f"{name}.jsonl"
+            with self._writing(path):
+                make_directory(path.parent)
+                replace_text(path, text)
+        if name == "before":
+            self.note(samples={name: sha256_of(text)})
 
-    def read_samples(self, name: str) -> list[dict[str, Any]]:
-        """What `samples` wrote."""
-        text = (self.path / "samples" / f"{name}.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in lines(text)]
+    def read_samples(self, name: str) -> list[dict[str, Any]] | None:
+        """What `samples` wrote; None if that is not what is there."""
+        try:
+            text = (self.path / "samples" / f"{name}.jsonl").read_bytes().decode()
+        except (OSError, UnicodeDecodeError):
+            return None
+        known = self._manifest.get("samples", {}).get(name)
+        return of_jsonl(text) if known == sha256_of(text) else None
 
-    def forget_after(self, updates: int) -> None:
-        """Drop the metrics of PPO updates beyond these, and a line that a killed process left torn."""
-        path = self.path / "metrics.jsonl"
-        if not self.main or not path.exists():
-            return
-        kept = []
-        for line in lines(path.read_text(encoding="utf-8"), keep_ends=True):
-            row = json.loads(line) if line.endswith("\n") else None
-            of_update = row is not None and row["stage"] == "ppo"
-            if row is not None and not (
-                of_update and (row["update"] > updates or "episode" not in row)
-            ):
-                kept.append(line)
-        _replace(path, "".join(kept))
+    def forget(self, stage: str) -> None:
+        """Drop the metrics of a stage that is run, or run again."""
+        if self.main:
+            with self._writing(self.path / "metrics.jsonl"):
+                self._metrics.keep(lambda row: row["stage"] != stage)
+
+    def forget_after(self, updates: int) -> str | None:
+        """Drop the metrics of PPO updates beyond these.
+
+        Returns:
+          Which of the others are missing, if any are.
+        """
+        if not self.main:
+            return None
+        with self._writing(self.path / "metrics.jsonl"):
+            self._metrics.keep(
+                lambda row: row["stage"] != "ppo" or 0 < (update_of(row) or 0) <= updates
+            )
+        missing = sorted({*range(1, updates + 1)} - {*self._metrics.updates()})
+        if not missing:
+            return None
+        return (
+            f"{self.path / 'metrics.jsonl'} lacks {len(missing)} of {updates} updates, the first of "
+            f"them {missing[0]}: somebody or something has removed lines"
+        )
 
     def sync(self) -> None:
         """Make sure that the metrics so far are on the disk."""
-        path = self.path / "metrics.jsonl"
-        if self.main and path.exists():
-            with path.open("a", encoding="utf-8") as file:
-                os.fsync(file.fileno())
+        if self.main:
+            with self._writing(self.path / "metrics.jsonl"):
+                self._metrics.sync()
 
-    def _write(self, name: str, rows: Iterable[Mapping[str, Any]], *, mode: str) -> None:
-        if not self.main:
-            return
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
         try:
-            with (self.path / name).open(mode, encoding="utf-8") as file:
-                for row in rows:
-                    file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
+            yield
         except OSError as error:
             raise RunError(
-                f"{self.path / name}: can not be written: {error.strerror}. Checkpoints are as they "
-                f"were: mend that, then go on with: rlframe resume {self.path}"
+                f"{path}: cannot be written: {error.strerror or error}. Checkpoints and results are "
+                f"unchanged: fix that, then resume with: rlframe resume {self.path}"
             ) from error
 
-    def _write_manifest(self) -> None:
-        text = json.dumps(_finite(self._manifest), indent=2, ensure_ascii=False)
-        _replace(self.path / "manifest.json", text + "\n")
+
+def as_yaml(resolved: Mapping[str, Any]) -> str:
+    """A resolved recipe as it stands in a run directory."""
+    text, yaml = io.StringIO(), YAML()
+    yaml.default_flow_style = False
+    yaml.dump(dict(resolved), text)
+    return text.getvalue()
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file anew: whoever reads it, or pulls the plug, finds the old text or the new."""
-    temporary = path.with_name(f"{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What the manifest of a run says.
-
-    Raises:
-      SetupError: there is no run.
-    """
-    try:
-        found: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SetupError(f"{path} holds no run to go on with: {error}") from error
-    return found
+def sha256_of(text: str) -> str:
+    """Hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def refuse_used(path: Path) -> None:
@@ -210,7 +293,11 @@ def refuse_used(path: Path) -> None:
     Raises:
       SetupError: there is something already.
     """
-    if path.is_dir() and any(path.iterdir()):
+    try:
+        used = path.is_dir() and any(path.iterdir())
+    except OSError as error:
+        raise SetupError(f"{path}: cannot be read: {error.strerror}") from error
+    if used:
         raise SetupError(
             f"{path} is not empty, and runs never share a directory: choose another --output"
         )
@@ -221,19 +308,37 @@ def default_directory(recipe: Path) -> Path:
     return Path("runs") / f"{recipe.stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _history(before: Mapping[str, Any]) -> list[Any]:
+    """How often a run was resumed, from what, and by which command."""
+    if not before:
+        return []
+    return [
+        *before["resumed"],
+        {"at": _now(), "argv": redacted_tree(sys.argv), "was": before["status"]},
+    ]
+
+
+def _former(
+    before: Mapping[str, Any], inputs: Mapping[str, Any], digest: str
+) -> dict[str, list[str]]:
+    """What earlier checkpoints of a run may say of its recipe and inputs, which have changed since."""
+    former: dict[str, list[str]] = {
+        name: [*known] for name, known in before.get("former", {}).items()
+    }
+    old = {name: checksum(found) for name, found in before.get("inputs", {}).items()}
+    new = {name: checksum(found) for name, found in inputs.items()} | {"recipe": digest}
+    for name, known in (old | {"recipe": before.get("digest", digest)}).items():
+        if new.get(name) != known and known not in former.setdefault(name, []):
+            former[name].append(known)
+    return {name: known for name, known in former.items() if known}
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Of a distribution; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlframe.distributed.runtime import Runtime
 from rlframe.errors import Stopped
@@ -31,17 +32,29 @@ class Saver:
       rhythm: when to save.
       runtime: the rank that writes, and agreement of all.
       stop: asked after every step.
+      origin: what each checkpoint says it came from.
     """
 
     def __init__(
-        self, directory: Path, *, rhythm: Rhythm, runtime: Runtime, stop: StopRequest
+        self,
+        directory: Path,
+        *,
+        rhythm: Rhythm,
+        runtime: Runtime,
+        stop: StopRequest,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         self._rhythm = rhythm
         self.runtime = runtime
         self._stop = stop
         self._saved = time.monotonic()
         self._store = (
-            CheckpointStore(directory, keep_last=rhythm.keep_last, keep_best=rhythm.keep_best)
+            CheckpointStore(
+                directory,
+                keep_last=rhythm.keep_last,
+                keep_best=rhythm.keep_best,
+                origin=origin,
+            )
             if runtime.main
             else None
         )

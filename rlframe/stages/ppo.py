@@ -27,6 +27,7 @@ from rlframe.engine.judge import Judge
 from rlframe.engine.learner import Learner
 from rlframe.engine.metrics import Clock
 from rlframe.engine.ppo import Run, Update, train
+from rlframe.errors import RunError
 from rlframe.hooks.component import Component
 from rlframe.hooks.events import CheckpointSaved, Metrics, RunFinished, RunStarted
 from rlframe.hooks.relay import Relay
@@ -68,6 +69,8 @@ class Recorder:
     average: Average | None = None
     episodes: int = 0
     last_kl: float = 0.0
+    _progress: Progress | None = None
+    """Of the last update, which the result keeps, so that the run can be given more."""
 
     def __call__(self, update: Update, clock: Clock) -> None:
         done = update.number + 1
@@ -89,6 +92,8 @@ class Recorder:
         self.directory.metrics({"stage": "ppo", "update": done, **figures})
         self.relay.tell("metrics", Metrics(update.number, MappingProxyType(figures)))
         self.display.step(done, self.updates, figures)
+        if done == self.updates:
+            self._progress = self._after(update)
         with clock.phase("checkpoint"):
             self.saver.after(
                 done, lambda: self.checkpoint(update, score), last=done == self.updates
@@ -101,11 +106,16 @@ class Recorder:
         self.directory.samples(name, (answer.row() for answer in seen.answers))
         return seen
 
-    def save(self, path: Path) -> None:
-        """Write the models; every rank has to come here."""
-        weights = self.training.weights()
-        if self.runtime.main:
+    def save(self) -> None:
+        """Write the models as the result of the stage; every rank has to come here."""
+        weights, progress = self.training.weights(), self._progress
+        assert progress is not None
+
+        def fill(path: Path) -> None:
             self._write(weights, path)
+            save_progress(path, progress, None)
+
+        self.directory.write_result("ppo", fill, number=progress.updates)
 
     def _write(self, weights: Mapping[str, Tensor], path: Path) -> None:
         average = None if self.average is None else self.average.weights
@@ -114,8 +124,20 @@ class Recorder:
     def checkpoint(self, update: Update, score: float | None) -> None:
         """Write the models and the engine's state after an update; every rank has to come here."""
         weights, memory = self.training.weights(), self.training.optimizer_state()
+        progress = self._after(update)
+
+        def fill(path: Path) -> None:
+            self._write(weights, path)
+            save_progress(path, progress, memory)
+
+        self.directory.sync()
+        path = self.saver.write(progress.updates, fill, score=score)
+        self.relay.tell("checkpoint_saved", CheckpointSaved(update.number, path))
+
+    def _after(self, update: Update) -> Progress:
+        """Where the run stands after an update; every rank has to come here."""
         states = {path: dict(c.state_dict()) for path, c in self.components.items()}
-        progress = Progress(
+        return Progress(
             updates=update.number + 1,
             kl=update.next_kl,
             learner=self.learner.state_dict(),
@@ -126,19 +148,16 @@ class Recorder:
             components=self.runtime.gather(states),
         )
 
-        def fill(path: Path) -> None:
-            self._write(weights, path)
-            save_progress(path, progress, memory)
-
-        self.directory.sync()
-        path = self.saver.write(progress.updates, fill, score=score)
-        self.relay.tell("checkpoint_saved", CheckpointSaved(update.number, path))
-
     def restore(self, path: Path) -> tuple[int, KLState]:
-        """Go back to a checkpoint; returns the updates done and the KL state of the next one."""
+        """Go back to a checkpoint, or to the result of a run that is to make more updates.
+
+        Returns:
+          (the updates done, the KL state of the next one).
+        """
         progress, memory = load_progress(path)
         self.training.load_weights(load_weights(path, self.models))
-        self.training.load_optimizer_state(memory)
+        if memory is not None:
+            self.training.load_optimizer_state(memory)
         if (
             self.average is not None
         ):  # after the weights: from them it begins if it was not kept then
@@ -150,7 +169,9 @@ class Recorder:
                 self.components[name].load_state_dict(state)
         self.episodes, self.last_kl = progress.episodes, progress.last_kl
         self.relay.errors = progress.observer_errors
-        self.directory.forget_after(progress.updates)
+        missing = self.directory.forget_after(progress.updates)
+        if missing is not None:
+            self.display.say(missing)
         return progress.updates, progress.kl
 
 
@@ -197,7 +218,7 @@ def _between_two_looks(
     train(run, run.control.initial() if kl is None else kl)
     after = recorder.look("after")
     path = recorder.directory.path / "ppo"
-    recorder.save(path)
+    recorder.save()
     recorder.relay.tell("checkpoint_saved", CheckpointSaved(recorder.updates - 1, path))
     sentence = what_changed(before, after, kl=recorder.last_kl)
     recorder.directory.metrics({"stage": "ppo", "update": recorder.updates, **after.metrics()})
@@ -209,6 +230,14 @@ def _between_two_looks(
 def _begin(recorder: Recorder) -> tuple[int, KLState | None, HeldOut]:
     """(first update, its KL state, what the policy said before any), from a checkpoint or new."""
     newest = recorder.saver.newest()
+    result = _result(recorder) if newest is None else None
+    if result is not None:
+        recorder.display.say(
+            f"resuming after update {result['number']}, from {recorder.directory.path / 'ppo'}. It "
+            "keeps no memory of the optimiser, whose moments start at zero"
+        )
+        before = _asked_before(recorder)
+        return *recorder.restore(recorder.directory.path / "ppo"), before
     if newest is None:
         recorder.directory.forget_after(0)
         if recorder.average is not None:
@@ -216,8 +245,33 @@ def _begin(recorder: Recorder) -> tuple[int, KLState | None, HeldOut]:
         return 0, None, recorder.look("before")
     for damage in newest.passed_over:
         recorder.display.say(f"passed over: {damage}")
-    recorder.display.say(f"going on after update {newest.number}, from {newest.path}")
-    rows = recorder.directory.read_samples("before")
-    before = HeldOut(tuple(Answer.of_row(row) for row in rows))
+    recorder.display.say(f"resuming after update {newest.number}, from {newest.path}")
+    before = _asked_before(recorder)
     start, kl = recorder.restore(newest.path)
     return start, kl, before
+
+
+def _result(recorder: Recorder) -> Mapping[str, Any] | None:
+    """What an earlier end of this run left, if fewer updates led to it than are wanted now."""
+    directory, runtime = recorder.directory, recorder.runtime
+    try:
+        found = directory.result("ppo") if runtime.main and directory.has_result("ppo") else None
+    except RunError as damage:
+        recorder.display.say(f"{damage}. PPO is run again from its first update")
+        found = None
+    found = runtime.broadcast(found)
+    return found if found is not None and found["number"] < recorder.updates else None
+
+
+def _asked_before(recorder: Recorder) -> HeldOut:
+    """What the policy said before PPO: from the samples, or once more where they are damaged.
+
+    That comes before a checkpoint is loaded, so that the answers are the same.
+    """
+    directory, runtime = recorder.directory, recorder.runtime
+    rows = runtime.broadcast(directory.read_samples("before") if runtime.main else None)
+    if rows is not None:
+        return HeldOut(tuple(Answer.of_row(row) for row in rows))
+    path = directory.path / "samples" / "before.jsonl"
+    recorder.display.say(f"{path} is missing or damaged: the held-out prompts are answered anew")
+    return recorder.look("before")

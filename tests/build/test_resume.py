@@ -15,7 +15,7 @@ from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
 from rlframe.runs.lock import RunLock
-from rlframe.runs.resuming import Allowance, begun
+from rlframe.runs.resuming import Allowance
 from tests.build.test_run import STAGES, Notes, lasting
 
 MODELS = ("sft", "reward_model", "ppo/policy", "ppo/critic")
@@ -82,9 +82,9 @@ def train(recipe: Path, directory: Path, *overrides: str, display: Any = None) -
     return run_recipe(loaded, directory, display or Notes(), registry=registry()).directory
 
 
-def resume(directory: Path, *overrides: str, display: Any = None, **allowed: bool) -> Path:
-    loaded = load_recipe(begun(directory), overrides, registry=registry())
+def resume(directory: Path, *overrides: str, display: Any = None, **allowed: Any) -> Path:
     allowance = Allowance(**allowed)
+    loaded = load_recipe(allowance.begun(directory, overrides), overrides, registry=registry())
     run_recipe(loaded, directory, display or Notes(), registry=registry(), resume=allowance)
     return directory
 
@@ -119,7 +119,7 @@ def test_it_goes_on_bit_for_bit_wherever_it_was_ended(recipe: Path, tmp_path: Pa
     assert results(ended) == results(calm)
     assert statuses(ended) == ["interrupted"] * 8 + ["finished"]
     assert not any(said.startswith(("sft:", "reward_model:")) for said in last.said)
-    assert any("going on after update 4" in said for said in last.said)
+    assert any("resuming after update 4" in said for said in last.said)
 
 
 def test_what_was_trained_since_the_checkpoint_is_trained_again(
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(recipe: Path, tmp_path: P
     notes = Notes()
     resume(run, display=notes)
     assert any("passed over" in said and "optimizer.safetensors" in said for said in notes.said)
-    assert any("going on after update 2" in said for said in notes.said)
+    assert any("resuming after update 2" in said for said in notes.said)
     assert results(run) == results(train(recipe, tmp_path / "calm"))
 
 
@@ -166,7 +166,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(
         train(recipe, run, display=Ends("ppo", 5))
     for path in (run / "checkpoints" / "ppo").glob("*/state.json"):
         path.unlink()
-    with pytest.raises(RunError, match="no checkpoint to go on from"):
+    with pytest.raises(RunError, match="no checkpoint to resume from"):
         resume(run)
 
 
@@ -234,7 +234,7 @@ def test_one_process_at_a_time_works_in_a_run(stopped: Path) -> None:
 
 
 def test_a_run_that_is_finished_or_not_there_can_not_go_on(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="holds no run to go on with"):
+    with pytest.raises(SetupError, match="holds no run to resume"):
         resume(tmp_path / "nothing")
     done = train(recipe, tmp_path / "done")
     with pytest.raises(SetupError, match="is finished"):

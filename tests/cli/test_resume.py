@@ -139,7 +139,8 @@ def test_every_option_of_resume_reaches_the_ranks(
 ) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr("rlframe.cli.resume.run", lambda *_, **given: seen.append(given))
-    monkeypatch.setattr("rlframe.runs.resuming.begun", lambda _: recipe)
+    monkeypatch.setattr("rlframe.runs.resuming.Allowance.begun", lambda *_, **__: recipe)
+    monkeypatch.setattr("rlframe.runs.resuming.Allowance.misspelt", lambda *_: None)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     given: dict[str, Any] = {
         "directory": tmp_path,
@@ -147,6 +148,7 @@ def test_every_option_of_resume_reaches_the_ranks(
         "processes": 3,
         "force": True,
         "allow_changed_plugins": True,
+        "allow_changed": ["data.reviews", "model.policy"],
         "no_plugin": ["rlframe/regex"],
         "allow_local_code": True,
     }
@@ -155,12 +157,15 @@ def test_every_option_of_resume_reaches_the_ranks(
     (call,) = seen
     assert call["processes"] == 3
     assert (call["resume"].force, call["resume"].plugins) == (True, True)
+    assert call["resume"].names == {"data.reviews", "model.policy"}
     assert call["command"] == [
         "resume",
         str(tmp_path),
         "ppo.updates=3",
         "--force",
         "--allow-changed-plugins",
+        "--allow-changed=data.reviews",
+        "--allow-changed=model.policy",
         "--no-plugin=rlframe/regex",
         "--allow-local-code",
     ]

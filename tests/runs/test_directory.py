@@ -28,7 +28,7 @@ def test_runs_never_share_a_directory(tmp_path: Path) -> None:
 
 def test_a_place_that_can_not_be_written_is_an_environment_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match="can not be created"):
+    with pytest.raises(SetupError, match="cannot be created"):
         RunDirectory(tmp_path / "file" / "run")
 
 

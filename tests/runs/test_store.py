@@ -65,7 +65,7 @@ def test_what_was_written_is_found_again(tmp_path: Path) -> None:
     content = listing(root / "000007")
     record = json.loads(content.pop("checksums.json"))
     assert content == FILES
-    assert (record["number"], record["score"], record["format"]) == (7, 0.25, 1)
+    assert (record["number"], record["score"], record["format"]) == (7, 0.25, 2)
     assert {n: f["size"] for n, f in record["files"].items()} == {
         name: len(data) for name, data in FILES.items()
     }
@@ -174,7 +174,7 @@ def test_every_damage_to_a_file_is_found_and_named(name: str, tmp_path: Path) ->
     for place in every:
         for flip in (0x01, 0x07):  # 0x07 makes a carriage return of a newline
             file.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
-            assert re.search(f"000003 is damaged: .*{name}|of format [^1]", told(store, 3))
+            assert re.search(f"000003 is damaged: .*{name}|of format [^2]", told(store, 3))
     for length in {0, 1, len(whole) // 2, len(whole) - 1} & {*range(len(whole))}:
         file.write_bytes(whole[:length])
         assert re.search(f"000003 is damaged: .*{name}", told(store, 3))
@@ -252,11 +252,11 @@ def test_if_none_is_sound_it_is_told_why_of_each(tmp_path: Path) -> None:
 def test_a_checkpoint_of_a_later_format_asks_for_a_later_rlframe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlframe.runs.store._FORMAT", 2)
+    monkeypatch.setattr("rlframe.runs.sealed.FORMAT", 3)
     store = filled(tmp_path, 1)
     monkeypatch.undo()
     said = told(store, 1)
-    assert "of format 2, and this rlframe reads format 1: go on with the version" in said
+    assert "of format 3, and this rlframe reads format 2: resume with the version" in said
 
 
 # ---- writers that fail
@@ -379,7 +379,7 @@ def test_a_full_disk_is_told_with_what_is_left_and_what_to_do(
     with pytest.raises(RunError) as caught:
         store.write(30, fail)
     text = str(caught.value)
-    assert f"{tmp_path}: no space left while checkpoint 30" in text
+    assert f"{tmp_path}: no space left while checkpoint 000030" in text
     assert "5 KiB and is removed" in text
     assert "iB are free now" in text
     assert f"{tmp_path / '000010'} is intact" in text
