@@ -107,14 +107,14 @@ def rlframe(*words: object, cwd: Path, **variables: str) -> str:
 
 
 def leaks(text: str) -> list[str]:
-    return [s for s in (SECRET, "0123456789", WORD, TOKEN, "q8w7e6r5t4", "731") if s in text]
+    return [s for s in (SECRET, "0123456789", WORD, TOKEN, "q8w7e6r5t4", "8675309") if s in text]
 
 
 def test_no_secret_reaches_a_run_directory_or_the_terminal(
     tiny_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Planted as a value, inside text, through a reference, in a URL and in a query, with short ones."""
-    given = {"RLFRAME_KEY": SECRET, "RLFRAME_WORD": WORD, "RLFRAME_SEED": "731"}
+    """Planted as a value, inside text, through a reference, in a URL and in its query."""
+    given = {"RLFRAME_KEY": SECRET, "RLFRAME_WORD": WORD, "RLFRAME_SEED": "8675309"}
     recipe = recipe_with(tiny_recipe, tmp_path)
     local, run = "--allow-local-code", tmp_path / "run"
     url = f"rewards.judge.url=https://u:{TOKEN}@localhost/?api_key={WORD}"
@@ -124,7 +124,7 @@ def test_no_secret_reaches_a_run_directory_or_the_terminal(
     files = [path for path in run.rglob("*") if path.is_file()]
     assert len(files) > 10
     for path in files:
-        assert not leaks(path.read_bytes().decode(errors="replace").replace('731"', "")), path
+        assert not leaks(path.read_bytes().decode(errors="replace")), path
     resolved = (run / "recipe.resolved.yaml").read_text()
     for kept in (
         "api_key: ${env:RLFRAME_KEY}",
@@ -148,7 +148,7 @@ def test_no_secret_reaches_a_run_directory_or_the_terminal(
         "401 Unauthorized: Bearer ${env:RLFRAME_KEY} at https://***@localhost" in manifest["error"]
     )
     for path in (tmp_path / "failed").rglob("*.*"):
-        assert not leaks(path.read_bytes().decode(errors="replace").replace('731"', "")), path
+        assert not leaks(path.read_bytes().decode(errors="replace")), path
 
 
 def test_the_digest_covers_the_value_and_not_the_name_of_its_variable(

@@ -62,8 +62,8 @@ def paths_of(project: Project) -> Iterator[tuple[str, Path]]:
         "runtime.deepspeed_config": recipe.runtime.deepspeed_config,
     }
     for name, value in named.items():
-        text = isinstance(value, str) and value != "policy"  # which names no folder
-        if text and (path := _local(value)) is not None:
+        copied = name.endswith("initial") and value == "policy"  # the policy itself, not a folder
+        if isinstance(value, str) and not copied and (path := _local(value)) is not None:
             yield name, path
     for where, chosen in project.loaded.chosen.items():
         for name, value in _texts(chosen.config.model_dump(), (*where,)):
