@@ -3,10 +3,12 @@
     python tests/benchmarks/chaos.py --faults 50
 
 A small recipe with all three stages runs once undisturbed. Then it runs again, and at random moments
-it is killed (SIGKILL to one rank, SIGKILL to all, SIGTERM, SIGINT), its disk is filled up, or a bit is
-flipped in its newest checkpoint; after each fault `rlframe resume` goes on. At the end the weights of
-every stage are the same to the last bit, and so are all metrics but those of the clock. Faults are
-drawn by a seed; when one strikes depends on the machine.
+it is killed (SIGKILL to one rank, SIGKILL to all, SIGTERM, SIGINT), its disk is filled up, a bit is
+flipped in its newest checkpoint, or the power is cut: its files are then what was synced of them, and
+nothing else (`power.py`). After each fault `rlframe resume` continues. At the end the weights of every
+stage are the same to the last bit, and so are all metrics but those of the clock. Faults are drawn by a
+seed; when one strikes depends on the machine, but for half of the losses of power, which strike after
+the n-th sync of the process that writes.
 
 The full disk is a tmpfs of a few MiB, which takes the right to mount; without it that fault is left
 out, and the last lines say so.
@@ -29,10 +31,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import power
 from ruamel.yaml import YAML
 
 RECIPE: dict[str, Any] = {
@@ -68,14 +73,18 @@ RECIPE: dict[str, Any] = {
     "runtime": {"device": "cpu", "threads": 1},
 }
 
-FAULTS = ("kill a rank", "kill all", "SIGTERM", "SIGINT", "full disk", "flipped bit")
+FAULTS = (
+    *("kill a rank", "kill all", "SIGTERM", "SIGINT", "full disk", "flipped bit", "power loss"),
+)
 MODELS = ("sft", "reward_model", "ppo/policy", "ppo/critic")
 DISK_MIB = 24
 
 
-def rlframe(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
+def rlframe(
+    *arguments: str, log: Path, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
     """Start the command line in a process group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", "rlframe", *arguments]
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -84,9 +93,18 @@ def rlframe(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
 
 
 def ranks(parent: int) -> list[int]:
-    """The processes that the launcher has started; the process itself if it started none."""
+    """The processes at the ends of a command's tree; the process itself if it started none."""
     listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(pid) for pid in listed] or [parent]
+    return [rank for pid in listed for rank in ranks(int(pid))] or [parent]
+
+
+def end_all(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a command, and wait until its ranks, which die with it, are gone."""
+    with suppress(OSError):  # it may be ending
+        running = ranks(process.pid)
+        os.killpg(process.pid, signal.SIGKILL)
+        while any(Path(f"/proc/{rank}").exists() for rank in running):
+            time.sleep(0.01)
 
 
 def progress(run: Path) -> int:
@@ -124,7 +142,11 @@ def fill_disk(run: Path) -> Path:
 
 def live(run: Path, fault: str, arguments: list[str], draw: random.Random, log: Path) -> int:
     """One life of the run: begin or go on, work a little, suffer a fault; returns the exit code."""
-    process = rlframe(*arguments, log=log)
+    journal, variables = run.parent.parent / "journal", {}
+    if fault == "power loss":
+        syncs = draw.randrange(1, 150) if draw.random() < 0.5 else 0
+        variables = power.watched(run.parent, journal, syncs=syncs)
+    process = rlframe(*arguments, log=log, variables=variables)
     before, begun = progress(run), time.monotonic()
     while process.poll() is None and progress(run) == before:
         if time.monotonic() - begun > 300:
@@ -137,13 +159,15 @@ def live(run: Path, fault: str, arguments: list[str], draw: random.Random, log: 
             filler = fill_disk(run)
         elif fault == "kill a rank":
             os.kill(draw.choice(ranks(process.pid)), signal.SIGKILL)
-        elif fault in ("kill all", "flipped bit"):
-            os.killpg(process.pid, signal.SIGKILL)
+        elif fault in ("kill all", "flipped bit", "power loss"):
+            end_all(process)
         else:
             process.send_signal(getattr(signal, fault))
     code = process.wait(timeout=300)
     if filler is not None:
         filler.unlink()
+    if fault == "power loss":
+        power.cut(run.parent, journal, draw)
     return code
 
 

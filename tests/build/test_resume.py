@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,7 +17,9 @@ from rlframe.errors import PluginError, RecipeError, RunError, SetupError, Stopp
 from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
+from rlframe.runs import durable
 from rlframe.runs.lock import RunLock
+from rlframe.runs.manifest import read_manifest, write_manifest
 from rlframe.runs.resuming import Allowance
 from tests.build.test_run import STAGES, Notes, lasting
 
@@ -219,13 +224,163 @@ def test_safe_changes_are_told_and_others_can_be_forced(stopped: Path) -> None:
 
 
 def test_another_version_of_a_plugin_is_refused_unless_it_is_meant(stopped: Path) -> None:
-    manifest = json.loads((stopped / "manifest.json").read_text())
+    manifest = read_manifest(stopped)
     manifest["plugins"]["rewards.counting"]["version"] = "0.9"
-    (stopped / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(stopped, manifest)
     with pytest.raises(PluginError, match=r"rewards.counting \(counting\): version was 0.9, is 0"):
         resume(stopped)
     with pytest.raises(Stopped):
         resume(stopped, plugins=True)
+
+
+ROWS = """
+from pathlib import Path
+
+from rlframe.hooks import DataGenerator, PluginConfig
+
+
+class Words(PluginConfig):
+    first: str = "good"
+
+
+class Rows(DataGenerator[Words]):
+    @classmethod
+    def rows(cls, config):
+        for number, word in enumerate(Path("words.txt").read_text().split()):
+            yield {"text": f"{word} number {number} is a {config.first} and sturdy thing to have"}
+"""
+
+
+def test_a_generator_that_returns_other_rows_is_refused_by_name(
+    tiny_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.py").write_text(ROWS)
+    Path("words.txt").write_text(" ".join(f"word{n % 7}" for n in range(90)))
+    data = {"reviews": {"generator": {"type": "./rows.py:Rows"}, "heldout": 0.3}}
+    loaded = load_recipe(
+        tiny_recipe(data=data), ["checkpoints.stop_after_minutes=0.0001"], registry=local()
+    )
+    run = tmp_path / "run"
+    with pytest.raises(Stopped):
+        run_recipe(loaded, run, Notes(), registry=local())
+
+    def again(*overrides: str, **allowed: Any) -> None:
+        allowance = Allowance(**allowed)
+        changed = load_recipe(allowance.begun(run), overrides, registry=local())
+        run_recipe(changed, run, Notes(), registry=local(), resume=allowance)
+
+    Path("words.txt").write_text(" ".join(f"word{n % 6}" for n in range(90)))
+    with pytest.raises(RecipeError, match=r"data.reviews: it has .* rows as before, but other"):
+        again()
+    with pytest.raises(RecipeError, match=r"data.reviews.generator.first: .* \(refused without"):
+        again("data.reviews.generator.first=bad")
+    with pytest.raises(Stopped):
+        again(names=frozenset({"data.reviews"}))
+    again("checkpoints.stop_after_minutes=null")  # what was allowed once is what the run has now
+
+
+def local() -> Registry:
+    return Registry(local_code=True)
+
+
+def test_a_result_that_was_damaged_is_made_again_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
+    calm, run = train(recipe, tmp_path / "calm"), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, run, display=Ends("ppo", 3))
+    for stage in ("sft", "reward_model"):
+        torn = run / stage / "model.safetensors"
+        torn.write_bytes(torn.read_bytes()[:-100])
+    notes = Notes()
+    resume(run, display=notes)
+    for stage in ("sft", "reward_model"):
+        told = f"result {run / stage} is damaged: model.safetensors has "
+        assert any(
+            told in said and f"The stage {stage} is run again" in said for said in notes.said
+        )
+    assert results(run)[0] == results(calm)[0]
+    assert results(run)[2] == results(calm)[2]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    stages = [row["stage"] for row in rows if row["stage"] != "ppo"]
+    assert sorted(stages) == ["reward_model", "sft"]
+
+
+def test_a_finished_run_makes_more_updates_from_its_last_checkpoint(
+    recipe: Path, tmp_path: Path
+) -> None:
+    constant = "ppo.decay=constant"
+    run = train(recipe, tmp_path / "run", constant)
+    notes = Notes()
+    resume(run, "ppo.updates=8", display=notes)
+    assert any("ppo: 8 updates instead of 5; the learning-rate schedule" in s for s in notes.said)
+    assert any("resuming after update 4" in said for said in notes.said)
+    assert (
+        results(run)[:2] == results(train(recipe, tmp_path / "calm", constant, "ppo.updates=8"))[:2]
+    )
+    assert statuses(run) == ["finished", "finished"]
+
+
+def test_without_a_checkpoint_it_makes_them_from_its_result(
+    tiny_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = tiny_recipe()
+    run = train(recipe, tmp_path / "run")
+    before = (run / "ppo" / "policy" / "model.safetensors").read_bytes()
+    kl = json.loads((run / "ppo" / "state.json").read_text())["kl"]["coefficient"]
+    notes = Ends("ppo", 3)
+    with pytest.raises(KeyboardInterrupt):
+        resume(run, "ppo.updates=5", display=notes)
+    assert any("resuming after update 2" in s and "no memory of the optim" in s for s in notes.said)
+    assert (run / "ppo" / "policy" / "model.safetensors").read_bytes() == before
+    resume(run)  # from the result again, for there is still no checkpoint
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows if "episode" in row] == [1, 2, 3, 4, 5]
+    third = next(row for row in rows if row.get("update") == 3 and "episode" in row)
+    assert third["kl/coefficient"] == kl
+    assert (run / "ppo" / "policy" / "model.safetensors").read_bytes() != before
+
+
+def test_a_finished_run_makes_no_fewer_updates(recipe: Path, tmp_path: Path) -> None:
+    run = train(recipe, tmp_path / "run")
+    with pytest.raises(SetupError, match="is finished: there is nothing to resume"):
+        resume(run, "ppo.updates=3", force=True)
+
+
+def test_a_disk_that_is_full_when_a_result_is_written_says_what_is_left(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr("rlframe.runs.sealed._seal", Mock(side_effect=full))
+        with pytest.raises(RunError, match=r"no space left while result sft .*rlframe resume"):
+            train(recipe, run, "checkpoints={every: null, every_minutes: null}")
+    assert not (run / "sft").exists()
+    assert not [path for path in run.glob(".*") if path.name != ".lock"]
+    assert statuses(run) == ["failed"]
+    resume(run, "checkpoints={every: 2}")
+    assert results(run) == results(train(recipe, tmp_path / "calm"))
+
+
+def test_a_manifest_that_cannot_be_written_ends_the_run_with_a_message(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    real = durable.os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if "manifest.json" in os.readlink(f"/proc/self/fd/{descriptor}") and (run / "sft").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable.os, "fsync", fsync)
+        with pytest.raises(RunError, match=r"manifest.json: cannot be written: No space .*resume"):
+            train(recipe, run)
+    assert statuses(run) == ["running"]
+    assert not list(run.glob("*.new"))
+    resume(run)
+    assert results(run) == results(train(recipe, tmp_path / "calm"))
 
 
 def test_one_process_at_a_time_works_in_a_run(stopped: Path) -> None:
