@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from rlframe.distributed.loopback import local_meeting
 from rlframe.distributed.offload import brought
 from rlframe.distributed.strategy import Placement, Strategy
 from rlframe.distributed.training import Replicated, Training
@@ -72,7 +73,8 @@ class Runtime:
         # What `accelerate launch` said of engines has been read; the supervised stages run on DDP.
         for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
             os.environ.pop(name, None)
-        state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+        meeting = local_meeting(_PATIENCE)
+        state = PartialState(cpu=on_cpu, timeout=_PATIENCE, **meeting)
         if strategy.name != "ddp" and not dist.is_initialized():  # engines want a group of one too
             backend = "gloo" if on_cpu else "nccl"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
