@@ -7,7 +7,7 @@ import socket
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -34,7 +34,7 @@ def local_meeting(timeout: timedelta) -> dict[str, Any]:
     if world == 1 or agents or not {"RANK", "MASTER_PORT"} <= os.environ.keys():
         return {}
     rank, port = int(os.environ["RANK"]), int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(
+    store = TCPStore(
         "127.0.0.1",
         port,
         world,
