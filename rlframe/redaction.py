@@ -33,12 +33,14 @@ def conceal(value: str, shown: str) -> None:
     """Show something else wherever a value occurs in what this process says.
 
     Not where the value could be met by chance, or is no secret: short words, numbers, paths that exist.
+    `Document` hides those where a message quotes the value of the key.
 
     Args:
       value: of a variable.
       shown: the reference to it.
     """
-    if len(value) >= 6 and not _is_number(value) and not _is_path(value):
+    long = len(value) >= (8 if value.isalpha() and value.islower() else 4)
+    if long and not _is_number(value) and not _is_path(value):
         escaped = json.dumps(value)[1:-1]
         for form in (value, escaped, repr(value)[1:-1], quote(value, safe="")):
             _known[form] = shown

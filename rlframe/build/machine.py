@@ -49,4 +49,5 @@ def saver_of(
         keep_best=section.keep_best,
     )
     directory = files.path / "checkpoints" / stage
-    return Saver(directory, rhythm=rhythm, runtime=runtime, stop=stop, origin=files.origin)
+    origin = files.origin(stage)
+    return Saver(directory, rhythm=rhythm, runtime=runtime, stop=stop, origin=origin)

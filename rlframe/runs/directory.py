@@ -135,11 +135,11 @@ class RunDirectory:
 
     # What belongs to the run
 
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What each checkpoint and result says it came from."""
+    def origin(self, stage: str) -> dict[str, Any]:
+        """What each checkpoint, and the result, of a stage says it came from."""
         inputs = self._manifest.get("inputs", {})
         return {
+            "stage": stage,
             "run": self._manifest["run"],
             "recipe": self._manifest["digest"],
             "inputs": {name: checksum(inputs[name]) for name in sorted(inputs)},
@@ -181,7 +181,7 @@ class RunDirectory:
           RunError: the disk is full.
         """
         if self.main:
-            facts = {"number": number, **self.origin}
+            facts = {"number": number, **self.origin(stage)}
             self._results.write(stage, fill, facts, intact=lambda: self._intact(stage))
 
     def has_result(self, stage: str) -> bool:

@@ -27,8 +27,8 @@ class RunLock:
       directory: of the run; exists.
 
     Raises:
-      SetupError: on entering: another process holds the lock, the file can not be written, or the file
-        system can not lock.
+      SetupError: on entering: another process holds the lock, the file cannot be written, or the file
+        system cannot lock.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -45,7 +45,7 @@ class RunLock:
             _sign(self._descriptor)
         except OSError as error:
             self._close()
-            raise SetupError(f"{path}: can not be written: {error.strerror}") from error
+            raise SetupError(f"{path}: cannot be written: {error.strerror}") from error
         except BaseException:
             self._close()
             raise
@@ -64,7 +64,7 @@ class RunLock:
                     "that process, or choose another --output"
                 ) from error
             raise SetupError(
-                f"{self._directory}: its file system can not lock files ({error.strerror}), so two "
+                f"{self._directory}: its file system cannot lock files ({error.strerror}), so two "
                 "runs could destroy each other's checkpoints. Choose an --output on another file "
                 "system, such as a local disk"
             ) from error

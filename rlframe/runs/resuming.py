@@ -235,8 +235,8 @@ class Allowance:
 
     def _foreign(self, directory: Path, manifest: Mapping[str, Any]) -> Iterator[Change]:
         """Checkpoints and results that another run left, or this one from other data."""
-        for path, record in _records(directory):
-            why = _not_ours(record, manifest)
+        for stage, path, record in _records(directory):
+            why = _not_ours(record, stage, manifest)
             if why is not None:
                 yield Change(CHECKPOINTS, f"{path} {why}", self._by_name(CHECKPOINTS))
 
@@ -307,29 +307,34 @@ def _resolved(directory: Path) -> dict[str, Any]:
     return found
 
 
-def _records(directory: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """What checkpoints and results say of themselves; the damaged ones are named when they are read."""
+def _records(directory: Path) -> Iterator[tuple[str, Path, Mapping[str, Any]]]:
+    """(stage, path, what it says of itself) of each checkpoint and result that is not damaged; those
+    that are damaged are named when they are read.
+    """
     for stage in STAGES:
         root = directory / "checkpoints" / stage
         store = SealedDirectories(root, noun="checkpoint")
         for number in CheckpointStore.numbers_in(root):
-            name = CheckpointStore.name_of(number)
-            yield from _record(store, name)
+            yield from _record(stage, store, CheckpointStore.name_of(number))
         if (directory / stage).is_dir():
-            yield from _record(SealedDirectories(directory, noun="result"), stage)
+            yield from _record(stage, SealedDirectories(directory, noun="result"), stage)
 
 
-def _record(store: SealedDirectories, name: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def _record(
+    stage: str, store: SealedDirectories, name: str
+) -> Iterator[tuple[str, Path, Mapping[str, Any]]]:
     try:
-        yield store.root / name, store.record(name)
+        yield stage, store.root / name, store.record(name)
     except RunError:
         return
 
 
-def _not_ours(record: Mapping[str, Any], manifest: Mapping[str, Any]) -> str | None:
-    """Why a checkpoint does not belong to a run; None if it does."""
+def _not_ours(record: Mapping[str, Any], stage: str, manifest: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint or result of a stage does not belong to a run; None if it does."""
     if record.get("run") != manifest["run"]:
         return f"is of another run, {record.get('run')}; this one is {manifest['run']}"
+    if record.get("stage") != stage:
+        return f"is of the stage {record.get('stage')}"
     former, known = manifest.get("former", {}), manifest.get("inputs", {})
     for name, found in record.get("inputs", {}).items():
         if name in known and found not in (checksum(known[name]), *former.get(name, ())):

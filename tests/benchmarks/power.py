@@ -12,7 +12,9 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
+_open: list[int] = []  # directories that were there before, held while the process runs
 _HOOK = Path(__file__).parent / "powerloss" / "sitecustomize.py"
 
 
@@ -32,9 +34,12 @@ def watched(room: Path, journal: Path, *, syncs: int = 0) -> dict[str, str]:
     }
     shutil.rmtree(journal, ignore_errors=True)
     journal.mkdir()
+    while _open:
+        os.close(_open.pop())
     hook = _hook(journal)
     for path in (room, *room.rglob("*")):
         hook.note(path, path.stat())
+    _open.extend(hook._held.values())
     return found
 
 
@@ -72,7 +77,7 @@ def _build(
         path.write_bytes(content + bytes(grown if draw.random() < 0.5 else 0))
 
 
-def _hook(journal: Path) -> object:
+def _hook(journal: Path) -> Any:
     spec = importlib.util.spec_from_file_location("powerloss", _HOOK)
     assert spec is not None
     assert spec.loader is not None

@@ -165,10 +165,10 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
 
 
 def test_a_place_that_can_not_be_written_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match=r"missing/.lock: can not be written: No such file"):
+    with pytest.raises(SetupError, match=r"missing/.lock: cannot be written: No such file"):
         take(tmp_path / "missing")
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(SetupError, match=r".lock: can not be written: Is a directory"):
+    with pytest.raises(SetupError, match=r".lock: cannot be written: Is a directory"):
         take(tmp_path)
 
 
@@ -180,7 +180,7 @@ def test_a_full_disk_is_said_so_and_the_lock_is_free(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(SetupError, match=r".lock: can not be written: No space left"):
+        with pytest.raises(SetupError, match=r".lock: cannot be written: No space left"):
             take(tmp_path)
     take(tmp_path)
 
@@ -193,5 +193,5 @@ def test_a_file_system_without_locks_is_refused(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(SetupError, match=r"its file system can not lock .* another file system"):
+    with pytest.raises(SetupError, match=r"its file system cannot lock .* another file system"):
         take(tmp_path)

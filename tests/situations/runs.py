@@ -352,7 +352,7 @@ SITUATIONS = [
         "a lock that cannot be taken",
         resumed(a_lock_that_is_a_folder),
         5,
-        ("run/.lock: can not be written",),
+        ("run/.lock: cannot be written",),
     ),
     Situation(
         "what is allowed to change is misspelt",

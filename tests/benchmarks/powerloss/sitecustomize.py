@@ -19,6 +19,7 @@ _JOURNAL = Path(os.environ.get("CHAOS_JOURNAL", ""))
 _LAST = int(os.environ.get("CHAOS_FSYNCS", "0"))
 _SYNC = os.fsync
 _seen = 0
+_held: dict[int, int] = {}
 
 
 def _fsync(descriptor: int) -> None:
@@ -37,12 +38,14 @@ def note(path: Path, found: os.stat_result) -> None:
     """Keep what is on the disk now of a file or directory."""
     kept = _JOURNAL / str(found.st_ino)
     if stat.S_ISDIR(found.st_mode):
+        if found.st_ino not in _held:  # an inode that is open is not given to another file
+            _held[found.st_ino] = os.open(path, os.O_RDONLY)
         names = {entry.name: [entry.stat().st_ino, entry.is_dir()] for entry in os.scandir(path)}
         content = json.dumps(names).encode()
     else:
         content = path.read_bytes()
         held = kept.with_suffix(".held")
-        if not held.exists():  # so that the inode is not given to another file
+        if not held.exists():  # nor is one that has a name
             try:
                 os.link(path, held)
             except OSError:  # another file system, whose inodes are not used twice if it is a tmpfs
