@@ -133,6 +133,8 @@ def _plugins(loaded: LoadedRecipe) -> dict[str, dict[str, Any]]:
     """Recipe path -> fingerprint of each component, whose config holds no secret."""
     found, resolved = {}, loaded.resolved()
     for path, chosen in loaded.chosen.items():
+        if path[0] not in resolved:  # nothing reads it: the default estimator of a run without PPO
+            continue
         used = fingerprint(chosen.offer, chosen.component, chosen.config)
         node: Any = resolved
         for key in path:
