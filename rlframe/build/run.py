@@ -131,16 +131,12 @@ def _keep(error: BaseException, run: Path, rank: int) -> None:
 
 def _plugins(loaded: LoadedRecipe) -> dict[str, dict[str, Any]]:
     """Recipe path -> fingerprint of each component, whose config holds no secret."""
-    found, resolved = {}, loaded.resolved()
+    found = {}
     for path, chosen in loaded.chosen.items():
         if path[0] not in resolved:  # nothing reads it: the default estimator of a run without PPO
             continue
         used = fingerprint(chosen.offer, chosen.component, chosen.config)
-        node: Any = resolved
-        for key in path:
-            node = node[key]
-        used["config"] = {name: node[name] for name in used["config"] if name in node}
-        found[dotted(path)] = used
+        found[dotted(path)] = used | {"config": loaded.document.shown(used["config"], path)}
     return found
 
 
