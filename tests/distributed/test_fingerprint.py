@@ -8,18 +8,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from rlframe.builtin.product_reviews import product_reviews
+from tests import foreign
 from tests.cli.broken import distribution
 from tests.cli.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 
 
-def train(folder: Path, sites: list[Path]) -> list[subprocess.CompletedProcess[str]]:
-    """Run a recipe as one run of as many processes as there are places that plugins come from."""
+def train(
+    folder: Path, sites: list[Path], *overrides: str, folders: list[Path] | None = None
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run a recipe as one run of as many processes as there are places that plugins come from.
+
+    Each process works in `folder`, or in one of `folders`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "rlframe", "train", "recipe.yaml", "--output", "run"]
+    command = [sys.executable, "-m", "rlframe", "train", "recipe.yaml", *overrides]
+    command += ["--output", str(folder / "run")]
     meeting = {"WORLD_SIZE": str(len(sites)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = []
     for rank, site in enumerate(sites):
@@ -27,7 +37,7 @@ def train(folder: Path, sites: list[Path]) -> list[subprocess.CompletedProcess[s
         started.append(
             subprocess.Popen(
                 command,
-                cwd=folder,
+                cwd=folders[rank] if folders else folder,
                 env={**os.environ, **meeting, **own},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -63,4 +73,29 @@ def test_a_plugin_that_differs_on_one_rank_is_named_before_anything_is_written(
         assert told in done.stderr
         assert "Install the same versions on every machine" in done.stderr
         assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["data.reviews", "model.reference"])
+def test_data_or_a_model_that_differs_on_one_rank_is_named_before_anything_is_written(
+    what: str, tmp_path: Path
+) -> None:
+    """As on two machines whose copies of a file are not of the same day."""
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for number, folder in enumerate(folders):
+        content = [*product_reviews(60, seed=1)]
+        if what == "data.reviews":
+            content[30] = {**content[30], "text": content[30]["text"] + " !" * number}
+        foreign.rows(folder / "rows.jsonl", content)
+        foreign.saved(folder / "model", "zephyr", seed=number * (what == "model.reference"))
+        (folder / "recipe.yaml").write_text(TINY)
+    overrides = ["data.reviews={path: rows.jsonl, heldout: 0.3}", "model.policy=model"]
+    overrides += ["model.reference=model", "prompts.first_words=2"]
+    # Where every rank has the same policy, the reference is the model that differs.
+    if what == "model.reference":
+        overrides[1] = f"model.policy={folders[0] / 'model'}"
+    for done in train(tmp_path, folders, *overrides, folders=folders):
+        assert done.returncode == 5, done.stderr
+        assert f"error: the content of {what} " in done.stderr
+        assert "is not the same on all ranks: rank 1 has" in done.stderr
     assert not (tmp_path / "run").exists()
