@@ -16,18 +16,19 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from rlframe.hooks import PluginConfig
-from rlframe.hooks.component import Instance
+from rlframe.hooks.component import Instance, Section
 from rlframe.hooks.events import Metrics
 from rlframe.hooks.registry import KINDS, Registry
 from rlframe.hooks.relay import Relay
-from rlframe.recipe import schema
+from rlframe.recipe import data, schema
 from rlframe.recipe.schema import Recipe
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = [
     model
-    for model in vars(schema).values()
-    if isinstance(model, type) and issubclass(model, schema.Section) and model is not schema.Section
+    for module in (schema, data)
+    for model in vars(module).values()
+    if isinstance(model, type) and issubclass(model, Section) and model is not Section
 ]
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlframe.build.project import Project, at
+from rlframe.build.encoded import names_in
+from rlframe.build.places import at
+from rlframe.build.project import Project
 from rlframe.build.reward_format import check_read_as_trained
 from rlframe.builtin.reward_model import RewardModelConfig
 from rlframe.data.examples import Prepared
@@ -23,7 +25,10 @@ def check(project: Project) -> None:
     with problems.collected():
         _ = project.tokenizer, project.context_tokens
     project.notes += project.models.check(problems)
-    problems.tell()  # without a tokenizer nothing below can be looked at
+    for name in project.recipe.data:
+        with problems.collected():
+            project.split(name)
+    problems.tell()  # without tokenizer and data nothing below can be looked at
     for part in (_check_sft, _check_pairs, _check_prompts, _check_processes):
         with problems.collected():
             part(project)
@@ -66,10 +71,11 @@ def _check_split(project: Project, stage: str, found: Prepared[Any]) -> None:
     for name, part in parts.items():
         if not part:
             data = getattr(project.recipe, stage).data
-            raise RecipeError(
-                f"{stage}.data: data set {data!r} has no rows {name} "
-                f"(data.{data}.heldout is {project.recipe.data[data].heldout})"
+            shares = listed(
+                f"data.{one}.heldout is {project.recipe.data[one].heldout}"
+                for one in names_in(data)
             )
+            raise RecipeError(f"{stage}.data: data set {data!r} has no rows {name} ({shares})")
 
 
 def _check_processes(project: Project) -> None:
@@ -92,7 +98,9 @@ def _check_columns(project: Project, chosen: Chosen) -> None:
     named = {r.name for r in references(chosen.config) if r.to == "column"}
     for column in sorted(named | chosen.component.needs(chosen.config).columns):
         if column not in (have := project.context.columns):
+            assert project.recipe.prompts is not None  # a recipe with components has them
+            place = project.datasets.without(column, project.recipe.prompts.data)
             raise RecipeError(
-                f"not every row of the prompts' data has a column {column!r}."
-                f"{did_you_mean(column, have)} All have {listed(have)}"
+                f"not every row of the prompts' data has a value in column {column!r} ({place} has "
+                f"none).{did_you_mean(column, have)} All have {listed(have)}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,8 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from rlframe.data.encode import RowEncoder, remarks_on
 from rlframe.data.examples import Prepared, demonstrations, preferences
 from rlframe.data.fitting import Pair
-from rlframe.data.format import as_chat, is_chat
+from rlframe.data.format import row_format
+from rlframe.data.mixture import mixed
+from rlframe.data.rows import Joined, Lazy, Mapped, lazy
+from rlframe.data.split import asked
 from rlframe.errors import RecipeError
+from rlframe.recipe.data import DataNames
 from rlframe.recipe.schema import RewardModelStage
 from rlframe.stages.reward_model import pairs_from_labels
 from rlframe.types import Row, TokenExample
@@ -21,8 +25,8 @@ if TYPE_CHECKING:
     from rlframe.build.project import Project
 
 T = TypeVar("T")
-_Formatted = tuple[tuple[Sequence[Row], Sequence[Row]], str | None]
-"""Both parts of a data set, and what people should know of how they are read."""
+Rows = tuple[Lazy[Row], Lazy[Row]]
+"""(to train on, held out)."""
 
 
 class EncodedData:
@@ -34,62 +38,62 @@ class EncodedData:
 
     def __init__(self, project: Project) -> None:
         self._project = project
-        self._rows: dict[tuple[str, int], _Formatted] = {}
+        self._rows: dict[tuple[str, int], tuple[Rows, str | None]] = {}
 
-    def rows(
-        self, name: str, tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> tuple[Sequence[Row], Sequence[Row]]:
-        """The rows of a data set, (to train on, held out), prompts as messages where it is a chat.
+    def rows(self, data: DataNames, tokenizer: PreTrainedTokenizerBase | None = None) -> Rows:
+        """The rows of a data set, or of several mixed by weight; prompts as messages in a chat.
 
         Args:
-          name: of the data set.
+          data: a name, or names with their weights.
           tokenizer: of the model that reads them; the policy's if left out.
         """
-        return self._formatted(name, tokenizer or self._project.tokenizer)[0]
+        if isinstance(data, str):
+            return self._formatted(data, tokenizer or self._project.tokenizer)[0]
+        seed = self._project.recipe.seed
+        parts = {name: self.rows(name, tokenizer) for name in data}
+        return mixed(parts, data, seed=seed, asked=asked)
 
-    def _notes(self, name: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """How a data set is read, where the recipe leaves that open."""
-        note = self._formatted(name, tokenizer)[1]
-        return [] if note is None else [f"data.{name}: {note}"]
+    def formatted(
+        self, name: str, parts: Rows, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Rows, str | None]:
+        """Rows in the format that a model reads, and what people should know of it.
 
-    def _formatted(self, name: str, tokenizer: PreTrainedTokenizerBase) -> _Formatted:
+        Args:
+          name: of their data set, which has a `format`.
+          parts: (to train on, held out).
+          tokenizer: of the model.
+        """
+        try:
+            form, note = row_format(
+                Joined(parts), tokenizer, wanted=self._project.recipe.data[name].format
+            )
+        except RecipeError as error:
+            raise RecipeError(f"data.{name}.{error}") from error
+        train, heldout = parts
+        return parts if form is None else (Mapped(train, form), Mapped(heldout, form)), note
+
+    def _formatted(self, name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Rows, str | None]:
         key = (name, id(tokenizer))
         if key not in self._rows:
             split = self._project.split(name)
-            try:
-                chat, note = is_chat(
-                    [*split.train, *split.heldout],
-                    tokenizer,
-                    wanted=self._project.recipe.data[name].format,
-                )
-            except RecipeError as error:
-                raise RecipeError(f"data.{name}.{error}") from error
-            parts = (split.train, split.heldout)
-            if chat:
-                parts = tuple(map(as_chat, split.train)), tuple(map(as_chat, split.heldout))
-            self._rows[key] = parts, note
+            self._rows[key] = self.formatted(name, (split.train, split.heldout), tokenizer)
         return self._rows[key]
 
-    def located(self, name: str, encode: Callable[[Row], T]) -> Callable[[Row], T]:
-        """`encode`, with the place of the row in front of its errors."""
-
-        def encoded(row: Row) -> T:
-            try:
-                return encode(row)
-            except RecipeError as error:
-                raise RecipeError(
-                    f"data.{name}, {self._project.place(name, row)}: {error}"
-                ) from error
-
-        return encoded
+    def _notes(self, data: DataNames, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """How data sets are read, where the recipe leaves that open."""
+        notes = {name: self._formatted(name, tokenizer)[1] for name in names_in(data)}
+        return [f"data.{name}: {note}" for name, note in notes.items() if note is not None]
 
     def demonstrations(self) -> Prepared[TokenExample]:
         """Of the sft stage."""
         stage, encoder = self._project.recipe.sft, RowEncoder(self._project.tokenizer)
         assert stage is not None
+        within = within_of(stage.data)
+        train, heldout = (
+            Mapped(part, encoder.example, within=within) for part in self.rows(stage.data)
+        )
         found = demonstrations(
-            self.rows(stage.data),
-            self.located(stage.data, encoder.example),
+            (train, heldout),
             self._project.tokenizer,
             max_tokens=stage.max_tokens,
             learn=stage.learn,
@@ -100,12 +104,14 @@ class EncodedData:
         """Of the reward_model stage."""
         stage, tokenizer = self._project.recipe.reward_model, self._project.models.reward_tokenizer
         assert stage is not None
-        encoder = RowEncoder(tokenizer)
+        encoder, within = RowEncoder(tokenizer), within_of(stage.data)
         train, heldout = self.rows(stage.data, tokenizer)
         paired = partial(_paired, stage=stage, seed=self._project.recipe.seed)
         found = preferences(
-            (paired(train, count=stage.pairs), paired(heldout, count=None)),
-            self.located(stage.data, encoder.pair),
+            (
+                Mapped(paired(train, count=stage.pairs), encoder.pair, within=within),
+                Mapped(paired(heldout, count=None), encoder.pair, within=within),
+            ),
             tokenizer,
             max_tokens=stage.max_tokens,
             max_equal=stage.max_equal_pairs,
@@ -117,22 +123,37 @@ class EncodedData:
         project = self._project
         if stage != "ppo":
             return (project.sft_examples if stage == "sft" else project.pairs).notes
-        assert project.recipe.prompts is not None
+        section = project.recipe.prompts
+        assert section is not None
         said = (f"prompts and losses: {line}" for line in remarks_on(project.encoder.remarks))
-        return (*self._notes(project.recipe.prompts.data, project.tokenizer), *said)
+        # Where there is a template, the prompts are formatted by themselves.
+        how = [] if section.template else self._notes(section.data, project.tokenizer)
+        return (*how, *said)
 
-    def _with_remarks(self, found: Prepared[T], name: str, encoder: RowEncoder) -> Prepared[T]:
-        remarks = remarks_on(encoder.remarks)
-        notes = [f"data.{name}: {line}" for line in (*remarks, *found.notes)]
-        how = self._notes(name, encoder.tokenizer)
-        return Prepared(found.train, found.heldout, (*how, *notes))
+    def _with_remarks(
+        self, found: Prepared[T], data: DataNames, encoder: RowEncoder
+    ) -> Prepared[T]:
+        name = ", ".join(f"data.{name}" for name in names_in(data))
+        said = (*remarks_on(encoder.remarks), *found.notes)
+        how = self._notes(data, encoder.tokenizer)
+        return Prepared(found.train, found.heldout, (*how, *(f"{name}: {line}" for line in said)))
+
+
+def names_in(data: DataNames) -> tuple[str, ...]:
+    """The names of one data set, or of several."""
+    return (data,) if isinstance(data, str) else tuple(data)
+
+
+def within_of(data: DataNames) -> str:
+    """What stands before the place of a row: the name of its data set, if there is one alone."""
+    return f"data.{data}, " if isinstance(data, str) else ""
 
 
 def _paired(
     rows: Sequence[Row], *, stage: RewardModelStage, seed: int, count: int | None
-) -> Sequence[Row]:
+) -> Lazy[Row]:
     """Rows with chosen and rejected, whatever else they have; labelled texts are paired."""
     answers = ("chosen", "rejected")
     if not rows or any(row.get(key) is not None for row in rows for key in answers):
-        return rows
-    return pairs_from_labels(rows, preferred=stage.preferred_label, count=count, seed=seed)
+        return lazy(rows)
+    return lazy(pairs_from_labels(rows, preferred=stage.preferred_label, count=count, seed=seed))

@@ -6,31 +6,32 @@ All mistakes that can be found without training are found here, before hours are
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from rlframe.build.datasets import DataSets
 from rlframe.build.encoded import EncodedData
 from rlframe.build.machine import runtime_of
 from rlframe.build.models import Models
-from rlframe.data import sources
+from rlframe.build.places import at
+from rlframe.build.prompts import Parts, PromptSource
 from rlframe.data.encode import RowEncoder
 from rlframe.data.examples import Prepared
 from rlframe.data.fitting import Pair
+from rlframe.data.split import Split, texts_of
 from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
 from rlframe.distributed.runtime import DTYPES
-from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
-from rlframe.hooks.component import Component, Context, DataGenerator, Instance, RewardSpec
+from rlframe.errors import RecipeError
+from rlframe.hooks.component import Component, Context, Instance, RewardSpec
 from rlframe.hooks.registry import Registry
 from rlframe.models.pretrained import Pretrained
-from rlframe.recipe import Chosen, LoadedRecipe
-from rlframe.recipe.schema import Dataset, NewModel, NewTokenizer
-from rlframe.types import Prompt, Row, TokenExample
+from rlframe.recipe import LoadedRecipe
+from rlframe.recipe.schema import NewModel, NewTokenizer
+from rlframe.types import TokenExample
 
 T = TypeVar("T")
 
@@ -55,37 +56,16 @@ class Project:
         """Tokens that `model.pad_token` adds to those of the policy's tokenizer."""
         self.notes: list[str] = []
         """What was found that is no mistake, and that should be said."""
-        self._splits: dict[str, sources.Split] = {}
 
     # Data
 
-    def split(self, name: str) -> sources.Split:
-        """A data set of the recipe in its two parts.
+    @cached_property
+    def datasets(self) -> DataSets:
+        return DataSets(self.loaded, self.notes)
 
-        Raises:
-          RecipeError: it is not in the recipe, or empty.
-        """
-        if name not in self.recipe.data:
-            raise RecipeError(
-                f"there is no data set {name!r}.{did_you_mean(name, self.recipe.data)} `data:` holds "
-                f"{listed(self.recipe.data)}"
-            )
-        if name not in self._splits:
-            with at(f"data.{name}"):
-                generator = self.loaded.chosen.get(("data", name, "generator"))
-                self._splits[name] = _read(self.recipe.data[name], generator)
-        return self._splits[name]
-
-    def place(self, name: str, row: Row) -> str:
-        """Where a row of a data set stands. Looked up where an error needs it."""
-        spec = self.recipe.data[name]
-        if spec.generator is not None:
-            return "a generated row"
-        rows = sources.with_roles(_stored(spec), spec.columns.model_dump())
-        for number, raw in enumerate(rows, 1):
-            if all(row.get(key) == value for key, value in raw.items()):
-                return f"row {number}" + (f" of {spec.path}" if spec.path else "")
-        return "a row"
+    def split(self, name: str) -> Split:
+        """A data set of the recipe in its two parts."""
+        return self.datasets.split(name)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -95,7 +75,7 @@ class Project:
         if isinstance(wanted, NewTokenizer):
             with at(f"data.{wanted.data}"):
                 tokenizer: Any = train_tokenizer(
-                    sources.texts_of(self.split(wanted.data).train),
+                    texts_of(self.split(wanted.data).train),
                     vocab_size=wanted.vocab_size,
                     lowercase=wanted.lowercase,
                 )
@@ -135,45 +115,9 @@ class Project:
             return self.data.preferences()
 
     @cached_property
-    def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
+    def prompts(self) -> Parts:
         """(train, held-out) prompts of PPO, each short enough for its response."""
-        section = self.recipe.prompts
-        assert section is not None
-        split = self.split(section.data)
-        with at("prompts"):
-            read = self.data.located(
-                section.data, partial(self.encoder.prompt, first_words=section.first_words)
-            )
-            train, heldout = (
-                self._fitting([read(row) for row in rows], drop=section.too_long == "drop")
-                for rows in self.data.rows(section.data)
-            )
-        if section.first_words is not None:
-            share = self.recipe.data[section.data].heldout
-            train, heldout = _openings_apart(train, heldout, share=share)
-        for part, prompts in (("training", train), ("held-out", heldout)):
-            if not prompts:
-                raise RecipeError(
-                    f"prompts.data: data set {section.data!r} leaves no {part} prompts "
-                    f"({len(split.train)} rows to train on, {len(split.heldout)} held out; "
-                    f"data.{section.data}.heldout is {self.recipe.data[section.data].heldout})"
-                )
-        return train, heldout
-
-    def _fitting(self, prompts: list[Prompt], *, drop: bool) -> list[Prompt]:
-        response, context = self.recipe.rollout.max_new_tokens, self.context_tokens
-        if context is None:
-            return prompts
-        long = [p for p in prompts if len(p.ids) + response > context]
-        if long and not drop:
-            worst = max(long, key=lambda p: len(p.ids))
-            raise RecipeError(
-                f"{len(long)} of {len(prompts)} prompts are longer than the context allows: the model "
-                f"reads {context} tokens, rollout.max_new_tokens is {response}, and the longest prompt "
-                f"has {len(worst.ids)} tokens: {worst.text[:120]!r}. Set `prompts.too_long: drop`, or "
-                "shorten the responses"
-            )
-        return [p for p in prompts if len(p.ids) + response <= context]
+        return PromptSource(self, self.data).prompts()
 
     @cached_property
     def context_tokens(self) -> int | None:
@@ -228,9 +172,7 @@ class Project:
     def _prompt_columns(self) -> frozenset[str]:
         if self.recipe.prompts is None:
             return frozenset()
-        split = self.split(self.recipe.prompts.data)
-        rows = [frozenset(row) for row in (*split.train, *split.heldout)]
-        return frozenset.intersection(*rows) if rows else frozenset()
+        return self.datasets.columns(self.recipe.prompts.data)
 
     def model_path(self, name: str) -> str:
         """A path or hub id as it is; `stage:NAME` is where that stage of this run leaves its model.
@@ -265,68 +207,3 @@ class Project:
         component = self._registry.load(spec.kind, spec.type)
         built: Component[Any] = component(component.Config.model_validate(spec.options), context)
         return built
-
-
-def _openings_apart(
-    train: list[Prompt], heldout: list[Prompt], *, share: float
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Hold out openings as well as rows: two texts may begin alike and fall on different sides."""
-    held = {
-        row["prompt"]
-        for row in sources.split_rows(
-            [{"prompt": text} for text in {p.text: None for p in (*train, *heldout)}],
-            heldout=share,
-        ).heldout
-    }
-    return [p for p in train if p.text not in held], [p for p in heldout if p.text in held]
-
-
-def _read(spec: Dataset, generator: Chosen | None) -> sources.Split:
-    """A data set, split: by a hash, or as its generator says."""
-    made, kept = (_stored(spec), []) if generator is None else _generated(generator)
-    if not made:
-        raise RecipeError(f"the data set is empty ({spec.path or 'no rows came'})")
-    roles = spec.columns.model_dump()
-    rows, heldout = (sources.with_roles(part, roles) for part in (made[: spec.limit], kept))
-    if not heldout:
-        return sources.split_rows(rows, heldout=spec.heldout)
-    if spec.heldout != Dataset.model_fields["heldout"].default:  # a resolved recipe has it too
-        raise RecipeError(
-            "heldout: the generator brings held-out rows of its own, so that nothing would read this "
-            "share; leave it out"
-        )
-    return sources.split_apart(rows, heldout)
-
-
-def _stored(spec: Dataset) -> list[Row]:
-    """The rows of a file or of the hub."""
-    if spec.path is not None:
-        return sources.read_rows(Path(spec.path))
-    assert spec.hub is not None
-    hub = spec.hub
-    return sources.hub_rows(hub.id, config=hub.config, split=hub.split, revision=hub.revision)
-
-
-def _generated(chosen: Chosen) -> tuple[list[Row], list[Row]]:
-    """The rows of a data generator: (to train on, held out)."""
-    generator, config = chosen.component, chosen.config
-    assert issubclass(generator, DataGenerator)
-    try:
-        return list(generator.rows(config)), list(generator.heldout_rows(config))
-    except RlframeError:
-        raise
-    except Exception as error:
-        raise RecipeError(
-            f"data generator {chosen.offer} raised {type(error).__name__}: {error}"
-        ) from error
-
-
-@contextmanager
-def at(path: str) -> Iterator[None]:
-    """Put the recipe's path in front of an error."""
-    try:
-        yield
-    except RlframeError as error:
-        raise type(error)(f"{path}: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{path}: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -11,11 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlframe.data.fitting import Fitter, Pair
 from rlframe.errors import RecipeError
-from rlframe.types import Row, TokenExample
+from rlframe.types import TokenExample
 
 T = TypeVar("T")
-Rows = tuple[Sequence[Row], Sequence[Row]]
-"""(to train on, held out)."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,7 @@ class Prepared(Generic[T]):
 
 
 def demonstrations(
-    rows: Rows,
-    encode: Callable[[Row], TokenExample],
+    examples: tuple[Sequence[TokenExample], Sequence[TokenExample]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
@@ -39,8 +36,7 @@ def demonstrations(
     """Examples of the sft stage.
 
     Args:
-      rows: of the data set.
-      encode: of a row.
+      examples: (to train on, held out), encoded when they are read.
       tokenizer: for its BOS, and to show an example.
       max_tokens: longer examples are cut, see `Fitter.example`.
       learn: from every answer of a conversation, or from the last one.
@@ -49,7 +45,7 @@ def demonstrations(
       RecipeError: a row is malformed, or nothing is left of it to learn.
     """
     fitter = Fitter(max_tokens, tokenizer.bos_token_id)
-    whole = [[_learned(encode(row), learn) for row in part] for part in rows]
+    whole = [[_learned(example, learn) for example in part] for part in examples]
     train, heldout = ([fitter.example(example) for example in part] for part in whole)
     for example in (*train, *heldout):
         if not any(example.counts()):
@@ -82,8 +78,7 @@ def _cut(
 
 
 def preferences(
-    rows: Rows,
-    encode: Callable[[Row], Pair],
+    pairs: tuple[Sequence[Pair], Sequence[Pair]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
@@ -92,8 +87,7 @@ def preferences(
     """Pairs of the reward_model stage.
 
     Args:
-      rows: of the data set, each a pair.
-      encode: of a row.
+      pairs: (to train on, held out), encoded when they are read.
       tokenizer: for its BOS, and to read answers.
       max_tokens: longer pairs are cut, see `Fitter.pair`.
       max_equal: largest share of pairs whose two sides are the same tokens.
@@ -102,7 +96,7 @@ def preferences(
       RecipeError: a row is malformed, or too many pairs are equal.
     """
     fitter = Fitter(max_tokens, tokenizer.bos_token_id)
-    whole = [[encode(row) for row in part] for part in rows]
+    whole = [list(part) for part in pairs]
     train, heldout = ([fitter.pair(pair) for pair in part] for part in whole)
     before, after = [*whole[0], *whole[1]], [*train, *heldout]
     equal = sum(map(equal_sides, after))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from rlframe.data.conversations import transcript, turns, without_answer
 from rlframe.errors import RecipeError
 from rlframe.types import Row
 
@@ -33,7 +34,7 @@ def is_chat(
     Raises:
       RecipeError: what the recipe wants does not apply.
     """
-    prompts = [row["prompt"] for row in rows if _prompted(row)]
+    prompts = sum(map(_prompted, rows))
     template = bool(tokenizer.chat_template)
     if wanted != "auto" and not prompts:
         raise RecipeError(
@@ -47,16 +48,59 @@ def is_chat(
         texts = any(isinstance(row.get(key), str) for row in rows[:1] for key in ("text", "chosen"))
         told = "its texts are read as they are, without the tokenizer's chat template"
         return False, told if texts and not rows[0].get("messages") else None
-    written = sum(map(_Written(tokenizer), prompts))
-    if 2 * written > len(prompts):
+    written = sum(map(_Written(tokenizer), (row["prompt"] for row in rows if _prompted(row))))
+    if 2 * written > prompts:
         return False, (
             f"prompts are read as they are, without the tokenizer's chat template, since {written} of "
-            f"{len(prompts)} are written as a dialogue already; `format: chat` renders them"
+            f"{prompts} are written as a dialogue already; `format: chat` renders them"
         )
     return True, (
         "prompts are rendered with the tokenizer's chat template, as what the user says; "
         "`format: plain` leaves them as they are"
     )
+
+
+def row_format(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, wanted: Format
+) -> tuple[Callable[[Row], Row] | None, str | None]:
+    """(what each row becomes before it is encoded, what people should know of that).
+
+    Args:
+      rows: of both parts of the split.
+      tokenizer: of the model that reads them.
+      wanted: as the recipe has it.
+
+    Raises:
+      RecipeError: what the recipe wants does not apply.
+    """
+    chat, note = is_chat(rows, tokenizer, wanted=wanted)
+    if chat:
+        return as_chat, note
+    if not tokenizer.chat_template and any(map(_compares_conversations, rows)):
+        return as_transcripts, (
+            "the tokenizer has no chat template, so that conversations are compared as plain text, "
+            "'Human: ...' and 'Assistant: ...'"
+        )
+    return None, note
+
+
+def as_transcripts(row: Row) -> Row:
+    """A pair of conversations as two texts; any other row as it is."""
+    if not _compares_conversations(row):
+        return row
+    before = without_answer(row.get("messages") or ())
+    if not before and isinstance(row.get("prompt"), str):
+        before = [{"role": "user", "content": row["prompt"]}]
+    texts = {}
+    for role in ("chosen", "rejected"):
+        said = turns(row[role], role)
+        whole = said[0].get("role") != "assistant"
+        texts[role] = transcript(said if whole else [*before, *said])
+    return {**row, **texts, "prompt": None, "messages": None}
+
+
+def _compares_conversations(row: Row) -> bool:
+    return all(isinstance(row.get(role), list | dict) for role in ("chosen", "rejected"))
 
 
 def as_chat(row: Row) -> Row:

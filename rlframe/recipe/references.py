@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from glob import glob, has_magic
 from pathlib import Path
 
 from rlframe.errors import did_you_mean, listed
@@ -27,19 +28,36 @@ def broken_lookups(recipe: Recipe) -> list[tuple[Path_, str]]:
 
 def _files(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     for name, data in recipe.data.items():
-        if data.path is not None and not Path(data.path).is_file():
-            yield ("data", name, "path"), f"there is no file {data.path!r} (from {Path.cwd()})"
+        paths = (data.path,) if isinstance(data.path, str) else data.path or ()
+        for path in paths:
+            if not Path(path).exists() and not glob(path, recursive=True):
+                yield ("data", name, "path"), _missing(path)
+
+
+def _missing(path: str) -> str:
+    """That nothing is at a path, and what it may have been meant to be."""
+    place, here = Path(path), f"(from {Path.cwd()})"
+    if has_magic(path):
+        return f"no file matches {path!r} {here}"
+    if place.parent.is_dir():
+        guess = did_you_mean(place.name, (p.name for p in place.parent.iterdir()))
+    else:
+        guess = f" There is no folder {str(place.parent)!r} either."
+    if not place.suffix and path.count("/") == 1 and not place.is_absolute():
+        guess += f" A data set of the hub is written `hub: {{id: {path}}}`"
+    return f"there is no file {path!r} {here}{'.' if guess else ''}{guess}"
 
 
 def _datasets(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     wanted: list[tuple[Path_, str]] = [
-        ((section, "data"), part.data)
+        ((section, "data") if name == part.data else (section, "data", name), name)
         for section, part in (
             ("sft", recipe.sft),
             ("reward_model", recipe.reward_model),
             ("prompts", recipe.prompts),
         )
         if part is not None
+        for name in ([part.data] if isinstance(part.data, str) else part.data)
     ]
     policy = recipe.model.policy if isinstance(recipe.model, Models) else None
     if isinstance(policy, NewModel) and isinstance(policy.tokenizer, NewTokenizer):

@@ -49,6 +49,13 @@ RENAMED = {
     },
     "sft.packing": "sft.pack",
     "reward_model.center_rewards_coefficient": "reward_model.center",
+    # prompts
+    "prompts.too_long": "prompts.truncate",
+    "prompts.max_prompt_length": "prompts.max_tokens",
+    "prompts.max_length": "prompts.max_tokens",
+    "prompts.system_prompt": "prompts.system",
+    "prompts.prompt_template": "prompts.template",
+    "prompts.input_template": "prompts.template",
     # sampling
     "rollout.n": "rollout.samples_per_prompt",
     "rollout.num_generations": "rollout.samples_per_prompt",

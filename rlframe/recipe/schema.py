@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,67 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from rlframe.hooks.component import ComponentSpec, RewardSpec, Section
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class RecipeSection(Section):
-    """Built as a part of `Recipe`, when the first one is validated; `--help` never needs it."""
-
-    model_config = ConfigDict(defer_build=True)
-
-
-class HubData(RecipeSection):
-    """A data set of the Hugging Face hub."""
-
-    id: str
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-
-
-class GeneratorSpec(ComponentSpec):
-    """A data generator."""
-
-    kind: ClassVar[str] = "data_generators"
-
-
-class Columns(RecipeSection):
-    """Which column of the data holds what. A column that the data lacks is simply not there."""
-
-    text: str = "text"
-    prompt: str = "prompt"
-    response: str = "response"
-    messages: str = "messages"
-    chosen: str = "chosen"
-    rejected: str = "rejected"
-    label: str = "label"
-
-
-class Dataset(RecipeSection):
-    """A named data set. Its held-out split is fixed here, so that no stage ever trains on it."""
-
-    path: str | None = Field(None, description="JSONL, Parquet, or plain text with one row a line")
-    hub: HubData | None = None
-    generator: GeneratorSpec | None = None
-    columns: Columns = Columns()
-    format: Literal["auto", "chat", "plain"] = Field(
-        "auto",
-        description="prompts without messages: as turns of a chat in the tokenizer's template, or as "
-        "they are; auto renders them where there is a template and they are not written as a dialogue",
-    )
-    heldout: Share = Field(0.05, description="share of the rows, chosen by a hash of their content")
-    limit: PositiveInt | None = Field(None, description="use the first rows only")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Dataset:
-        given = [key for key in ("path", "hub", "generator") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of path, hub, generator; here: {', '.join(given) or 'none'}"
-            )
-        return self
+from rlframe.hooks.component import ComponentSpec, RewardSpec
+from rlframe.recipe.data import DATA, DataNames, Dataset, Prompts
+from rlframe.recipe.section import RecipeSection, Share
 
 
 class NewTokenizer(RecipeSection):
@@ -146,7 +87,7 @@ class Models(RecipeSection):
 class FineTuning(RecipeSection):
     """What the supervised stages have in common; they run on transformers.Trainer."""
 
-    data: str = Field(description="name of a data set")
+    data: DataNames = Field(description=DATA)
     epochs: PositiveFloat = 1.0
     batch_size: PositiveInt = Field(32, description="examples (or pairs) an optimiser step")
     learning_rate: PositiveFloat = 2e-5
@@ -185,16 +126,6 @@ class RewardModelStage(FineTuning):
     )
     center: NonNegativeFloat = Field(
         0.0, description="weight of the squared sum of both scores, which keeps their mean near 0"
-    )
-
-
-class Prompts(RecipeSection):
-    """Where prompts come from: a prompt or messages column, or the first words of a text."""
-
-    data: str = Field(description="name of a data set")
-    first_words: PositiveInt | None = Field(None, description="prompt = so many words of the text")
-    too_long: Literal["error", "drop"] = Field(
-        "error", description="a prompt that leaves no room for the response in the context"
     )
 
 

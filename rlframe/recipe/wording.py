@@ -13,11 +13,11 @@ from pydantic_core import ErrorDetails
 
 from rlframe.errors import did_you_mean, listed
 from rlframe.hooks.component import ComponentSpec
+from rlframe.recipe.data import GeneratorSpec
 from rlframe.recipe.document import Path_, dotted
 from rlframe.recipe.renamed import RENAMED
 from rlframe.recipe.schema import (
     AdvantageSpec,
-    GeneratorSpec,
     HookSpec,
     KLControllerSpec,
     LossSpec,

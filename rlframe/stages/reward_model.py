@@ -45,7 +45,7 @@ def pairs_from_labels(
                 f"it has {listed(row)}. Name the columns in `data.NAME.columns`"
             )
     sides = [
-        [row["text"] for row in rows if (row["label"] == preferred) is wins]
+        [row["text"] for row in rows if _is(row["label"], preferred) is wins]
         for wins in (True, False)
     ]
     if not all(sides):
@@ -63,6 +63,11 @@ def pairs_from_labels(
             drawn += rng.sample(texts, len(texts))
         columns.append(drawn[:number])
     return [{"chosen": c, "rejected": r} for c, r in zip(*columns, strict=True)]
+
+
+def _is(label: object, preferred: bool | int | str) -> bool:
+    """Whether a label is the preferred one; the cells of CSV are text, whatever they say."""
+    return label == preferred or (isinstance(label, str) and label == str(preferred))
 
 
 def train_reward_model(

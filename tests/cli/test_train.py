@@ -119,7 +119,7 @@ BAD_INPUT = {
         3,
         "rewards.better={type: preference_difference, against: column, column: human, "
         "reward: {type: length, target_tokens: 4}}",
-        "rewards.better: not every row of the prompts' data has a column 'human'",
+        "rewards.better: not every row of the prompts' data has a value in column 'human'",
     ),
     "missing plugin": (
         4,

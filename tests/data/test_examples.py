@@ -39,9 +39,9 @@ def pairs(
     rows: list[Row], family: str = "llama3", *, max_tokens: int = 40, max_equal: float = 0.05
 ) -> Prepared[Pair]:
     words = foreign.tokenizer(family)
+    encoded = [RowEncoder(words).pair(row) for row in rows]
     return preferences(
-        (rows[1:], rows[:1]),
-        RowEncoder(words).pair,
+        (encoded[1:], encoded[:1]),
         words,
         max_tokens=max_tokens,
         max_equal=max_equal,
@@ -162,7 +162,8 @@ def test_answers_of_pandalm_that_are_no_text_are_read_as_text() -> None:
     ]
     words = foreign.tokenizer("llama3")
     encoder = RowEncoder(words)
-    found = preferences((rows, rows[:1]), encoder.pair, words, max_tokens=1024, max_equal=0.05)
+    pairs_ = [encoder.pair(row) for row in rows]
+    found = preferences((pairs_, pairs_[:1]), words, max_tokens=1024, max_equal=0.05)
     assert len(found.train) == 605
     assert encoder.remarks["not text"] == 6
 
@@ -172,9 +173,8 @@ def test_answers_of_pandalm_that_are_no_text_are_read_as_text() -> None:
 
 def examples(rows: list[Row], *, max_tokens: int = 40, learn: Any = "all") -> Prepared[Any]:
     words = foreign.tokenizer("llama3")
-    return demonstrations(
-        (rows, rows[:1]), RowEncoder(words).example, words, max_tokens=max_tokens, learn=learn
-    )
+    encoded = [RowEncoder(words).example(row) for row in rows]
+    return demonstrations((encoded, encoded[:1]), words, max_tokens=max_tokens, learn=learn)
 
 
 def test_a_demonstration_loses_the_beginning_of_its_prompt_rather_than_its_answer() -> None:

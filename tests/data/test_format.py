@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlframe.data.encode import RowEncoder
-from rlframe.data.format import as_chat, is_chat
+from rlframe.data.format import as_chat, is_chat, row_format
 from rlframe.errors import RecipeError
 from tests import foreign
 
@@ -88,3 +88,38 @@ def test_a_rendered_prompt_is_the_conversation_of_its_row(family: str) -> None:
 def test_messages_and_texts_stay_as_they_are() -> None:
     for row in ({"text": "x"}, {"prompt": "x", "messages": [{"role": "user", "content": "y"}]}):
         assert as_chat(row) is row
+
+
+# Pairs of conversations
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+SIDES: dict[str, Any] = {
+    side: [_said("user", "hi"), _said("assistant", side)] for side in ("chosen", "rejected")
+}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        SIDES,
+        {"prompt": [_said("user", "hi")], **{s: m[1:] for s, m in SIDES.items()}},
+        {"prompt": "hi", **{s: m[1:] for s, m in SIDES.items()}},
+        {"prompt": "hi", "messages": SIDES["chosen"], **SIDES},
+    ],
+    ids=["no prompt", "prompt of messages", "prompt of text", "everything"],
+)
+def test_without_a_chat_template_conversations_are_compared_as_transcripts(
+    row: dict[str, Any],
+) -> None:
+    form, note = row_format([row], foreign.tokenizer("base"), wanted="auto")
+    pair = form(row)
+    for side in ("chosen", "rejected"):
+        assert pair[side] == f"\n\nHuman: hi\n\nAssistant: {side}"
+    assert pair.get("prompt") is None
+    assert pair.get("messages") is None
+    assert "no chat template" in note
+    assert row_format([row], foreign.tokenizer("chatml"), wanted="auto")[0] in (None, as_chat)

@@ -62,7 +62,7 @@ def test_an_unknown_key_is_told_with_its_place_and_a_guess(
 def test_an_unknown_key_that_resembles_nothing_is_told_with_what_there_is(mistakes, minimal):
     (line,) = mistakes(minimal.replace("first_words: 3", "first_words: 3, zzz: 1"))
     assert "Did you mean" not in line
-    assert line.endswith("Known here: data, first_words, too_long")
+    assert line.endswith("Known here: data, first_words, max_tokens, system, template, truncate")
 
 
 def test_a_misspelt_weight_of_a_reward_is_answered_with_weight(mistakes, minimal):

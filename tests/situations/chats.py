@@ -61,25 +61,25 @@ SITUATIONS = [
         "a system message under a template that has no place for one",
         _stage("sft", "gemma", [CHAT, {"messages": [SYSTEM, ASKED, ANSWERED]}]),
         3,
-        ("sft: data.rows, ", "row 2", "System role not supported", "without the system message"),
+        ("sft: data.rows, rows.jsonl:2: ", "System role not supported", "without the system message"),
     ),
     Situation(
         "prompts with a system message under a template that has no place for one",
         _prompts("mistral", [{"messages": [SYSTEM, ASKED]}]),
         3,
-        ("data.rows, ", "row 1", "System role not supported", "without the system message"),
+        ("data.rows, rows.jsonl:1: ", "System role not supported", "without the system message"),
     ),
     Situation(
         "a conversation that ends with the user",
         _stage("sft", "chatml", [CHAT, CHAT, {"messages": [ASKED, ANSWERED, ASKED]}]),
         3,
-        ("data.rows, ", "row 3", "the last message is not the assistant's"),
+        ("data.rows, rows.jsonl:3: ", "the last message is not the assistant's"),
     ),
     Situation(
         "a conversation of an answer alone",
         _stage("sft", "chatml", [CHAT, {"messages": [ANSWERED]}]),
         3,
-        ("data.rows, ", "row 2", "nothing stands before the answer"),
+        ("data.rows, rows.jsonl:2: ", "nothing stands before the answer"),
     ),
     Situation(
         "a message that holds a picture",
@@ -98,10 +98,12 @@ SITUATIONS = [
         ("the tokenizer has no chat template", "prompt and response"),
     ),
     Situation(
-        "a list of messages in the column of prompts",
-        _prompts("chatml", [{"prompt": [ASKED]}] * 20),
-        3,
-        ("column 'prompt' holds a list of messages", "`columns: {messages: prompt}`"),
+        "lists of messages in the column of prompts are conversations",
+        _prompts(
+            "chatml",
+            [{"prompt": [{**ASKED, "content": f"Is {n} good?"}]} for n in range(20)],
+        ),
+        0,
         never_says=("Traceback", "no text"),
     ),
     Situation(
@@ -154,7 +156,7 @@ SITUATIONS = [
         "a pair without its rejected side",
         _stage("reward_model", "base", [*_pairs(3), {"prompt": "x", "chosen": "y"}]),
         3,
-        ("reward_model: data.rows, ", "row 4", "no text in column 'rejected'"),
+        ("reward_model: data.rows, rows.jsonl:4: ", "no text in column 'rejected'"),
     ),
     Situation(
         "rows for a reward model that are neither pairs nor labelled",

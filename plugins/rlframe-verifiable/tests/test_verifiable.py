@@ -61,7 +61,7 @@ def test_seeds_that_would_reach_the_held_out_ones_are_refused() -> None:
 @pytest.mark.parametrize("config", [SUMS, {**SUMS, "max_digits": 1, "min_digits": 1}])
 def test_no_question_is_both_trained_on_and_held_out(config: dict[str, int]) -> None:
     """By way of rlframe's own split: 200 sums of one digit repeat every question there is."""
-    from rlframe.data.sources import split_apart
+    from rlframe.data.split import split_apart
 
     made = tasks(rows=400, heldout_rows=40, config=config)
     split = split_apart(Tasks.rows(made), Tasks.heldout_rows(made))
