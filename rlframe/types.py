@@ -91,6 +91,10 @@ class Rollout:
     group_ids: tuple[int, ...]
     samples: tuple[int, ...]
     update: int
+    logprobs: tuple[tuple[float, ...], ...] | None = None
+    """With top-k, top-p or min-p: log-probability of each sampled token, in nats, by the truncated
+    distribution that it was drawn from. None without them, since that is the policy's.
+    """
 
     def __len__(self) -> int:
         return len(self.texts)

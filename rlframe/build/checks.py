@@ -40,6 +40,21 @@ def check(project: Project) -> None:
             if isinstance(chosen.config, RewardModelConfig):
                 check_read_as_trained(project, chosen.config)
     problems.tell()
+    project.notes += _truncation(project)
+
+
+def _truncation(project: Project) -> list[str]:
+    """What filters of the sampler mean for the figures of a run."""
+    section = project.recipe.rollout
+    filters = {"top_k": section.top_k, "top_p": section.top_p, "min_p": section.min_p}
+    given = " and ".join(f"rollout.{key}" for key, value in filters.items() if value is not None)
+    if project.recipe.ppo is None or not given:
+        return []
+    return [
+        f"{given}: responses are drawn from a truncated distribution, while log-probabilities, KL and "
+        "the ratios that are learned from are those of the whole policy; sampler/kl_to_policy is how "
+        "far apart the two are"
+    ]
 
 
 def placed(project: Project, message: str) -> str:

@@ -30,6 +30,7 @@ class _Response:
     ids: list[int]
     text: str
     reason: StopReason
+    logprobs: tuple[float, ...] | None
     rewards: list[float]
     raw: dict[str, float]
     weighted: dict[str, float]
@@ -91,6 +92,7 @@ def _responses(rollout: Rollout, judgement: Judgement) -> list[_Response]:
             ids=ids[row],
             text=rollout.texts[row],
             reason=rollout.stop_reasons[row],
+            logprobs=None if rollout.logprobs is None else rollout.logprobs[row],
             rewards=rewards[row][: len(ids[row])],
             raw={name: values[row] for name, values in raw.items()},
             weighted={name: values[row] for name, values in weighted.items()},
@@ -112,6 +114,9 @@ def _as_rollout(responses: list[_Response], like: Rollout) -> Rollout:
         group_ids=tuple(r.group for r in responses),
         samples=tuple(r.sample for r in responses),
         update=like.update,
+        logprobs=(
+            None if like.logprobs is None else tuple(r.logprobs for r in responses if r.logprobs)
+        ),
     )
 
 

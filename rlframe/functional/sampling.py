@@ -45,6 +45,23 @@ def keep(logits: Tensor, *, top_k: int | None, top_p: float | None, min_p: float
     return logits
 
 
+def log_probability(kept: Tensor, tokens: Tensor) -> Tensor:
+    """Log q(token) where q = softmax(kept), the distribution that `inverse_cdf` draws from.
+
+    With π = softmax(logits) before `keep`, log q(v) = log π(v) - log Z for each token that is left. Z,
+    their probability under π, is the same for all of them: KL(q || π) = -log Z >= 0 in each step.
+
+    Args:
+      kept: [B, V] logits of `keep`.
+      tokens: [B] int64.
+
+    Returns:
+      [B] in nats, at least in float32.
+    """
+    wide = torch.promote_types(kept.dtype, torch.float32)
+    return kept.gather(-1, tokens[:, None]).squeeze(-1).to(wide) - kept.to(wide).logsumexp(-1)
+
+
 def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
     """The token at quantile u of softmax(logits): argmin_v { Σ_{w<=v} p_w > u }.
 

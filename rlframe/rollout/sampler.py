@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlframe.errors import RunError
-from rlframe.functional.sampling import inverse_cdf, keep
+from rlframe.functional.sampling import inverse_cdf, keep, log_probability
 from rlframe.rollout.cache import GrowingCache
 from rlframe.rollout.seeds import uniforms
 from rlframe.types import Prompt, Rollout, Sequences, StopReason
@@ -35,6 +35,11 @@ class SamplingParams:
     stop_strings: tuple[str, ...] = ()
     batch: int | None = None
     """Most responses sampled at a time; all if None."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether filters take tokens away, so that not the policy's distribution is sampled."""
+        return bool(self.top_k or self.min_p) or (self.top_p or 1) < 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Sampler:
         size = self.batch or len(requests)
         ids: list[list[int]] = []
         reasons: list[StopReason] = []
+        logprobs: list[tuple[float, ...]] = []
         for start in range(0, len(requests), size):
             part = requests[start : start + size]
             draws = torch.stack(
@@ -100,9 +106,10 @@ class Sampler:
                 ]
             )
             writing = _Writing([r.prompt.ids for r in part], draws.to(device))
-            self._write(writing)
+            drawn = self._write(writing)
             ids += writing.written
             reasons += writing.reasons
+            logprobs += [tuple(d[: len(w)]) for d, w in zip(drawn, writing.written, strict=True)]
         return Rollout(
             sequences=pack([r.prompt.ids for r in requests], ids, device=device),
             prompts=tuple(r.prompt for r in requests),
@@ -111,10 +118,18 @@ class Sampler:
             group_ids=tuple(r.group for r in requests),
             samples=tuple(r.sample for r in requests),
             update=update,
+            logprobs=tuple(logprobs) if self._params.truncated else None,
         )
 
-    def _write(self, writing: _Writing) -> None:
+    def _write(self, writing: _Writing) -> list[list[float]]:
+        """Write to the end.
+
+        Returns:
+          For each row the log-probabilities of its tokens by a truncated distribution, and of some that
+          were drawn once it was finished.
+        """
         params = self._params
+        drawn: list[list[float]] = [[] for _ in writing.written]
         eos = torch.tensor(self._eos, device=writing.draws.device)
         for step in range(params.max_new_tokens):
             logits = self._next_logits(
@@ -127,6 +142,10 @@ class Sampler:
                     "broken. Look at train/grad_norm and loss/* of the updates before"
                 )
             chosen = inverse_cdf(kept, writing.draws[writing.rows, step])
+            if params.truncated:
+                found = log_probability(kept, chosen).tolist()
+                for row, value in zip(writing.rows.tolist(), found, strict=True):
+                    drawn[row].append(value)
             ended = torch.isin(chosen, eos).tolist()
             writing.append(chosen.tolist())
             for slot, over in enumerate(ended):
@@ -135,7 +154,8 @@ class Sampler:
                 elif params.stop_strings and self._stopped(writing.row(slot)):
                     writing.finish(slot, StopReason.STOP_STRING)
             if not writing.advance(chosen):
-                return
+                break
+        return drawn
 
     def _stopped(self, ids: list[int]) -> bool:
         # A character is at most four byte tokens, so this many tokens hold the longest stop string.

@@ -34,6 +34,7 @@ def update_metrics(
     meter = Meter()
     _scores(meter, update)
     _responses(meter, update, penalty=penalty)
+    _sampler(meter, update)
     meter.merge(update.meter)
     found = meter.means(reduce)
     shift = found["val/ratio"] - 1
@@ -85,6 +86,18 @@ def _responses(meter: Meter, update: Update, *, penalty: bool) -> None:
     meter.add("response/length_mean", exp.mask.sum(), count)
     cut = sum(reason is StopReason.LENGTH for reason in update.rollout.stop_reasons)
     meter.add("response/truncated_share", cut, count)
+
+
+def _sampler(meter: Meter, update: Update) -> None:
+    """How far the distribution that was sampled is from the policy, where filters truncate it."""
+    exp, logprobs = update.experience, update.rollout.logprobs
+    if logprobs is None:
+        return
+    count, total = len(logprobs), sum(sum(row) for row in logprobs)
+    meter.add("sampler/logprob", total, count)
+    for name, other in (("policy", exp.logprobs), ("reference", exp.reference)):
+        away = total - row_sums(other, exp.mask).double().sum()
+        meter.add(f"sampler/kl_to_{name}", away, count)
 
 
 def _deviations(update: Update, reduce: Reduce) -> dict[str, float]:

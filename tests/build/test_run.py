@@ -190,6 +190,27 @@ def test_every_metric_has_its_name_and_a_finite_value(
     assert "heldout/scores" in after
 
 
+def test_a_truncated_sampler_is_declared_and_measured(
+    run: Callable[..., Outcome], tiny_recipe: Callable[..., Path]
+) -> None:
+    display = Notes()
+    first, second, _ = metrics(run(tiny_recipe(), "rollout.top_k=20", display=display))
+    assert len([line for line in display.said if "rollout.top_k: responses are drawn" in line]) == 1
+    for row in (first, second):
+        names = {name for name in row if name.startswith("sampler/")}
+        assert names == {"sampler/logprob", "sampler/kl_to_policy", "sampler/kl_to_reference"}
+        assert all(map(documented, names))
+        assert row["sampler/kl_to_policy"] > 0
+        # With k1 the KL of the sampler is that of the policy, and its own to the policy.
+        both = row["objective/kl"] + row["sampler/kl_to_policy"]
+        assert row["sampler/kl_to_reference"] == pytest.approx(both, abs=1e-4)
+        own = -row["objective/entropy"] + row["sampler/kl_to_policy"]
+        assert row["sampler/logprob"] == pytest.approx(own, abs=1e-4)
+        # The 20 likeliest of 300 tokens have at least 20 / 300 of the probability.
+        assert row["sampler/kl_to_policy"] < row["response/length_mean"] * math.log(300 / 20)
+    assert not any(name.startswith("sampler/") for name in metrics(run(tiny_recipe()))[0])
+
+
 def test_two_runs_are_the_same_run(run: Callable[..., Outcome], whole: Path) -> None:
     one, two = run(whole), run(whole)
     assert lasting(metrics(one)) == lasting(metrics(two))

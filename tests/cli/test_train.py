@@ -78,7 +78,7 @@ BAD_INPUT = {
         "broken.jsonl:2: not valid JSON",
     ),
     "nothing held out": (3, "data.reviews.heldout=0", "has no rows held out to measure it"),
-    "no such column": (3, "prompts={data: reviews}", "prompts: no text in column 'prompt'"),
+    "no such column": (3, "prompts={data: reviews}", "no text in column 'prompt'"),
     "prompt longer than the context": (
         3,
         "rollout.max_new_tokens=60",
@@ -113,7 +113,7 @@ BAD_INPUT = {
         3,
         "rewards.better={type: preference_difference, against: others, "
         "reward: {type: length, target_tokens: 4}}",
-        "rewards.better: against 'others' compares the samples of one prompt",
+        "rewards.better: it compares the responses to one prompt",
     ),
     "column to compare with": (
         3,
@@ -138,7 +138,7 @@ def test_bad_input_is_told_before_anything_trains(refused, things, code, overrid
 
 TAKES_MORE_THAN_A_LOOK = {
     "data of a loss": (
-        "losses.ptx: there is no data set 'revews'",
+        "losses.ptx.data: there is no data set 'revews'",
         ["losses.ptx={type: ptx, gamma: 0.1, data: revews}"],
     ),
     "data of a loss without prompts": (

@@ -47,6 +47,10 @@ def judged(samples, *, group_of=lambda sample: sample):
         group_ids=tuple(group_of(s) for s in samples),
         samples=tuple(samples),
         update=3,
+        logprobs=tuple(
+            tuple(-s / (1 + k) for k in range(len(row)))
+            for s, row in zip(samples, ids, strict=True)
+        ),
     )
     rewards = torch.zeros(len(samples), max(map(len, ids)), dtype=torch.float64)
     for row, tokens in enumerate(ids):
@@ -98,6 +102,7 @@ def test_every_response_arrives_whole_with_what_was_said_of_it():
             assert rollout.texts[row] == f"r{sample}"
             assert rollout.stop_reasons[row] == expected.stop_reasons[sample]
             assert rollout.response_ids()[row] == ids[sample]
+            assert rollout.logprobs[row] == expected.logprobs[sample]
             length = len(ids[sample])
             assert judgement.rewards[row, length - 1] == everything.scores[sample]
             assert judgement.rewards[row].count_nonzero() == (sample > 0)

@@ -247,3 +247,26 @@ def test_top_p_keeps_the_same_tokens_for_bfloat16_logits_as_for_the_same_numbers
     logits = random_logits(1, 5000).bfloat16()
     found, expected = keep(logits, top_p=0.99), keep(logits.float(), top_p=0.99)
     assert torch.equal(found.isfinite(), expected.isfinite())
+
+
+def test_what_was_drawn_has_the_probability_of_its_frequency():
+    """With tokens taken away, what is left is renormalised: q = π / Z."""
+    row = numbers(2.0, 1.0, 0.0, -1.0)
+    probs = row.softmax(-1)
+    kept = keep(row[None], top_k=2)
+    found = sampling.log_probability(kept.expand(2, -1), torch.tensor([0, 1]))
+    mass = probs[:2].sum()
+    torch.testing.assert_close(found, (probs[:2] / mass).log())
+    # KL(q || π) is -log Z, whatever is drawn.
+    torch.testing.assert_close(found - probs[:2].log(), -mass.log().expand(2))
+    draws = tokens(kept[0], torch.arange(1000, dtype=torch.float64) / 1000)
+    assert (draws == 0).double().mean().item() == pytest.approx(found[0].exp().item(), abs=2e-3)
+
+
+def test_without_filters_it_is_the_policys_own():
+    logits = random_logits(3, 300)
+    chosen = torch.tensor([0, 100, 299])
+    expected = logits.log_softmax(-1)[torch.arange(3), chosen]
+    torch.testing.assert_close(sampling.log_probability(keep(logits), chosen), expected)
+    half = sampling.log_probability(logits.bfloat16(), chosen)
+    assert half.dtype == torch.float32

@@ -133,3 +133,41 @@ def test_a_policy_with_broken_weights_samples_nothing(
     sampler = Sampler(policy.next_logits, tokenizer, eos_ids=frozenset({2}), params=params, seed=0)
     with pytest.raises(RunError, match="logits are not finite"):
         sampler.sample(REQUESTS, update=0, purpose="rollout", device=CPU)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.1}])
+def test_truncated_sampling_tells_the_log_probability_of_what_it_drew_from(
+    sample: Callable[..., Rollout], language_model: Any, filters: dict[str, Any]
+) -> None:
+    """By one plain forward pass over each finished text."""
+    rollout = sample(**filters)
+    model = language_model()
+    assert rollout.logprobs is not None
+    for row, ids in enumerate(rollout.response_ids()):
+        prompt = rollout.prompts[row].ids
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0] / 0.8
+        expected = []
+        for step, token in enumerate(ids):
+            probs = logits[len(prompt) + step - 1].double().softmax(-1)
+            ordered = probs.sort(descending=True).values
+            if "top_k" in filters:
+                least = ordered[filters["top_k"] - 1]
+            elif "top_p" in filters:
+                least = ordered[int((ordered.cumsum(-1) < filters["top_p"]).sum())]
+            else:
+                least = ordered[0] * filters["min_p"]
+            expected.append(float((probs[token] / probs[probs >= least].sum()).log()))
+        assert rollout.logprobs[row] == pytest.approx(expected, abs=1e-4)
+    for size in (1, 4):
+        again = sample(batch=size, **filters).logprobs
+        assert again is not None
+        for one, other in zip(again, rollout.logprobs, strict=True):
+            assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_p": 1.0}, {"min_p": 0.0}])
+def test_what_is_not_truncated_is_the_policys_and_costs_nothing(
+    sample: Callable[..., Rollout], filters: dict[str, Any]
+) -> None:
+    assert sample(**filters).logprobs is None
