@@ -133,8 +133,6 @@ def _plugins(loaded: LoadedRecipe) -> dict[str, dict[str, Any]]:
     """Recipe path -> fingerprint of each component, whose config holds no secret."""
     found = {}
     for path, chosen in loaded.chosen.items():
-        if path[0] not in resolved:  # nothing reads it: the default estimator of a run without PPO
-            continue
         used = fingerprint(chosen.offer, chosen.component, chosen.config)
         found[dotted(path)] = used | {"config": loaded.document.shown(used["config"], path)}
     return found

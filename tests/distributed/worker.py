@@ -29,7 +29,6 @@ from torch.distributed.tensor import DTensor
 
 from rlframe.build.alignment import PPOParts
 from rlframe.build.project import Project
-from rlframe.build.run import _language_model
 from rlframe.distributed.training import Replicated, State, Training
 from rlframe.engine.experience import Crediting, Experience
 from rlframe.engine.learner import Learner
@@ -275,7 +274,7 @@ def _parts(directory: Path, changes: Mapping[str, Any]) -> PPOParts:
         file.write_text(json.dumps(RECIPE))
     given = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     project = Project(load_recipe(file, given, registry=_registry()), directory, _registry())
-    return PPOParts(project, _language_model(project))
+    return PPOParts(project, project.models.policy())
 
 
 class _Counter:

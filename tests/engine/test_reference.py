@@ -22,7 +22,6 @@ from torch import Tensor
 
 from rlframe.build.alignment import PPOParts
 from rlframe.build.project import Project
-from rlframe.build.run import _language_model
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Clock
 from rlframe.engine.ppo import Update, train
@@ -274,7 +273,7 @@ def parts_of(folder: Path, choice: Choice) -> tuple[PPOParts, Any]:
     given = [f"{key}={json.dumps(value)}" for key, value in changes(choice).items()]
     loaded = load_recipe(folder / "recipe.yaml", given, registry=registry())
     project = Project(loaded, folder, registry())
-    model = _language_model(project)
+    model = project.models.policy()
     plain = copy.deepcopy(model)
     parts = PPOParts(project, model)
     if parts.reference.model is not model:  # else KL begins with 0
