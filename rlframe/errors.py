@@ -61,30 +61,6 @@ class Stopped(RlframeError):  # noqa: N818  nothing went wrong
     exit_code = 130
 
 
-@contextmanager
-def no_exit(who: str) -> Iterator[None]:
-    """Turn `sys.exit` in code that is not the command line's into an error: a run ends by finishing.
-
-    Args:
-      who: to name in the error, as in "reward 'polite' of type ...".
-
-    Raises:
-      RunError: the code called sys.exit or raised SystemExit, whatever its exit code.
-    """
-    try:
-        yield
-    except SystemExit as error:
-        raise RunError(exit_refused(who, error)) from error
-
-
-def exit_refused(who: str, error: SystemExit) -> str:
-    """What is wrong with an exit in the middle of the work, and where it was asked for."""
-    return (
-        f"{who} called sys.exit({'' if error.code is None else repr(error.code)}) "
-        f"[{place_of(error)}]. That ends no run: return, or raise an exception that says what is wrong"
-    )
-
-
 def keep_traceback(error: BaseException, directory: Path, name: str = "traceback.txt") -> None:
     """Write the traceback of an error and of what caused it to a file, and add a note that names it."""
     path = directory / name
@@ -144,7 +120,7 @@ def listed(words: Iterable[str]) -> str:
     return ", ".join(sorted(words)) or "nothing"
 
 
-def place_of(error: BaseException, module: str = "") -> str:
+def place_of(error: BaseException, module: str) -> str:
     """FILE:LINE where an error arose: the last line of the module's own package, or else the last.
 
     Args:

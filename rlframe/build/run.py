@@ -16,7 +16,8 @@ from rlframe.build.inputs import inputs_of
 from rlframe.build.machine import saver_of
 from rlframe.build.project import Project
 from rlframe.build.rollouts import list_ends
-from rlframe.errors import RlframeError, RunError, Stopped, keep_traceback, no_exit
+from rlframe.errors import RlframeError, RunError, Stopped, keep_traceback
+from rlframe.hooks.blame import no_exit
 from rlframe.hooks.registry import Registry, fingerprint
 from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe
@@ -107,7 +108,7 @@ def run_recipe(
         if repaired is not None:
             display.say(repaired)
         try:
-            with no_exit("something that the run calls"):
+            with no_exit("the run"):
                 outcome = _stages(project, files, display, stop)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | Stopped)

@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from rlframe import __version__
 from rlframe.distributed.child import finished, take_reports, tell
-from rlframe.errors import RlframeError, no_exit
+from rlframe.errors import RlframeError, RunError
 from rlframe.text import say, visible
 
 INTERRUPTED = 130
@@ -82,8 +82,13 @@ class _Commands(TyperGroup):
             return super().make_context(*given, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        with _usage(), no_exit(f"something that `rlframe {ctx.invoked_subcommand or ''}` runs"):
-            return super().invoke(ctx)
+        with _usage():
+            try:
+                return super().invoke(ctx)
+            except SystemExit as error:  # of a plugin: the command line's own comes later
+                from rlframe.hooks.blame import exit_told
+
+                raise RunError(exit_told(error)) from error
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import rlframe
 from rlframe.errors import keep_traceback
+from rlframe.hooks.blame import component_in
+from rlframe.hooks.registry import CORE, KINDS, Registry
 
 _OURS = Path(rlframe.__file__).parent
 _LIBRARIES = tuple(
@@ -32,7 +34,8 @@ def described(error: BaseException) -> str:
     blamed = _blamed(error)
     if blamed is not None:
         place, owner = blamed
-        said += f"\nIt came from {place}, which is {owner}."
+        component = component_in(error)
+        said += f"\nIt came from {place}, which is {owner}{f': {component}' if component else ''}."
     if not any("raceback" in note for note in _notes(error)):
         keep_traceback(error, Path(tempfile.mkdtemp(prefix="rlframe-")))
     said += "".join(f"\n{note}" for note in _notes(error))
@@ -63,9 +66,6 @@ def _owner(file: Path) -> str | None:
     """Whose code a file is; None for a library's."""
     if _OURS in file.parents:
         return _THEMSELVES
-    # Imported here: metadata is read when something has gone wrong, not by every command.
-    from rlframe.hooks.registry import CORE, KINDS, Registry
-
     for offer in (offer for kind in KINDS for offer in Registry().offers(kind)):
         package = offer.target.partition(":")[0].partition(".")[0]
         if offer.distribution != CORE and package in (file.stem, *file.parts):

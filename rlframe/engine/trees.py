@@ -52,6 +52,11 @@ def save_tree(path: Path, tree: Any) -> None:
     _with(path, ".json").write_text(text + "\n", encoding="utf-8")
 
 
+def check_tree(tree: Any) -> None:
+    """Make sure that `save_tree` could write it; raises what that raises."""
+    _Writer().node(tree, "")
+
+
 def load_tree(path: Path) -> Any:
     """What `save_tree` wrote. Tensors come back contiguous, on the CPU, in memory of their own.
 

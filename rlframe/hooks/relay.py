@@ -17,7 +17,8 @@ from typing import Any
 
 import pluggy
 
-from rlframe.errors import PluginError, RunError, exit_refused
+from rlframe.errors import PluginError, RunError
+from rlframe.hooks.blame import exit_told
 from rlframe.hooks.component import HookPlugin, Instance
 from rlframe.hooks.spec import plugin_manager
 from rlframe.text import say
@@ -88,7 +89,7 @@ class Relay:
                 )
             elif isinstance(error, SystemExit):
                 who = f"{implementation.plugin_name}: {self._named(implementation.plugin)}"
-                raise RunError(exit_refused(f"{who} in rlframe_{name}", error)) from error
+                raise RunError(exit_told(error, f"{who} in rlframe_{name}")) from error
             elif error is not None:  # Ctrl-C is nobody's mistake
                 raise error
 
@@ -129,7 +130,7 @@ class Relay:
             culprit = self._blame(error)
             whose = f"hook plugin {culprit}, around {noun}" if culprit else noun
             if isinstance(error, SystemExit):
-                raise RunError(exit_refused(f"{whose} {instance}", error)) from error
+                raise RunError(exit_told(error, f"{whose} {instance}")) from error
             place = _place(error, (culprit or instance).component)
             told = (
                 f"{whose} {instance} raised {type(error).__name__}: {error} [{place}]\n{detail()}"

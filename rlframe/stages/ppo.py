@@ -27,6 +27,7 @@ from rlframe.engine.judge import Judge
 from rlframe.engine.learner import Learner
 from rlframe.engine.metrics import Clock
 from rlframe.engine.ppo import Run, Update, train
+from rlframe.engine.states import component_states, restore_states
 from rlframe.errors import RunError
 from rlframe.hooks.component import Component
 from rlframe.hooks.events import CheckpointSaved, Metrics, RunFinished, RunStarted
@@ -136,7 +137,7 @@ class Recorder:
 
     def _after(self, update: Update) -> Progress:
         """Where the run stands after an update; every rank has to come here."""
-        states = {path: dict(c.state_dict()) for path, c in self.components.items()}
+        states = component_states(self.components)
         return Progress(
             updates=update.number + 1,
             kl=update.next_kl,
@@ -164,9 +165,7 @@ class Recorder:
             self.average.begin(load_average(path, self.models))
         self.learner.load_state_dict(progress.learner)
         self.judge.load_state_dict(progress.judge)
-        for name, state in progress.of_rank(self.runtime.rank).items():
-            if name in self.components:
-                self.components[name].load_state_dict(state)
+        restore_states(self.components, progress.of_rank(self.runtime.rank))
         self.episodes, self.last_kl = progress.episodes, progress.last_kl
         self.relay.errors = progress.observer_errors
         missing = self.directory.forget_after(progress.updates)
@@ -213,6 +212,7 @@ def align(
 def _between_two_looks(
     build: Callable[[Recorder, int], Run], recorder: Recorder, table_rows: int
 ) -> Aligned:
+    component_states(recorder.components)  # one that cannot be saved is told before hours of work
     start, kl, before = _begin(recorder)
     run = build(recorder, start)
     train(run, run.control.initial() if kl is None else kl)

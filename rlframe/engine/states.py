@@ -1,0 +1,67 @@
+"""The states of components, as checkpoints keep them: plain data, or an error that names one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlframe.engine.trees import check_tree
+from rlframe.errors import RlframeError, RunError, place_of
+from rlframe.hooks.blame import exit_told
+from rlframe.hooks.component import Component
+
+
+def component_states(components: Mapping[str, Component[Any]]) -> dict[str, dict[str, Any]]:
+    """What each component remembers, by its recipe path.
+
+    Raises:
+      RunError: a component raised, or what it returned cannot be saved.
+    """
+    return {path: _state(path, component) for path, component in components.items()}
+
+
+def _state(path: str, component: Component[Any]) -> dict[str, Any]:
+    try:
+        state = component.state_dict()
+    except RlframeError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise RunError(_raised(path, "state_dict", component, error)) from error
+    if not isinstance(state, Mapping):
+        raise RunError(
+            f"{path}: state_dict returned {state!r}, and not a mapping of names to values"
+        )
+    try:
+        check_tree(dict(state))
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"{path}: its state cannot be saved, so that no checkpoint could: {error} "
+            f"(in what state_dict of {type(component).__qualname__} returned)"
+        ) from error
+    return dict(state)
+
+
+def restore_states(
+    components: Mapping[str, Component[Any]], states: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Give components what they remembered; states of components that are gone are passed over.
+
+    Raises:
+      RunError: a component does not take its state back.
+    """
+    for path in components.keys() & states.keys():
+        try:
+            components[path].load_state_dict(states[path])
+        except RlframeError:
+            raise
+        except (Exception, SystemExit) as error:
+            told = _raised(path, "load_state_dict", components[path], error)
+            raise RunError(f"{told}. Has its code changed since the checkpoint?") from error
+
+
+def _raised(path: str, method: str, component: Component[Any], error: BaseException) -> str:
+    kind = type(component)
+    who, place = f"{path}: {method} of {kind.__qualname__}", place_of(error, kind.__module__)
+    if isinstance(error, SystemExit):
+        return exit_told(error, who)
+    return f"{who} raised {type(error).__name__}: {error} [{place}]"

@@ -1,0 +1,66 @@
+"""States of components on their way into a checkpoint and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from rlframe.engine.states import component_states, restore_states
+from rlframe.errors import RecipeError, RunError
+from rlframe.hooks.component import Component
+
+
+class Remembers(Component[Any]):
+    def __init__(self, state: Any, error: BaseException | None = None) -> None:
+        self.state, self.error = state, error
+
+    def state_dict(self) -> Mapping[str, Any]:
+        if self.error is not None:
+            raise self.error
+        return self.state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.state = state
+
+
+def test_what_components_remember_comes_back() -> None:
+    there = {"a": Remembers({"sum": 1.5, "seen": [1, 2]}), "b": Remembers({})}
+    back = {"a": Remembers(None), "c": Remembers("untouched")}
+    restore_states(back, component_states(there))
+    assert back["a"].state == {"sum": 1.5, "seen": [1, 2]}
+    assert back["c"].state == "untouched"
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"seen": {1}}, "/seen: a set can not be saved"),
+        ({"seen": (1,)}, "/seen: a tuple can not be saved"),
+        ({"by": {3: 1}}, "/by: the key 3 is no str"),
+        ({"text": "\ud800"}, "/text: .* is not Unicode text"),
+        ([1], r"state_dict returned \[1\], and not a mapping"),
+        (None, "state_dict returned None"),
+    ],
+)
+def test_a_state_that_no_checkpoint_could_keep_is_named(state: Any, words: str) -> None:
+    with pytest.raises(RunError, match=f"rewards.mine: .*{words}"):
+        component_states({"rewards.mine": Remembers(state)})
+
+
+def test_what_a_component_raises_has_its_name_and_place() -> None:
+    broken = {"rewards.mine": Remembers({}, KeyError("sum"))}
+    told = r"rewards.mine: {} of Remembers raised KeyError: 'sum' \[.*test_states.py:\d+\]"
+    with pytest.raises(RunError, match=told.format("state_dict")):
+        component_states(broken)
+    with pytest.raises(RunError, match=told.format("load_state_dict") + ". Has its code changed"):
+        restore_states(broken, {"rewards.mine": {"sum": 1}})
+    leaves = {"rewards.mine": Remembers({}, SystemExit(0))}
+    with pytest.raises(RunError, match=r"rewards.mine: .* called sys.exit\(0\)"):
+        component_states(leaves)
+    own = {"rewards.mine": Remembers({}, RecipeError("its own words"))}
+    with pytest.raises(RecipeError, match=r"^its own words$"):
+        component_states(own)
