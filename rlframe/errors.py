@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rlframe.redaction import redacted
 
@@ -19,6 +20,8 @@ class RlframeError(Exception):
     """Anything that a user can mend. `exit_code` is what the command line ends with."""
 
     exit_code = 1
+    problems: tuple[Any, ...] = ()
+    """The single mistakes, where a recipe has several: see `recipe.document.Problem`."""
 
 
 class RunError(RlframeError):

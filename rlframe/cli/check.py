@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlframe.cli import completion
 from rlframe.cli.options import AllowLocalCode
 from rlframe.errors import PluginError, RecipeError, did_you_mean
 from rlframe.hooks.local import is_local
@@ -29,14 +30,18 @@ KIND_WORDS = {
 """What people call a kind on the command line -> its name in the registry."""
 
 
+ComponentName = Annotated[
+    str,
+    typer.Argument(
+        help="What a recipe writes in `type:`: NAME, DISTRIBUTION/NAME or ./file.py:Class. A name "
+        f"of several kinds is told apart as KIND:NAME; KIND is one of {', '.join(KIND_WORDS)}.",
+        autocompletion=completion.components,
+    ),
+]
+
+
 def check_plugin(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="What a recipe writes in `type:`: NAME, DISTRIBUTION/NAME or ./file.py:Class. A name "
-            f"of several kinds is told apart as KIND:NAME; KIND is one of {', '.join(KIND_WORDS)}."
-        ),
-    ],
+    name: ComponentName,
     config: Annotated[
         list[str] | None,
         typer.Option(help="A key of its config, as in target_tokens=20. May be repeated."),
@@ -50,7 +55,7 @@ def check_plugin(
 ) -> None:
     """See whether a component keeps the contract of its kind: the checks of its author's tests."""
     registry = Registry(local_code=allow_local_code)
-    kind, offer = _find(registry, name)
+    kind, offer = find(registry, name)
     component = registry.load(kind, name if is_local(name) else offer.qualified)
     # Imported here: `--help` and `plugins list` answer without torch.
     from rlframe.testing.checks import CHECKS
@@ -69,7 +74,7 @@ def check_plugin(
     raise typer.Exit(1 if any(result.outcome == "failed" for result in results) else 0)
 
 
-def _find(registry: Registry, name: str) -> tuple[str, Offer]:
+def find(registry: Registry, name: str) -> tuple[str, Offer]:
     """The one component that a name means, whatever its kind.
 
     Raises:

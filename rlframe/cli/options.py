@@ -6,13 +6,23 @@ from typing import Annotated
 
 import typer
 
+from rlframe.cli import completion
 from rlframe.errors import did_you_mean
 from rlframe.hooks.registry import KINDS, Registry
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Changes to it, as in ppo.updates=10 or ~rewards.polite.",
+        autocompletion=completion.overrides,
+    ),
+]
 NoPlugin = Annotated[
     list[str] | None,
     typer.Option(
-        "--no-plugin", help="Never import this distribution or distribution/name; may be repeated."
+        "--no-plugin",
+        help="Never import this distribution or distribution/name; may be repeated.",
+        autocompletion=completion.distributions,
     ),
 ]
 AllowLocalCode = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
+from rlframe.cli.options import AllowLocalCode, NoPlugin, Overrides, installed
 from rlframe.errors import did_you_mean, listed
 from rlframe.planning.gpus import GIB, GPUS, PER_NODE, Device
 from rlframe.recipe import load_recipe
@@ -25,10 +25,7 @@ _COLUMNS = ("strategy", "GiB a GPU", "fullest at", "GiB of CPU", "s an update", 
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Changes to it, as in ppo.microbatch_tokens=2048."),
-    ] = None,
+    overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, help="How many, a process on each.")] = 8,
     gpu: Annotated[str, typer.Option(help=f"Which: {', '.join(GPUS)}.")] = "h200",
     gpu_memory_gib: Annotated[

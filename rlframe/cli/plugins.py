@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlframe.cli import check, new
+from rlframe.cli import check, describe, new
 from rlframe.cli.options import NoPlugin, installed
 from rlframe.hooks.registry import KINDS, Offer
 from rlframe.text import cell, console, say, table
@@ -24,6 +24,7 @@ def plugins() -> None:
 
 
 app.command("check")(check.check_plugin)
+app.command("show")(describe.show_plugin)
 app.command("new")(new.new_plugin)
 
 

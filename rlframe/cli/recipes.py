@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rlframe.cli import completion
 from rlframe.errors import RecipeError, SetupError, did_you_mean, listed
 from rlframe.text import say
 
@@ -22,7 +23,7 @@ def list_recipes(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """The names of the recipes, and what each one is for."""
-    about = {name: _about(path) for name, path in _recipes().items()}
+    about = {name: _about(path) for name, path in known_recipes().items()}
     if as_json:
         say(json.dumps([{"name": name, "about": text} for name, text in about.items()]))
         return
@@ -33,11 +34,14 @@ def list_recipes(
 
 @app.command("copy")
 def copy(
-    name: Annotated[str, typer.Argument(help="One of `rlframe recipes list`.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="One of `rlframe recipes list`.", autocompletion=completion.recipes),
+    ],
     to: Annotated[Path | None, typer.Argument(help="A file or folder; here if left out.")] = None,
 ) -> None:
     """Copy a recipe, to change it or to run it as it is."""
-    known, wanted = _recipes(), name.removesuffix(".yaml")
+    known, wanted = known_recipes(), name.removesuffix(".yaml")
     if wanted not in known:
         raise RecipeError(
             f"no recipe called {name!r} comes with rlframe.{did_you_mean(wanted, known)} "
@@ -55,7 +59,8 @@ def copy(
     say(f"{target} is there; run it with: rlframe train {target}")
 
 
-def _recipes() -> dict[str, Path]:
+def known_recipes() -> dict[str, Path]:
+    """The recipes that come with rlframe, by the names that `copy` takes."""
     paths = sorted(FOLDER.rglob("*.yaml"))
     return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in paths}
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
+from rlframe.cli.options import AllowLocalCode, NoPlugin, Overrides, installed
 from rlframe.recipe.compose import compose
 from rlframe.recipe.document import Document, dotted, leaves
 from rlframe.redaction import redacted, redacted_tree
@@ -18,10 +18,7 @@ from rlframe.text import say, visible
 
 def show(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Changes to it, as in ppo.updates=10 or ~rewards.polite."),
-    ] = None,
+    overrides: Overrides = None,
     resolved: Annotated[
         bool, typer.Option(help="Fill in every default; the recipe has to be valid for that.")
     ] = False,

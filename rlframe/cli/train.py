@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rlframe.cli.options import AllowLocalCode, NoPlugin, installed
+from rlframe.cli.options import AllowLocalCode, NoPlugin, Overrides, installed
 from rlframe.cli.running import (
     Processes,
     plugin_arguments,
@@ -19,9 +19,7 @@ from rlframe.recipe import load_recipe
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it, as in ppo.updates=10.")
-    ] = None,
+    overrides: Overrides = None,
     output: Annotated[
         Path | None, typer.Option(help="Run directory; runs/<recipe>-<time> if left out.")
     ] = None,

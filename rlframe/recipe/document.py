@@ -92,16 +92,19 @@ class Document:
             last = (10**9, 0, 0)
             told.sort(key=lambda p: (self.order.get(p.place, last), p.path == (), dotted(p.path)))
             plugins_only = all(p.error is PluginError for p in told)
-            text = "\n".join(self._without_secrets(problem) for problem in told)
-            raise (PluginError if plugins_only else RecipeError)(redacted(text))
+            told = [self._without_secrets(problem) for problem in told]
+            error = (PluginError if plugins_only else RecipeError)("\n".join(map(str, told)))
+            error.problems = tuple(told)
+            raise error
 
-    def _without_secrets(self, problem: Problem) -> str:
+    def _without_secrets(self, problem: Problem) -> Problem:
         """A problem whose message quotes no value of the environment, however short it is."""
         message = problem.message
         for path, shown in self.concealed.items():
             if path[: len(problem.path)] == problem.path:
                 message = _replaced(message, self.at(path), shown)
-        return str(replace(problem, message=message))
+        place = redacted(problem.place)
+        return replace(problem, place=place, message=redacted(message))
 
     def shown(self, data: Any, path: Path_ = ()) -> Any:
         """Data of this document as it may be written down, and means the same as a recipe.
