@@ -104,6 +104,9 @@ class Problems:
             raise type(first)("\n".join(self._found)) from first
 
 
+_LONGEST_WORD = 100
+
+
 def did_you_mean(
     word: str, known: Iterable[str], *, called: Mapping[str, str] | None = None
 ) -> str:
@@ -114,6 +117,9 @@ def did_you_mean(
       known: words.
       called: what is asked in place of some of them.
     """
+    if len(word) > _LONGEST_WORD:  # comparing takes the product of both lengths
+        return ""
+    known = (other for other in known if len(other) <= _LONGEST_WORD)
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {(called or {}).get(near[0], near[0])!r}?" if near else ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
 from rlframe.errors import RecipeError
 from rlframe.hooks import (
@@ -31,7 +31,9 @@ class SFTConfig(PluginConfig):
         "all", description="of a conversation: from every answer of the assistant, or the last one"
     )
     coefficient: NonNegativeFloat = 1.0
-    examples_per_step: PositiveInt = Field(16, description="in each optimiser step, over all ranks")
+    examples_per_step: int = Field(
+        16, gt=0, le=1_000_000, description="in each optimiser step, over all ranks"
+    )
 
 
 def _demonstrations(config: SFTConfig, context: Context) -> list[TokenExample]:
@@ -71,7 +73,9 @@ class PTXConfig(PluginConfig):
     gamma: NonNegativeFloat = Field(
         description="coefficient; both losses are means per token, so 1 weighs them alike"
     )
-    examples_per_step: PositiveInt = Field(16, description="in each optimiser step, over all ranks")
+    examples_per_step: int = Field(
+        16, gt=0, le=1_000_000, description="in each optimiser step, over all ranks"
+    )
 
 
 class PTX(AuxiliaryLoss[PTXConfig]):

@@ -18,7 +18,7 @@ from itertools import islice
 from random import Random
 from typing import NamedTuple
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from rlframe.hooks import DataGenerator, PluginConfig, Row
 
@@ -198,7 +198,7 @@ MAX_DRAWS = 200
 
 
 class ProductReviewsConfig(PluginConfig):
-    rows: PositiveInt = Field(description="reviews, all different")
+    rows: int = Field(gt=0, le=1_000_000, description="reviews, all different")
     seed: int = 0
 
 

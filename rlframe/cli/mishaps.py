@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import site
 import sysconfig
 import tempfile
 import traceback
@@ -15,14 +14,7 @@ from rlframe.hooks.blame import component_in
 from rlframe.hooks.registry import CORE, KINDS, Registry
 
 _OURS = Path(rlframe.__file__).parent
-_LIBRARIES = tuple(
-    Path(path)
-    for path in {
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        *site.getsitepackages(),
-        site.getusersitepackages(),
-    }
-)
+_STANDARD = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
 
 
 def described(error: BaseException) -> str:
@@ -70,7 +62,8 @@ def _owner(file: Path) -> str | None:
         package = offer.target.partition(":")[0].partition(".")[0]
         if offer.distribution != CORE and package in (file.stem, *file.parts):
             return f"code of the plugin {offer.distribution} {offer.version}"
-    if file.name.startswith("<") or any(folder in file.parents for folder in _LIBRARIES):
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    if installed or file.name.startswith("<") or any(s in file.parents for s in _STANDARD):
         return None
     return "code of your own"
 

@@ -26,7 +26,9 @@ _COLUMNS = ("strategy", "GiB a GPU", "fullest at", "GiB of CPU", "s an update", 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
     overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many, a process on each.")] = 8,
+    gpus: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="How many, a process on each.")
+    ] = 8,
     gpu: Annotated[str, typer.Option(help=f"Which: {', '.join(GPUS)}.")] = "h200",
     gpu_memory_gib: Annotated[
         float | None, typer.Option(min=0.1, help="Memory of each, instead of what is known of it.")

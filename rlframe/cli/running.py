@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 Processes = Annotated[
     int,
     typer.Option(
-        min=1, help="Processes on this machine that share the work; one a GPU where there are any."
+        min=1,
+        max=1024,
+        help="Processes on this machine that share the work; one a GPU where there are any.",
     ),
 ]
 

@@ -49,6 +49,14 @@ class Section(BaseModel):
             raise PydanticCustomError("bool", "Input should not be true or false")
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _an_integer_has_64_bits(cls, value: Any) -> Any:
+        """Whatever an integer is for, it ends up in a tensor, a seed or a file, and overflows there."""
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise PydanticCustomError("range", "Input should be less than 2^63")
+        return value
+
 
 def _takes_bool(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(_takes_bool(part) for part in get_args(annotation))

@@ -14,6 +14,7 @@ from rlframe.recipe.interpolation import interpolate
 from rlframe.recipe.yaml12 import parse_value, read_file
 
 _LAST = 10**9  # overrides are told after all files
+_MOST_FILES = 100  # each of two may extend the same two, and so on: 2^n readings
 
 
 def compose(path: Path, overrides: Iterable[str] = ()) -> Document:
@@ -89,6 +90,10 @@ class _Files:
         self.count = 0
 
     def read(self, path: Path) -> Document:
+        if self.count == _MOST_FILES:
+            raise RecipeError(
+                f"{path}: a recipe extends at most {_MOST_FILES} files, and here are more"
+            )
         own = read_file(path, self.count)
         self.count += 1
         self.open.append(path)

@@ -95,7 +95,9 @@ class Prompts(RecipeSection):
     """Where prompts come from: a prompt or messages column, or the first words of a text."""
 
     data: DataNames = Field(description=DATA)
-    first_words: PositiveInt | None = Field(None, description="prompt = so many words of the text")
+    first_words: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None, description="prompt = so many words of the text"
+    )
     template: str | None = Field(
         None, description='text around columns, as in "Question: {question}\\nAnswer:"'
     )

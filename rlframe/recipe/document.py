@@ -17,6 +17,8 @@ from rlframe.redaction import redacted, without_credentials
 
 Path_ = tuple[str | int, ...]
 
+_SHOWN = 100  # mistakes in one message
+_LONGEST = 2000  # characters of one
 REMOVE = "~"
 """`~key` removes an inherited key."""
 
@@ -93,7 +95,12 @@ class Document:
             told.sort(key=lambda p: (self.order.get(p.place, last), p.path == (), dotted(p.path)))
             plugins_only = all(p.error is PluginError for p in told)
             told = [self._without_secrets(problem) for problem in told]
-            error = (PluginError if plugins_only else RecipeError)("\n".join(map(str, told)))
+            shown, more = told[:_SHOWN], len(told) - _SHOWN
+            texts = [
+                text if len(text := str(p)) <= _LONGEST else f"{text[:_LONGEST]}..." for p in shown
+            ]
+            text = "\n".join([*texts, *([f"and {more:,} more"] if more > 0 else [])])
+            error = (PluginError if plugins_only else RecipeError)(text)
             error.problems = tuple(told)
             raise error
 

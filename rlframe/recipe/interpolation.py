@@ -23,12 +23,28 @@ from rlframe.recipe.yaml12 import plain_scalar
 from rlframe.redaction import conceal
 
 _MARK = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
+_LONGEST, _MOST = 100_000, 3_000
 _HOW = "a recipe knows ${env:NAME} and ${ref:path.of.a.key}; write $${ for a literal ${"
 
 
 def interpolate(document: Document) -> None:
     """Fill in every `${...}`; what can not be filled in is added to the document's problems."""
     _Filling(document).mapping(())
+
+
+def _refuse_endless(value: Any) -> None:
+    """Refuse what references to references have multiplied: each of ten to ten others, and so on."""
+    if isinstance(value, str) and len(value) > _LONGEST:
+        raise RecipeError(
+            f"with what it refers to, this text has more than {_LONGEST:,} characters"
+        )
+    if isinstance(value, dict | list) and _size(value) > _MOST:
+        raise RecipeError(f"with what it refers to, this has more than {_MOST:,} values")
+
+
+def _size(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_size, parts))
 
 
 class _NotKnownError(RecipeError):
@@ -68,6 +84,7 @@ class _Filling:
         self.under_way.append(path)
         try:
             found = self.filled(text)
+            _refuse_endless(found.value)
         except _NotKnownError:
             self.document.unknown.add(path)
         except RecipeError as error:

@@ -151,6 +151,8 @@ def load_recipe(
     problems += _unmet(document.data.get("requires"))
     chosen: dict[Path_, Chosen] = {}
     for where, spec in specs:
+        if len(problems) > wording.MOST:
+            break
         problems += _choose(where, spec, registry, chosen)
     problems += _broken_names(_valid_sections(document.data), chosen)
     problems += _unusable(document, chosen)

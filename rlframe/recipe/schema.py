@@ -19,14 +19,16 @@ from pydantic import (
 
 from rlframe.hooks.component import ComponentSpec, RewardSpec
 from rlframe.recipe.data import DATA, DataNames, Dataset, Prompts
-from rlframe.recipe.section import RecipeSection, Share
+from rlframe.recipe.section import Count, RecipeSection, Share
 
 
 class NewTokenizer(RecipeSection):
     """A byte-level BPE tokenizer, trained on a data set of the recipe."""
 
     data: str = Field(description="name of a data set")
-    vocab_size: int = Field(ge=260, description="tokens, with <pad>, <bos>, <eos> and 256 bytes")
+    vocab_size: int = Field(
+        ge=260, le=1_000_000, description="tokens, with <pad>, <bos>, <eos> and 256 bytes"
+    )
     lowercase: bool = False
 
 
@@ -56,7 +58,7 @@ class Lora(RecipeSection):
     policy without them, and no second model. sft and reward_model train all weights.
     """
 
-    rank: PositiveInt = Field(16, description="of each adapter")
+    rank: Count = Field(16, description="of each adapter")
     alpha: PositiveInt = Field(32, description="adapters are scaled by alpha / rank")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear",
@@ -88,8 +90,8 @@ class FineTuning(RecipeSection):
     """What the supervised stages have in common; they run on transformers.Trainer."""
 
     data: DataNames = Field(description=DATA)
-    epochs: PositiveFloat = 1.0
-    batch_size: PositiveInt = Field(32, description="examples (or pairs) an optimiser step")
+    epochs: Annotated[float, Field(gt=0, le=100_000)] = 1.0
+    batch_size: Count = Field(32, description="examples (or pairs) an optimiser step")
     learning_rate: PositiveFloat = 2e-5
     warmup_share: Share = 0.05
     weight_decay: NonNegativeFloat = 0.0
@@ -117,9 +119,7 @@ class RewardModelStage(FineTuning):
 
     initial: str = Field("policy", description="policy (after SFT), a path or a hub id")
     preferred_label: bool | int | str = Field(1, description="with labels: the one that wins")
-    pairs: PositiveInt | None = Field(
-        None, description="with labels: pairs to draw; all if left out"
-    )
+    pairs: Count | None = Field(None, description="with labels: pairs to draw; all if left out")
     max_equal_pairs: Annotated[float, Field(ge=0, le=1)] = Field(
         0.05,
         description="share of pairs that may be the same tokens on both sides; more are refused",
@@ -132,15 +132,15 @@ class RewardModelStage(FineTuning):
 class RolloutSection(RecipeSection):
     """How responses are sampled."""
 
-    prompts_per_update: PositiveInt = 64
-    samples_per_prompt: PositiveInt = 1
-    max_new_tokens: PositiveInt = 64
+    prompts_per_update: Count = 64
+    samples_per_prompt: Count = 1
+    max_new_tokens: Count = 64
     temperature: PositiveFloat = 1.0
     top_k: PositiveInt | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    generation_batch: PositiveInt | None = Field(
+    generation_batch: Count | None = Field(
         None, description="responses sampled at a time on a rank; all if left out"
     )
 
@@ -149,7 +149,7 @@ class RewardEntry(RewardSpec):
     """One named reward of the mix."""
 
     weight: float = 1.0
-    time_limit_seconds: PositiveFloat | None = Field(
+    time_limit_seconds: Annotated[float, Field(gt=0, le=10_000_000)] | None = Field(
         None, description="for one call on a rollout: longer ends the run, which may hang otherwise"
     )
     normalize: Literal["none", "scale", "standardize"] = Field(
@@ -204,8 +204,8 @@ class PPO(RecipeSection):
     """The optimisation of PPO."""
 
     updates: PositiveInt = Field(description="rollouts to learn from")
-    epochs: PositiveInt = Field(4, description="passes over each rollout")
-    minibatches: PositiveInt = Field(1, description="optimiser steps a pass")
+    epochs: Count = Field(4, description="passes over each rollout")
+    minibatches: Count = Field(1, description="optimiser steps a pass")
     microbatch_tokens: PositiveInt = Field(4096, description="padded tokens in one forward pass")
     logits_chunk: PositiveInt = Field(512, description="positions whose logits exist at a time")
     learning_rate: PositiveFloat = 3e-6
@@ -231,9 +231,9 @@ class PPO(RecipeSection):
 class Evaluation(RecipeSection):
     """The watch on held-out prompts."""
 
-    prompts: PositiveInt = 16
+    prompts: Count = 16
     every: PositiveInt | None = Field(None, description="updates; before and after if left out")
-    table_rows: PositiveInt = 8
+    table_rows: Count = 8
 
 
 class Checkpoints(RecipeSection):
@@ -258,7 +258,7 @@ class Runtime(RecipeSection):
     """The machine, and the engine that spreads the models over its processes."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: PositiveInt | None = Field(
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="torch threads of a process; torch's choice if left out"
     )
     strategy: Literal["auto", "ddp", "deepspeed", "fsdp"] = Field(

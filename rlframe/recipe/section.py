@@ -9,6 +9,8 @@ from pydantic import ConfigDict, Field
 from rlframe.hooks.component import Section
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Of things that are held in memory, each for itself."""
 
 
 class RecipeSection(Section):

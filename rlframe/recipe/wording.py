@@ -24,6 +24,8 @@ from rlframe.recipe.schema import (
     RewardEntry,
 )
 
+MOST = 200
+"""Mistakes that are told at a time, or somewhat more: those of a file that is no recipe are endless."""
 REQUIRED = "this key is required"
 
 
@@ -66,7 +68,8 @@ def explain(
       beside: keys of the recipe's own that stand at the top of `data` as well.
     """
     told: dict[Path_, list[_Message]] = {}
-    for detail in error.errors(include_url=False):
+    # A guess for each of thousands of keys takes minutes, and nobody reads them.
+    for detail in error.errors(include_url=False)[:MOST]:
         path = _typed(detail["loc"], data, missing=detail["type"] == "missing")
         keys = _keys_at(model, path[:-1])
         message = _message(detail, keys | beside if len(path) == 1 else keys, (*at, *path))

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.scanner import Scanner
 
 from rlframe.errors import RecipeError
 from rlframe.recipe.document import Document, Path_, Problem
@@ -22,7 +23,13 @@ from rlframe.recipe.document import Document, Path_, Problem
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {_TAG + name for name in ("int", "float", "bool", "null")}
 _TEXTS = {_TAG + name for name in ("str", "timestamp", "value", "merge")}  # YAML 1.2 has no dates
-_MOST_VALUES = 100_000
+
+# What a person writes is far below these, and what is below them is read within a second or two: the
+# parser is pure Python, and some of its steps are quadratic.
+_MOST_BYTES = 256 * 1024
+_MOST_VALUES = 3_000
+_MOST_TOKENS = 4 * _MOST_VALUES  # a key, a colon, a value, a comma
+_DEEPEST = 40  # levels
 
 _IN_OTHER_WORDS = (
     ("character '\\t'", "a tab can not stand here; indent with spaces"),
@@ -104,7 +111,14 @@ def read_text(path: Path) -> str:
       RecipeError: it is missing or can not be read.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise RecipeError(
+                f"{path}: a recipe has at most {_MOST_BYTES // 1024} KiB, and this file has more. Data "
+                "belongs in files of its own, which `data.NAME.path` names"
+            )
+        return text.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise RecipeError(f"{path}: there is no such recipe file") from error
     except UnicodeDecodeError as error:
@@ -121,9 +135,33 @@ class _NotYAMLError(Exception):
         self.problem, self.line, self.column = problem, line, column
 
 
+class _Scanner(Scanner):
+    """Refuses what takes long: endless text, and brackets inside brackets, all of which it looks at for
+    each token.
+    """
+
+    def fetch_flow_collection_start(self, *token: Any, **names: Any) -> None:
+        if len(self.flow_context) >= _DEEPEST:
+            mark = self.reader.get_mark()
+            raise _NotYAMLError(_TOO_DEEP, mark.line, mark.column)
+        super().fetch_flow_collection_start(*token, **names)
+
+    def fetch_more_tokens(self) -> Any:
+        if self.tokens_taken > _MOST_TOKENS:
+            mark = self.reader.get_mark()
+            raise _NotYAMLError(
+                f"more than {_MOST_VALUES:,} keys and values", mark.line, mark.column
+            )
+        return super().fetch_more_tokens()
+
+
+_TOO_DEEP = f"lists or mappings are nested more than {_DEEPEST} deep"
+
+
 def _parser() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.version = "1.2"
+    yaml.Scanner = _Scanner
     return yaml
 
 
@@ -161,7 +199,7 @@ class _Reader:
         except YAMLError as error:
             raise _NotYAMLError(str(error).partition("\n")[0]) from error
         except RecursionError as error:
-            raise _NotYAMLError("lists or mappings are nested too deeply") from error
+            raise _NotYAMLError(_TOO_DEEP) from error
 
     def value(self, node: Node, path: Path_) -> Any:
         self.values += 1
@@ -175,6 +213,8 @@ class _Reader:
         if node.tag not in (_TAG + "map", _TAG + "seq"):
             self.problem(node, path, f"a recipe takes no YAML tags, here is {_shown(node.tag)}")
             return None
+        if len(self.inside) >= _DEEPEST:
+            raise _NotYAMLError(_TOO_DEEP, node.start_mark.line, node.start_mark.column)
         self.inside.append(id(node))
         try:
             return (

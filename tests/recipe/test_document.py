@@ -269,5 +269,5 @@ def test_aliases_that_multiply_are_refused(write):
 
 
 def test_brackets_a_thousand_deep_are_refused_in_words(write):
-    with pytest.raises(RecipeError, match="nested too deeply"):
+    with pytest.raises(RecipeError, match="nested more than 40 deep"):
         read_file(write("a: " + "[" * 1000 + "]" * 1000))
