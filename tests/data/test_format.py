@@ -106,11 +106,11 @@ SIDES: dict[str, Any] = {
     "row",
     [
         SIDES,
-        {"prompt": [_said("user", "hi")], **{s: m[1:] for s, m in SIDES.items()}},
+        {"messages": [_said("user", "hi")], **{s: m[1:] for s, m in SIDES.items()}},
         {"prompt": "hi", **{s: m[1:] for s, m in SIDES.items()}},
         {"prompt": "hi", "messages": SIDES["chosen"], **SIDES},
     ],
-    ids=["no prompt", "prompt of messages", "prompt of text", "everything"],
+    ids=["no prompt", "messages", "prompt of text", "everything"],
 )
 def test_without_a_chat_template_conversations_are_compared_as_transcripts(
     row: dict[str, Any],

@@ -290,7 +290,7 @@ needs_data = pytest.mark.skipif(DATA is None, reason="the folder shared/data is 
 
 def published(name, **columns):
     rows = read_rows(DATA / name)
-    return understand(rows, names_of(rows), {**{n: n for n in NAMES}, **columns}, chat=lambda: True)
+    return understand(rows, names_of(rows), {**{n: n for n in NAMES}, **columns})
 
 
 @needs_data
