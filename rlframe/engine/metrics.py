@@ -24,7 +24,8 @@ class Meter:
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
         """Add to the sum and to what it will be divided by."""
-        pair = tuple(torch.as_tensor(x).detach().double() for x in (total, count))
+        # Not as_tensor(x).double(): a Python float would become float32 on the way.
+        pair = tuple(torch.as_tensor(x, dtype=torch.float64).detach() for x in (total, count))
         old = self._sums.get(name)
         self._sums[name] = (
             (pair[0], pair[1]) if old is None else (old[0] + pair[0], old[1] + pair[1])

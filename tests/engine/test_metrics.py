@@ -24,6 +24,13 @@ def test_ranks_are_added_before_the_division() -> None:
     assert mine.means(lambda t: t) == {"x": 7 / 4}
 
 
+def test_plain_numbers_keep_all_their_digits() -> None:
+    meter = Meter()
+    meter.add("x", 0.1, 1)
+    meter.add("many", 2**24 + 1, 2**24 + 1)
+    assert meter.means(lambda t: t) == {"x": 0.1, "many": 1.0}
+
+
 def test_nothing_counted_is_not_a_zero() -> None:
     meter = Meter()
     meter.add("x", 0.0, 0)

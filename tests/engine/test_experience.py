@@ -1,0 +1,112 @@
+"""Parts of experience that a comparison of whole updates does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from rlframe.engine.experience import Crediting, Experience
+from rlframe.errors import RunError
+from tests.engine.test_learner import LENGTHS, actor_critic, experience_of, rollout, schedule_of
+
+
+@pytest.fixture
+def experience(language_model: Callable[..., Any]) -> Experience:
+    models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
+    return experience_of(models, models.policy, budget=10_000)
+
+
+def test_kl_is_measured_in_both_units_over_all_ranks(experience: Experience) -> None:
+    kl = torch.arange(experience.mask.numel(), dtype=torch.float64).reshape(experience.mask.shape)
+    found = replace(experience, kl=kl).measured(
+        "nats_per_token", lambda x: 3 * x
+    )  # three equal ranks
+    total = sum(float(kl[row, :length].sum()) for row, length in enumerate(LENGTHS))
+    assert found.responses == 3 * len(LENGTHS)
+    assert found.nats_per_response == pytest.approx(total / len(LENGTHS), rel=1e-12)
+    assert found.kl == found.nats_per_token == pytest.approx(total / sum(LENGTHS), rel=1e-12)
+    assert replace(experience, kl=kl).measured(
+        "nats_per_response", lambda x: x
+    ).kl == pytest.approx(found.nats_per_response, rel=1e-12)
+
+
+def test_rows_are_trimmed_to_the_longest_of_them(experience: Experience) -> None:
+    part = experience.rows([2, 0])
+    assert part.mask.tolist() == [[True] * 3, [True, False, False]]
+    for name in ("logprobs", "values", "advantages", "returns"):
+        assert torch.equal(getattr(part, name)[0], getattr(experience, name)[2, :3])
+    assert part.sequences.tokens.shape[1] == int(part.sequences.lengths.max())
+    assert part.update == experience.update
+
+
+def test_nothing_is_a_response_that_counts_for_nothing(experience: Experience) -> None:
+    part = experience.nothing()
+    assert (len(part.sequences), int(part.mask.sum())) == (1, 0)
+    assert part.sequences.lengths.tolist() == [2]
+    assert not any(
+        getattr(part, name).any() for name in ("logprobs", "advantages", "returns", "values")
+    )
+
+
+@pytest.mark.parametrize(("size", "penalty"), [(3e38, False), (2e39, False), (-2e39, True)])
+def test_rewards_that_are_infinite_in_the_critics_precision_end_the_run(
+    language_model: Callable[..., Any], size: float, penalty: bool
+) -> None:
+    """Of any rank, since all of them have to end: the others would wait for ever."""
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    counted: list[float] = []
+
+    def reduce(x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 0:
+            counted.append(float(x))
+        return x
+
+    credit = Crediting(
+        models=models,
+        reference=models.policy,
+        advantages=lambda r, v, m: (r, r),
+        reduce=reduce,
+        estimator="k1",
+        penalty=penalty,
+        whiten_rewards=False,
+        whiten_advantages=False,
+    )
+    played, scores = rollout(), torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
+    scores[1, 6] = scores[4, 8] = size
+    scores[0, 5] = float("inf")  # padding
+    schedule = schedule_of(played, budget=10_000, minibatches=1)
+    if abs(size) < 3.4e38:
+        credit(played, scores, schedule, beta=0.1)
+        assert counted == [0.0]
+        return
+    with pytest.raises(
+        RunError, match=r"update 0.*not finite in torch.float32.*2e\+39.*`weight`"
+    ) as told:
+        credit(played, scores, schedule, beta=0.1)
+    assert counted == [2.0]
+    assert ("nats times 0.1" in str(told.value)) == penalty
+
+
+def test_the_error_of_another_ranks_rewards_is_raised_here_too(
+    language_model: Callable[..., Any],
+) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience_of(models, models.policy, budget=10_000)
+    credit = Crediting(
+        models=models,
+        reference=models.policy,
+        advantages=lambda r, v, m: (r, r),
+        reduce=lambda x: x + 1,
+        estimator="k1",
+        penalty=False,
+        whiten_rewards=False,
+        whiten_advantages=False,
+    )
+    played = rollout()
+    scores = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
+    with pytest.raises(RunError, match="not finite"):
+        credit(played, scores, schedule_of(played, budget=10_000, minibatches=1), beta=0.1)
