@@ -77,7 +77,7 @@ TINY: dict[str, Any] = {
                 "intermediate_size": 32,
                 "num_hidden_layers": 1,
                 "num_attention_heads": 2,
-                "max_position_embeddings": 64,
+                "max_position_embeddings": 128,
                 "initializer_range": 0.2,
             },
             "tokenizer": {"data": "reviews", "vocab_size": 300},

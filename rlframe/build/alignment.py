@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rlframe.build.probe import check_policy
 from rlframe.build.project import Project
 from rlframe.build.rollouts import Rollouts
 from rlframe.data.fitting import Fitter
@@ -33,7 +34,7 @@ from rlframe.errors import RecipeError
 from rlframe.hooks.relay import Relay
 from rlframe.models import loading, lora
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
-from rlframe.models.policy import Policy, check_head
+from rlframe.models.policy import Policy
 from rlframe.recipe.schema import PPO, NewModel, Recipe
 from rlframe.runs.directory import RunDirectory
 from rlframe.runs.display import Display
@@ -114,8 +115,8 @@ class PPOParts:
         critic = self._critic(model)  # first: it starts from the model without adapters
         if recipe.model.lora is not None:
             lora.add(model, **recipe.model.lora.model_dump(), base=self._base(), seed=recipe.seed)
-        self.policy = self._policy(model)
-        check_head(self.policy, name=str(recipe.model.policy)[:80])
+        self.policy = self._policy("model.policy", model)
+        check_policy(self.policy, name="model.policy")
         self.reference = self._reference(model)
         self.models = ActorCritic(self.policy, critic)
         self.training = project.runtime.train(
@@ -164,9 +165,14 @@ class PPOParts:
 
     # Models
 
-    def _policy(self, model: Any) -> Policy:
-        temperature = self.project.recipe.rollout.temperature
-        return Policy(model, temperature=temperature, chunk=self.ppo.logits_chunk)
+    def _policy(self, path: str, model: Any) -> Policy:
+        return Policy(
+            model,
+            temperature=self.project.recipe.rollout.temperature,
+            chunk=self.ppo.logits_chunk,
+            profile=self.project.profiles.of(path, model),
+            vocabulary=self.project.profiles.vocabulary,
+        )
 
     def _base(self) -> str | None:
         """Where the model lies that PPO starts from; a new one that was not fine-tuned nowhere."""
@@ -181,7 +187,12 @@ class PPOParts:
             return lora.WithoutAdapters(self.policy)
         if frozen is None:
             frozen = copy.deepcopy(model)
-        return self._policy(self.project.context.prepare(frozen))
+        name = self.project.recipe.model.reference
+        same = name is None or name.startswith("stage:")
+        path = "model.policy" if same else "model.reference"
+        if name is not None:
+            check_policy(self._policy(path, frozen.to(self.project.runtime.device)), name=path)
+        return self._policy(path, self.project.context.prepare(frozen))
 
     def _critic(self, model: Any) -> Critic | SharedCritic:
         section, seed = self.project.recipe.model.critic, self.project.recipe.seed

@@ -91,6 +91,7 @@ def _check_split(project: Project, stage: str, found: Prepared[Any]) -> None:
                 for one in names_in(data)
             )
             raise RecipeError(f"{stage}.data: data set {data!r} has no rows {name} ({shares})")
+    project.lengths.check_examples(stage, found)
 
 
 def _check_processes(project: Project) -> None:

@@ -100,15 +100,6 @@ class Models:
             )
         return tokenizer
 
-    @property
-    def reward_context_tokens(self) -> int | None:
-        """Most tokens that the reward model which is trained reads; None for no limit."""
-        stage = self._project.recipe.reward_model
-        if stage is None or stage.initial == "policy":
-            return self._project.context_tokens
-        config = self.pretrained("reward_model.initial", stage.initial).config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
-
     def _named(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """(recipe path, name, how it is loaded) of each saved model that a stage reads."""
         recipe = self._project.recipe

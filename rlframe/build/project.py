@@ -11,13 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlframe.build.datasets import DataSets
 from rlframe.build.encoded import EncodedData
+from rlframe.build.lengths import Lengths
 from rlframe.build.machine import runtime_of
 from rlframe.build.models import Models
 from rlframe.build.places import at
+from rlframe.build.profiles import Profiles
 from rlframe.build.prompts import Parts, PromptSource
 from rlframe.data.encode import RowEncoder
 from rlframe.data.examples import Prepared
@@ -120,19 +122,19 @@ class Project:
         return PromptSource(self, self.data).prompts()
 
     @cached_property
+    def lengths(self) -> Lengths:
+        """The configs of the models, and how many tokens these read."""
+        return Lengths(self)
+
+    @cached_property
     def context_tokens(self) -> int | None:
-        """Most tokens that the policy reads; None if its config does not say."""
-        policy = self.recipe.model.policy
-        if isinstance(policy, NewModel):
-            found = policy.architecture.get("max_position_embeddings")
-            found = found or policy.architecture.get("n_positions")
-            if found is None:
-                with at("model.policy.architecture"):
-                    shape = AutoConfig.for_model(str(policy.architecture.get("model_type")))
-                    found = getattr(shape, "max_position_embeddings", None)
-            return found
-        shape = self.models.pretrained("model.policy", policy).config.get_text_config()
-        return getattr(shape, "max_position_embeddings", None)
+        """Most tokens that the policy reads; None if nothing limits them."""
+        return self.lengths.tokens("model.policy")
+
+    @cached_property
+    def profiles(self) -> Profiles:
+        """How the policy and the reference are run, and over which ids."""
+        return Profiles(self)
 
     # Components
 

@@ -105,19 +105,21 @@ class PromptSource:
 
     def _limit(self) -> int | None:
         """Most tokens of a prompt."""
-        response, context = self._recipe.rollout.max_new_tokens, self._project.context_tokens
+        response, shortest = self._recipe.rollout.max_new_tokens, self._project.lengths.shortest
         wanted = self._section.max_tokens
-        if context is None:
+        if shortest is None:
             return wanted
+        which, context = shortest
+        model = _called(which)
         if context <= response:
             raise RecipeError(
                 f"rollout.max_new_tokens: responses of {response} tokens leave no room for a prompt: "
-                f"the model reads {context} tokens, prompt and response together"
+                f"{model} reads {context} tokens, prompt and response together"
             )
         if wanted is not None and wanted + response > context:
             raise RecipeError(
                 f"prompts.max_tokens: prompts of {wanted} and responses of {response} tokens "
-                f"(rollout.max_new_tokens) are more than the {context} that the model reads"
+                f"(rollout.max_new_tokens) are more than the {context} that {model} reads"
             )
         return wanted or context - response
 
@@ -155,10 +157,10 @@ class PromptSource:
         worst = max(range(len(lengths)), key=lengths.__getitem__)
         count = sum(length > limit for length in lengths)
         allowed = "prompts.max_tokens allows"
-        if self._section.max_tokens is None:
+        if self._section.max_tokens is None and (shortest := self._project.lengths.shortest):
             response = self._recipe.rollout.max_new_tokens
             allowed = (
-                f"the context allows: the model reads {self._project.context_tokens} tokens, "
+                f"the context allows: {_called(shortest[0])} reads {shortest[1]} tokens, "
                 f"rollout.max_new_tokens is {response}, which leaves"
             )
         return RecipeError(
@@ -167,6 +169,11 @@ class PromptSource:
             f"{prompts[worst].text[:120]!r}. Set `prompts.truncate` to drop, left or right, or allow "
             "shorter responses"
         )
+
+
+def _called(path: str) -> str:
+    """The model at a path of the recipe, as an error calls it."""
+    return "the model" if path == "model.policy" else f"the model at {path}"
 
 
 def openings_apart(train: Lazy[Prompt], heldout: Lazy[Prompt], *, share: float) -> Parts:

@@ -10,6 +10,7 @@ from rlframe.builtin.reward_input import Reader
 from rlframe.builtin.reward_model import RewardModelConfig, check_input
 from rlframe.data.encode import RowEncoder
 from rlframe.errors import RecipeError
+from rlframe.models.loading import rows_needed
 from rlframe.types import Prompt, Row
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def _reader(project: Project) -> Reader:
     return Reader(
         name="stage:reward_model",
         tokenizer=tokenizer,
-        embedding=len(tokenizer),
-        limit=project.models.reward_context_tokens,
+        embedding=rows_needed(tokenizer),
+        limit=project.lengths.tokens("reward_model.initial"),
         ids=True,
         per_token=False,
         ends_with_turn=True,

@@ -39,7 +39,7 @@ class Rollouts:
     def _sampler_of(self, policy: Policy) -> Sampler:
         section, tokenizer = self._project.recipe.rollout, self._project.tokenizer
         return Sampler(
-            policy.next_logits,
+            policy,
             tokenizer,
             eos_ids=frozenset(ends_of(policy.model, tokenizer)),
             params=SamplingParams(

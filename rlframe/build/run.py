@@ -83,7 +83,7 @@ def run_recipe(
             project.runtime.agree(f"{part} of the plugin at {path}", value)
     check(project)  # before anything is written: a recipe that is refused can be mended and run
     check_adapters(project)
-    for note in project.notes:
+    for note in (*project.notes, *project.profiles.probe()):
         display.say(note)
     facts: dict[str, Any] = {
         "resolved": loaded.resolved(),
@@ -237,13 +237,21 @@ def _sft(
         policy,
         train,
         pack_to=stage.max_tokens if stage.pack else None,
+        profile=project.profiles.of("model.policy", policy),
+        vocabulary=project.profiles.vocabulary,
         settings=_settings(project, stage),
         progress=display.step,
         saver=saver,
     )
     with project.runtime.mixed_precision():
         found = perplexity(
-            Policy(policy, temperature=1.0, chunk=1024),
+            Policy(
+                policy,
+                temperature=1.0,
+                chunk=1024,
+                profile=project.profiles.of("model.policy", policy),
+                vocabulary=project.profiles.vocabulary,
+            ),
             heldout,
             budget=_EVALUATION_TOKENS,
             runtime=project.runtime,

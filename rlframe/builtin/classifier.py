@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlframe.builtin.reward_input import Reader
 from rlframe.errors import RecipeError, did_you_mean, listed
-from rlframe.hooks import Context, PretrainedModel
+from rlframe.hooks import Context, PretrainedModel, context_tokens
 from rlframe.types import ENDS_WITH_TURN
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Classifier:
             name=self.name,
             tokenizer=self.tokenizer,
             embedding=int(text.vocab_size),
-            limit=getattr(text, "max_position_embeddings", None),
+            limit=context_tokens(self.config),
             ids=self.causal or self.per_token,
             per_token=self.per_token,
             ends_with_turn=bool(getattr(self.config, ENDS_WITH_TURN, False)),

@@ -59,7 +59,13 @@ def from_logits(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple
 
 
 def from_linear(
-    hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, *, temperature: float
+    hidden: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    temperature: float,
+    columns: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`from_logits(linear(hidden, weight, bias), targets)` in one piece, in less time and memory.
 
@@ -69,12 +75,16 @@ def from_linear(
       weight: [V, H].
       bias: [V] or None.
       temperature: τ > 0.
+      columns: the distribution is over the first so many rows of the weight, in 1..V; all if None.
+        The others have a gradient of 0.
 
     Returns:
       (logprobs, entropy), both [N] in nats, both differentiable once.
     """
-    keep = torch.is_grad_enabled()
-    logprobs, entropy = _LinearStatistics.apply(hidden, weight, bias, targets, temperature, keep)
+    columns = len(weight) if columns is None else min(columns, len(weight))
+    logprobs, entropy = _LinearStatistics.apply(
+        hidden, weight, bias, targets, temperature, columns, torch.is_grad_enabled()
+    )
     return logprobs, entropy
 
 
@@ -95,15 +105,16 @@ class _LinearStatistics(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: float,
+        used: int,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         in_tiles = hidden.device.type == "cpu" and hidden.element_size() >= 4
-        tile = _CPU_TILE if in_tiles else len(weight)
+        tile = _CPU_TILE if in_tiles else used
         total = _scaled(hidden.new_zeros(len(hidden), 1), 1)
         top = torch.full_like(total, torch.finfo(total.dtype).min)
         slope, chosen, kept = total.clone(), total.clone(), []
-        for start in range(0, len(weight), tile):
-            part = slice(start, start + tile)
+        for start in range(0, used, tile):
+            part = slice(start, min(start + tile, used))
             logits = torch.nn.functional.linear(hidden, weight[part], _part(bias, part))
             logits = _scaled(
                 logits, temperature
@@ -122,7 +133,7 @@ class _LinearStatistics(torch.autograd.Function):
         log_total = total.log()
         entropy = log_total - slope / total
         ctx.save_for_backward(hidden, weight, bias, targets, top, log_total, entropy, *kept)
-        ctx.tile, ctx.temperature = tile, temperature
+        ctx.tile, ctx.used, ctx.temperature = tile, used, temperature
         ctx.set_materialize_grads(False)
         # Not top + log_total first: its rounding would be the largest of all.
         return ((chosen - top) - log_total).squeeze(-1), entropy.squeeze(-1)
@@ -135,9 +146,12 @@ class _LinearStatistics(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         d_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
+        for gradient in (d_weight, d_bias):
+            if gradient is not None:
+                gradient[ctx.used :] = 0
         for number, (higher, weights) in enumerate(zip(kept[::2], kept[1::2], strict=True)):
             start = number * ctx.tile
-            part = slice(start, start + ctx.tile)
+            part = slice(start, min(start + ctx.tile, ctx.used))
             shift = higher - top - log_total  # log p = log weight + shift
             slope = torch.zeros_like(top) if d_chosen is None else d_chosen
             if d_entropy is not None:
@@ -156,7 +170,7 @@ class _LinearStatistics(torch.autograd.Function):
                 torch.mm(d_logits.T, hidden, out=d_weight[part])
             if d_bias is not None:
                 torch.sum(d_logits, 0, out=d_bias[part])
-        return d_hidden, d_weight, d_bias, None, None, None
+        return d_hidden, d_weight, d_bias, None, None, None, None
 
 
 def _part(bias: Tensor | None, part: slice) -> Tensor | None:

@@ -15,6 +15,7 @@ from rlframe.hooks.component import (
     RewardProvider,
     RewardSpec,
 )
+from rlframe.hooks.lengths import context_tokens
 from rlframe.hooks.references import ColumnName, DataName, ModelName, RewardName
 from rlframe.hooks.spec import hookimpl
 from rlframe.types import (
@@ -58,5 +59,6 @@ __all__ = [
     "StopReason",
     "TokenBatch",
     "TokenExample",
+    "context_tokens",
     "hookimpl",
 ]

@@ -37,17 +37,26 @@ def new_language_model(
     Raises:
       RecipeError: there is no such model type, or the config does not make a model.
     """
-    special = {
-        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")
-    }
-    special["pad_token_id"] = padding_of(tokenizer)
-    shape = new_config(architecture, vocab_size=rows_needed(tokenizer), **special)
+    shape = policy_config(architecture, tokenizer)
     with _making_sense(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = new(shape, "causal", dtype=dtype).eval()
         if model.device.type != "meta":  # on which a plan makes them
             _read_something(model)
         return model
+
+
+def policy_config(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The transformers config of a new model for a tokenizer.
+
+    Raises:
+      RecipeError: as of `new_config`.
+    """
+    special = {
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")
+    }
+    special["pad_token_id"] = padding_of(tokenizer)
+    return new_config(architecture, vocab_size=rows_needed(tokenizer), **special)
 
 
 @torch.no_grad()

@@ -174,7 +174,13 @@ class WithoutAdapters(Policy):
     """
 
     def __init__(self, policy: Policy) -> None:
-        super().__init__(policy.model, temperature=policy.temperature, chunk=policy.chunk)
+        super().__init__(
+            policy.model,
+            temperature=policy.temperature,
+            chunk=policy.chunk,
+            profile=policy.profile,
+            vocabulary=policy.vocabulary,
+        )
         self._layers = list(adapted(policy.model).values())
         with self._base():
             if not all(layer.disable_adapters for layer in self._layers):

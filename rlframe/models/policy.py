@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlframe.errors import RecipeError
 from rlframe.functional import kl
 from rlframe.functional import logprobs as token_logprobs
 from rlframe.functional.rewards import response_mask
+from rlframe.models.cache import Memory
+from rlframe.models.profile import Profile
+from rlframe.models.vocabulary import Vocabulary
 from rlframe.types import Sequences
 
 
@@ -46,27 +48,51 @@ class Policy(nn.Module):
         new to old policy differ from 1 before anything was learned.
       temperature: divides the logits of everything but `logprobs`.
       chunk: most positions whose logits exist at a time.
+      profile: how models of this architecture are run.
+      vocabulary: the ids that have a token: all distributions are over them. None for all rows of
+        the head, which may be more, since published heads are padded to a multiple.
     """
 
-    def __init__(self, model: Any, *, temperature: float, chunk: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        temperature: float,
+        chunk: int,
+        profile: Profile | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval()
         self.temperature = temperature
         self.chunk = chunk
-        config = model.config.get_text_config()
-        self._cap = getattr(config, "final_logit_softcapping", None)
-        self._scale = getattr(config, "logit_scale", None)
+        self.profile = profile or Profile()
+        self.vocabulary = vocabulary
+        self._cap, self._scale = _treatment(model.config.get_text_config())
 
     def hidden(self, tokens: Tensor, **kwargs: Any) -> Any:
-        """The trunk's output; `last_hidden_state` is [B, L, H]. Causal and right-padded: no mask."""
-        return self.model.base_model(input_ids=tokens, **kwargs)
+        """The trunk's output; `last_hidden_state` is [B, L, H]. Causal and right-padded: no mask.
+
+        Where head and trunk cannot be used apart, its place is taken by the logits [B, L, V].
+        """
+        if not self.profile.whole:
+            return self.model.base_model(input_ids=tokens, **kwargs)
+        output = self.model(input_ids=tokens, **kwargs)
+        output["last_hidden_state"] = output.logits
+        return output
 
     def head(self, hidden: Tensor) -> Tensor:
-        """[..., H] -> logits [..., V], with the cap or scale that some architectures put on them."""
-        logits = self.model.get_output_embeddings()(hidden)
-        if self._cap:
-            logits = self._cap * torch.tanh(logits / self._cap)
-        return logits * self._scale if self._scale else logits
+        """[..., H] -> logits [..., V], with the cap or scale that some architectures put on them.
+
+        V counts the ids up to the largest that has a token; one without is as good as impossible.
+        """
+        logits = hidden
+        if not self.profile.whole:
+            logits = self.model.get_output_embeddings()(hidden)
+            if self._cap:
+                logits = self._cap * torch.tanh(logits / self._cap)
+            logits = logits * self._scale if self._scale else logits
+        return logits if self.vocabulary is None else self.vocabulary.restrict(logits)
 
     def _statistics(self, temperature: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """What turns hidden states and targets into log-probabilities and entropies."""
@@ -74,9 +100,10 @@ class Policy(nn.Module):
         # The short way goes around the module, so it is only for one that does nothing else: no
         # adapter, no hook, no mixed precision, no cap or scale behind it.
         plain = type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks)
+        ids = self.vocabulary
         if (
             plain
-            and not (self._cap or self._scale)
+            and not (self._cap or self._scale or self.profile.whole or (ids and ids.missing))
             and not torch.is_autocast_enabled(head.weight.device.type)
         ):
             return partial(
@@ -84,6 +111,7 @@ class Policy(nn.Module):
                 weight=head.weight,
                 bias=head.bias,
                 temperature=temperature,
+                columns=None if ids is None else ids.size,
             )
         return lambda hidden, targets: token_logprobs.from_logits(
             self.head(hidden), targets, temperature=temperature
@@ -116,8 +144,17 @@ class Policy(nn.Module):
         states: Tensor = self.hidden(batch.tokens[:, :-1], use_cache=False).last_hidden_state
         return states
 
+    def memory(self, *, capacity: int) -> Memory:
+        """What `next_logits` needs to read `capacity` tokens a row."""
+        return self.profile.memory(self.model, capacity=capacity)
+
+    @property
+    def padded(self) -> bool:
+        """Whether `next_logits` takes rows with padding on the left."""
+        return self.profile.padded
+
     def next_logits(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Any
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Memory
     ) -> Tensor:
         """Logits [B, V] of the token after the last column, at the sampler's temperature.
 
@@ -125,16 +162,12 @@ class Policy(nn.Module):
           tokens: [B, n] the columns that `cache` does not hold yet.
           positions: [B, n] their positions.
           mask: [B, held + n] 1 on real tokens, or None if there is no padding.
-          cache: a transformers cache, changed in place.
+          cache: of `memory`, changed in place.
         """
-        states = self.hidden(
-            tokens,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        logits = self.head(states[:, -1])
+        read, given = cache.reading(tokens, positions, mask)
+        output = self.hidden(read, **given)
+        cache.keep(output)
+        logits = self.head(output.last_hidden_state[:, -1])
         return logits if self.temperature == 1 else logits / self.temperature
 
     def logprobs(
@@ -177,20 +210,19 @@ def exact_kl(policy: Policy, reference: Policy, batch: Sequences) -> Tensor:
     return found.new_zeros(mask.shape).index_put((rows, steps), found)
 
 
-@torch.no_grad()
-def check_head(policy: Policy, *, name: str) -> None:
-    """Make sure that trunk and head, used apart, give the logits of the whole model.
-
-    Raises:
-      RecipeError: they do not, because the architecture treats its logits in a way unknown here.
+def _treatment(config: Any) -> tuple[float | None, float | None]:
+    """(cap, factor) that an architecture puts on its logits, so that its trunk and head can be used
+    apart. Where these are not all, a probe finds that the numbers differ.
     """
-    device = next(policy.parameters()).device
-    probe = torch.arange(4, device=device)[None]
-    whole = policy.model(input_ids=probe, use_cache=False).logits
-    apart = policy.head(policy.hidden(probe, use_cache=False).last_hidden_state)
-    if not torch.allclose(whole, apart, rtol=1e-3, atol=1e-3):
-        raise RecipeError(
-            f"model.policy: {name} ({type(policy.model).__name__}) does something to its logits after "
-            "the head that rlframe does not know, so log-probabilities would be wrong; please report "
-            "the architecture"
-        )
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    cap = next((value for name in caps if (value := getattr(config, name, None))), None)
+    for name, factor in (
+        ("logit_scale", lambda x: x),
+        ("lm_head_multiplier", lambda x: x),
+        ("logits_scaling", lambda x: 1 / x),
+        ("dim_model_base", lambda x: x / config.hidden_size),
+    ):
+        value = getattr(config, name, None)
+        if isinstance(value, int | float) and value not in (0, 1):
+            return cap, factor(value)
+    return cap, None

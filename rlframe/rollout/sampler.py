@@ -7,21 +7,17 @@ the head runs on the last position alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlframe.errors import RunError
 from rlframe.functional.sampling import inverse_cdf, keep, log_probability
-from rlframe.rollout.cache import GrowingCache
 from rlframe.rollout.seeds import uniforms
+from rlframe.rollout.writing import Decoder, Writing
 from rlframe.types import Prompt, Rollout, Sequences, StopReason
-
-# Rows are dropped from the batch when this share of them is done: each drop copies the cache.
-_DROP_SHARE = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class Sampler:
     """Writes responses with one policy.
 
     Args:
-      policy: asked for hidden states and logits; see `models.policy.Policy`.
+      policy: asked for the next token's logits; see `models.policy.Policy`.
       tokenizer: for stop strings and the text of the responses.
       eos_ids: every token that ends a response.
       params: lengths, filters, stop strings.
@@ -64,14 +60,14 @@ class Sampler:
 
     def __init__(
         self,
-        policy: Callable[..., Tensor],
+        policy: Decoder,
         tokenizer: PreTrainedTokenizerBase,
         *,
         eos_ids: frozenset[int],
         params: SamplingParams,
         seed: int,
     ) -> None:
-        self._next_logits = policy
+        self._policy = policy
         self._tokenizer = tokenizer
         self._eos = sorted(eos_ids)
         self._params = params
@@ -91,12 +87,11 @@ class Sampler:
           purpose: part of the seed, see `seeds.uniforms`.
           device: where the tokens live.
         """
-        size = self.batch or len(requests)
-        ids: list[list[int]] = []
-        reasons: list[StopReason] = []
-        logprobs: list[tuple[float, ...]] = []
-        for start in range(0, len(requests), size):
-            part = requests[start : start + size]
+        ids: list[list[int]] = [[] for _ in requests]
+        reasons = [StopReason.LENGTH] * len(requests)
+        logprobs: list[tuple[float, ...]] = [() for _ in requests]
+        for rows in self._batches(requests):
+            part = [requests[row] for row in rows]
             draws = torch.stack(
                 [
                     uniforms(
@@ -105,11 +100,13 @@ class Sampler:
                     for r in part
                 ]
             )
-            writing = _Writing([r.prompt.ids for r in part], draws.to(device))
+            writing = Writing([r.prompt.ids for r in part], draws.to(device), self._policy)
             drawn = self._write(writing)
-            ids += writing.written
-            reasons += writing.reasons
-            logprobs += [tuple(d[: len(w)]) for d, w in zip(drawn, writing.written, strict=True)]
+            for row, written, reason, found in zip(
+                rows, writing.written, writing.reasons, drawn, strict=True
+            ):
+                ids[row], reasons[row] = written, reason
+                logprobs[row] = tuple(found[: len(written)])
         return Rollout(
             sequences=pack([r.prompt.ids for r in requests], ids, device=device),
             prompts=tuple(r.prompt for r in requests),
@@ -121,7 +118,16 @@ class Sampler:
             logprobs=tuple(logprobs) if self._params.truncated else None,
         )
 
-    def _write(self, writing: _Writing) -> list[list[float]]:
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Which requests are answered together: all, or those that need no padding."""
+        groups: dict[int, list[int]] = {}
+        for row, request in enumerate(requests):
+            groups.setdefault(0 if self._policy.padded else len(request.prompt.ids), []).append(row)
+        size = self.batch or len(requests)
+        for rows in groups.values():
+            yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+    def _write(self, writing: Writing) -> list[list[float]]:
         """Write to the end.
 
         Returns:
@@ -132,9 +138,7 @@ class Sampler:
         drawn: list[list[float]] = [[] for _ in writing.written]
         eos = torch.tensor(self._eos, device=writing.draws.device)
         for step in range(params.max_new_tokens):
-            logits = self._next_logits(
-                writing.tokens, writing.positions, writing.mask, writing.cache
-            )
+            logits = writing.next_logits()
             kept = keep(logits, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
             if not bool(kept.amax(-1).isfinite().all()):
                 raise RunError(
@@ -166,68 +170,6 @@ class Sampler:
         text = str(self._tokenizer.decode(ids, skip_special_tokens=True))
         ends = [at for stop in self._params.stop_strings if (at := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
-
-
-class _Writing:
-    """Responses being written: which rows are in the batch, their cache, and what stands already.
-
-    Prompts are left-padded here and only here, so that all rows write at the same column. The mask is
-    None while no row has padding, which lets attention take its fast path.
-    """
-
-    def __init__(self, prompts: list[tuple[int, ...]], draws: Tensor) -> None:
-        device = draws.device
-        width = max(map(len, prompts))
-        gaps = torch.tensor([width - len(ids) for ids in prompts], device=device)
-        self.draws = draws
-        self.tokens = torch.tensor(
-            [[0] * (width - len(p)) + list(p) for p in prompts], device=device
-        )
-        columns = torch.arange(width, device=device)
-        self.positions = (columns - gaps[:, None]).clamp(min=0)
-        self.mask = (columns >= gaps[:, None]).long() if bool(gaps.any()) else None
-        self.cache = GrowingCache(width + draws.shape[1])
-        self.rows = torch.arange(len(prompts), device=device)
-        self.written: list[list[int]] = [[] for _ in prompts]
-        self.reasons = [StopReason.LENGTH] * len(prompts)
-        self._active = list(range(len(prompts)))
-        self._done: set[int] = set()
-
-    def row(self, slot: int) -> list[int]:
-        return self.written[self._active[slot]]
-
-    def append(self, chosen: list[int]) -> None:
-        for row, token in zip(self._active, chosen, strict=True):
-            if row not in self._done:
-                self.written[row].append(token)
-
-    def finish(self, slot: int, reason: StopReason) -> None:
-        row = self._active[slot]
-        if row not in self._done:
-            self._done.add(row)
-            self.reasons[row] = reason
-
-    def advance(self, chosen: Tensor) -> bool:
-        """Make the chosen tokens the next input; False when every row is done."""
-        if len(self._done) == len(self.written):
-            return False
-        self.tokens = chosen[:, None]
-        self.positions = self.positions[:, -1:] + 1
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        finished = [row in self._done for row in self._active]
-        if sum(finished) > _DROP_SHARE * len(finished):
-            self._drop(torch.tensor([i for i, over in enumerate(finished) if not over]))
-        return True
-
-    def _drop(self, kept: Tensor) -> None:
-        self._active = [self._active[i] for i in kept.tolist()]
-        kept = kept.to(self.rows.device)
-        self.rows, self.tokens, self.positions = (
-            x[kept] for x in (self.rows, self.tokens, self.positions)
-        )
-        self.mask = None if self.mask is None else self.mask[kept]
-        self.cache.select(kept)
 
 
 def pack(

@@ -14,6 +14,8 @@ from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import microbatches
 from rlframe.engine.streams import token_batch
 from rlframe.models.policy import Policy
+from rlframe.models.profile import Profile
+from rlframe.models.vocabulary import Vocabulary
 from rlframe.runs.saving import Saver
 from rlframe.stages.supervised import FineTuningSettings, Progress, fit
 from rlframe.types import TokenExample
@@ -28,6 +30,8 @@ def fine_tune(
     examples: Sequence[TokenExample],
     *,
     pack_to: int | None,
+    profile: Profile | None = None,
+    vocabulary: Vocabulary | None = None,
     settings: FineTuningSettings,
     progress: Progress,
     saver: Saver | None = None,
@@ -38,6 +42,8 @@ def fine_tune(
       model: `...ForCausalLM`.
       examples: context tokens are read but not learned from; each has tokens beyond its context.
       pack_to: tokens of the rows that examples are packed into; None for a row an example.
+      profile: how the model is run.
+      vocabulary: the ids that have a token.
       settings: knobs; the batch size counts rows.
       progress: told about each step.
       saver: of the stage's checkpoints; None for none.
@@ -48,7 +54,9 @@ def fine_tune(
     blank = {"input_ids": [0, 0], "labels": [_IGNORED, _IGNORED]}
     blank |= {"position_ids": [0, 1]} if pack_to is not None else {}
     fit(
-        _NextToken(model),
+        _NextToken(
+            Policy(model, temperature=1.0, chunk=_CHUNK, profile=profile, vocabulary=vocabulary)
+        ),
         model,
         rows,
         _collate,
@@ -64,10 +72,10 @@ class _NextToken(nn.Module):
 
     accepts_loss_kwargs = True  # Trainer hands over what to divide by
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, policy: Policy) -> None:
         super().__init__()
-        self.model = model
-        self._policy = [Policy(model, temperature=1.0, chunk=_CHUNK)]  # not a second child
+        self.model = policy.model
+        self._policy = [policy]  # not a second child
 
     def forward(
         self,

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from rlframe.errors import RecipeError, RunError, SetupError
 from rlframe.models import lora
+from rlframe.models.cache import GrowingCache
 from rlframe.models.loading import weights_hash
 from rlframe.models.policy import Policy, exact_kl
 from rlframe.rollout.sampler import pack
@@ -102,9 +103,13 @@ def test_the_policy_begins_as_its_reference_to_the_last_bit_and_then_leaves_it(
     torch.testing.assert_close(logprobs(reference), expected, atol=1e-5, rtol=0)
     assert (logprobs(policy) - expected).abs().max() > 1e-2
     tokens, positions = torch.tensor([[1, 5]]), torch.tensor([[0, 1]])
-    said = policy_of(language_model()).next_logits(tokens, positions, None, None)
-    torch.testing.assert_close(reference.next_logits(tokens, positions, None, None), said)
-    assert not torch.allclose(policy.next_logits(tokens, positions, None, None), said, atol=1e-2)
+    said = policy_of(language_model()).next_logits(tokens, positions, None, GrowingCache(20))
+    torch.testing.assert_close(
+        reference.next_logits(tokens, positions, None, GrowingCache(20)), said
+    )
+    assert not torch.allclose(
+        policy.next_logits(tokens, positions, None, GrowingCache(20)), said, atol=1e-2
+    )
 
 
 def test_an_adapter_on_the_head_alone_counts_and_is_trained(language_model: Any) -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlframe.build.probe import check_policy
 from rlframe.errors import RecipeError
-from rlframe.models.policy import Policy, check_head, exact_kl
-from rlframe.rollout.cache import GrowingCache
+from rlframe.models.cache import GrowingCache
+from rlframe.models.policy import Policy, exact_kl
 from rlframe.rollout.sampler import pack
 from rlframe.types import Sequences
 
@@ -92,7 +93,7 @@ def test_a_model_that_caps_its_logits_gives_the_logits_of_the_whole_model(tokeni
         num_attention_heads=2, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.05,
     )  # fmt: skip
     policy = Policy(Gemma2ForCausalLM(config), temperature=1.0, chunk=8)
-    check_head(policy, name="gemma")
+    check_policy(policy, name="gemma")
     assert policy.head(torch.full((1, 16), 100.0)).abs().max() <= 0.05
 
 
@@ -106,8 +107,8 @@ def test_an_architecture_with_unknown_treatment_of_logits_is_refused(language_mo
         return out
 
     model.forward = scaled
-    with pytest.raises(RecipeError, match="does something to its logits"):
-        check_head(Policy(model, temperature=1.0, chunk=8), name="odd")
+    with pytest.raises(RecipeError, match="are not those of the whole model"):
+        check_policy(Policy(model, temperature=1.0, chunk=8), name="odd")
 
 
 def test_dropout_is_off(language_model: Any) -> None:

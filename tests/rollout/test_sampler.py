@@ -28,7 +28,7 @@ def sample(language_model: Any, tokenizer: Any) -> Callable[..., Rollout]:
         requests: list[Request] = REQUESTS, *, seed: int = 3, update: int = 0, **params: Any
     ) -> Rollout:
         sampler = Sampler(
-            policy.next_logits,
+            policy,
             tokenizer,
             eos_ids=frozenset({2, 50, 51, 52, 53, 54, 55}),
             params=SamplingParams(**{"max_new_tokens": 12, **params}),
@@ -130,7 +130,7 @@ def test_a_policy_with_broken_weights_samples_nothing(
         model.lm_head.weight[7] = bad
     policy = Policy(model, temperature=1.0, chunk=64)
     params = SamplingParams(max_new_tokens=4)
-    sampler = Sampler(policy.next_logits, tokenizer, eos_ids=frozenset({2}), params=params, seed=0)
+    sampler = Sampler(policy, tokenizer, eos_ids=frozenset({2}), params=params, seed=0)
     with pytest.raises(RunError, match="logits are not finite"):
         sampler.sample(REQUESTS, update=0, purpose="rollout", device=CPU)
 
