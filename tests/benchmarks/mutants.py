@@ -362,13 +362,13 @@ def child(module: str, source: str | None, files: list[str], seconds: int, write
     os.write(write, json.dumps(told).encode())
 
 
-def tried(module: str, source: str | None, seconds: int) -> dict[str, Any]:
-    """What came of the tests of a module: outcome, the test that failed, CPU seconds."""
+def tried(module: str, source: str | None, files: list[str], seconds: int) -> dict[str, Any]:
+    """The result of some test files: outcome, the test that failed, CPU seconds."""
     read, write = os.pipe()
     process = os.fork()
     if process == 0:
         try:
-            child(module, source, watchers(module), seconds, write)
+            child(module, source, files, seconds, write)
         finally:
             os._exit(0)
     os.close(write)
@@ -436,19 +436,26 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@cache
+def unmutated(file: str, seconds: int) -> float:
+    """CPU seconds of a test file; its tests have to pass."""
+    found = tried("", None, [file], seconds)
+    if found["outcome"] != "survived":
+        sys.exit(f"{file}: a test fails without any mutant: {found}")
+    return float(found["seconds"])
+
+
 def try_module(
     module: str, mutants: list[Mutant], side_by_side: int, seconds: int
 ) -> Iterator[dict[str, Any]]:
     """The results of a module's mutants, one after the other."""
-    whole = tried(module, None, 10 * seconds)
-    if whole["outcome"] != "survived":
-        sys.exit(f"{module}: a test fails without any mutant: {whole}")
-    files = " ".join(watchers(module))
-    sys.stderr.write(f"{module}: {whole['seconds']} CPU seconds by {files}\n")
+    files = watchers(module)
+    whole = sum(unmutated(file, 10 * seconds) for file in files)
+    sys.stderr.write(f"{module}: {whole:.1f} CPU seconds without a mutant, by {' '.join(files)}\n")
 
     def one(mutant: Mutant) -> dict[str, Any]:
         before, after = difference(mutant)
-        found = tried(module, mutated(mutant), seconds)
+        found = tried(module, mutated(mutant), files, seconds)
         return {**asdict(mutant), "before": before, "after": after, **found}
 
     with ThreadPoolExecutor(side_by_side) as pool:
@@ -464,13 +471,13 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=400, help="mutants in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--named", action="store_true", help="those of NAMED instead of a sample")
-    parser.add_argument("--only", default="", help="modules whose name begins so: engine/learner")
+    parser.add_argument("--only", nargs="+", default=[""], help="modules that begin so: engine/le")
     parser.add_argument("--cpu-seconds", type=int, default=200, help="of one mutant")
     parser.add_argument("--side-by-side", type=int, default=1, help="mutants at a time")
     given = parser.parse_args()
     os.chdir(ROOT)
     drawn = named() if given.named else sample(given.sample, given.seed)
-    wanted = {key_of(asdict(m)): m for m in drawn if m.module.startswith(given.only)}
+    wanted = {key_of(asdict(m)): m for m in drawn if m.module.startswith(tuple(given.only))}
     warm_up()
     held = list(results(given.output))
     given.output.write_text("".join(json.dumps(row) + "\n" for row in held))
