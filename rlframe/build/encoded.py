@@ -86,8 +86,9 @@ class EncodedData:
 
     def demonstrations(self) -> Prepared[TokenExample]:
         """Of the sft stage."""
-        stage, encoder = self._project.recipe.sft, RowEncoder(self._project.tokenizer)
+        stage = self._project.recipe.sft
         assert stage is not None
+        encoder = RowEncoder(self._project.tokenizer, stage.learn)
         within = within_of(stage.data)
         train, heldout = (
             Mapped(part, encoder.example, within=within) for part in self.rows(stage.data)
@@ -96,7 +97,6 @@ class EncodedData:
             (train, heldout),
             self._project.tokenizer,
             max_tokens=stage.max_tokens,
-            learn=stage.learn,
         )
         return self._with_remarks(found, stage.data, encoder)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -37,8 +37,11 @@ class RowEncoder:
     """
 
     tokenizer: PreTrainedTokenizerBase
+    learn: Literal["all", "last"] = "all"
+    """Which answers of a conversation examples are learned from."""
     remarks: Counter[str] = field(default_factory=Counter, compare=False)
     """How many of the rows so far had what people should know of; see `remarks_on`."""
+    _kept: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
     _of_row: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def example(self, row: Row) -> TokenExample:
@@ -50,7 +53,7 @@ class RowEncoder:
         with self._about(row):
             messages = self._messages(row)
             if messages is not None:
-                return self._conversation(messages, row)
+                return self._conversation(messages, row, every=self.learn == "all")
             if row.get("prompt") is not None and row.get("response") is not None:
                 return self._answered(self._asked(row), self._answer(row, "response"))
             return self._text(self._field(row, "text"))
@@ -116,7 +119,10 @@ class RowEncoder:
             return messages_of(value, column=key)
         return [{"role": "assistant", "content": self._answer(row, key)}]
 
-    def _conversation(self, messages: list[dict[str, Any]], row: Row) -> TokenExample:
+    def _conversation(
+        self, messages: list[dict[str, Any]], row: Row, *, every: bool
+    ) -> TokenExample:
+        """An answered conversation; `every` answer is learned from, or the last one."""
         if messages[-1]["role"] != "assistant":
             raise RecipeError(
                 "the last message is not the assistant's, so that there is nothing to learn at the "
@@ -124,24 +130,27 @@ class RowEncoder:
             )
         messages = [self._unended(message) for message in messages]
         found = self._chat.conversation(messages, tools=_tools(row))
-        prompt, ids = self._plain(found.prompt), self._plain(found.text)
+        prompt, ids = self._prompt_tokens(found.prompt), self._plain(found.text)
         if ids[: len(prompt)] != prompt:
             ids = (*prompt, *self._plain(found.text[len(found.prompt) :]))
         if not found.ended:
             ids = (*ids, self.tokenizer.eos_token_id)
-        spans = self._spans(found)
-        self._remark("rewritten", if_=len(found.earlier) + 1 < found.answers)
-        self._remark("no offsets", if_=len(spans) < len(found.earlier))
         self._remark("no end", if_=not found.ended)
         self._remark("not as prompted", if_=not found.as_prompted)
         self._remark_unwritten(messages, found.text)
-        if not spans:
-            return TokenExample(ids, len(prompt))
-        return TokenExample(ids, spans[0][0], (*spans, (len(prompt), len(ids))))
+        spans = self._spans(found) if every else []
+        return (
+            TokenExample(ids, spans[0][0], (*spans, (len(prompt), len(ids))))
+            if spans
+            else TokenExample(ids, len(prompt))
+        )
 
     def _spans(self, found: Conversation) -> list[tuple[int, int]]:
         """The earlier answers as ranges of the prompt's tokens."""
-        if not found.earlier or not self.tokenizer.is_fast:  # others do not say where tokens stand
+        self._remark("rewritten", if_=len(found.earlier) + 1 < found.answers)
+        placed = self.tokenizer.is_fast  # others do not say where tokens stand
+        self._remark("no offsets", if_=bool(found.earlier) and not placed)
+        if not found.earlier or not placed:
             return []
         offsets = self.tokenizer(
             found.prompt, add_special_tokens=False, return_offsets_mapping=True
@@ -185,7 +194,7 @@ class RowEncoder:
             asked = (
                 [] if whole else _unanswered(messages_of(row.get("messages"), column="messages"))
             )
-            return self._conversation([*asked, *said], row).last_span()
+            return self._conversation([*asked, *said], row, every=False)
         text = said[0]["content"]
         if row.get("prompt") is not None:
             return self._answered(self._prompt(self._field(row, "prompt"), row), text)
@@ -215,6 +224,13 @@ class RowEncoder:
 
     def _plain(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _prompt_tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of a prompt, kept until another one comes: both sides of a pair have the same."""
+        if text not in self._kept:
+            self._kept.clear()
+            self._kept[text] = self._plain(text)
+        return self._kept[text]
 
     def _begun(self, text: str) -> tuple[int, ...]:
         """A text with what the tokenizer puts in front of every text, once.

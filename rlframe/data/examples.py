@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +31,6 @@ def demonstrations(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_tokens: int,
-    learn: Literal["all", "last"],
 ) -> Prepared[TokenExample]:
     """Examples of the sft stage.
 
@@ -39,13 +38,12 @@ def demonstrations(
       examples: (to train on, held out), encoded when they are read.
       tokenizer: for its BOS, and to show an example.
       max_tokens: longer examples are cut, see `Fitter.example`.
-      learn: from every answer of a conversation, or from the last one.
 
     Raises:
       RecipeError: a row is malformed, or nothing is left of it to learn.
     """
     fitter = Fitter(max_tokens, tokenizer.bos_token_id)
-    whole = [[_learned(example, learn) for example in part] for part in examples]
+    whole = [list(part) for part in examples]
     train, heldout = ([fitter.example(example) for example in part] for part in whole)
     for example in (*train, *heldout):
         if not any(example.counts()):
@@ -55,10 +53,6 @@ def demonstrations(
                 "it, or leave out such rows"
             )
     return Prepared(train, heldout, _cut([*whole[0], *whole[1]], [*train, *heldout], max_tokens))
-
-
-def _learned(example: TokenExample, learn: Literal["all", "last"]) -> TokenExample:
-    return example.last_span() if learn == "last" else example
 
 
 def _cut(

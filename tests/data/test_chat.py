@@ -187,6 +187,15 @@ def test_an_answer_that_has_its_end_in_the_data_does_not_end_twice(family: str) 
         ).example({"messages": [QUESTION, ANSWER]})
 
 
+def test_what_is_not_learned_from_anyway_is_not_remarked_on() -> None:
+    thought = {**ANSWER, "content": "<think>Hm.</think>It is fine."}
+    row = {"messages": [QUESTION, thought, TWO_TURNS[2]], "chosen": "Yes.", "rejected": "No."}
+    encoder = RowEncoder(foreign.tokenizer("thinking"), "last")
+    encoder.pair(row)
+    encoder.example({"messages": [QUESTION, thought, *TWO_TURNS[2:]]})
+    assert list(remarks_on(encoder.remarks)) == []
+
+
 # Templates that do otherwise
 
 

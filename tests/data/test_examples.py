@@ -173,8 +173,8 @@ def test_answers_of_pandalm_that_are_no_text_are_read_as_text() -> None:
 
 def examples(rows: list[Row], *, max_tokens: int = 40, learn: Any = "all") -> Prepared[Any]:
     words = foreign.tokenizer("llama3")
-    encoded = [RowEncoder(words).example(row) for row in rows]
-    return demonstrations((encoded, encoded[:1]), words, max_tokens=max_tokens, learn=learn)
+    encoded = [RowEncoder(words, learn).example(row) for row in rows]
+    return demonstrations((encoded, encoded[:1]), words, max_tokens=max_tokens)
 
 
 def test_a_demonstration_loses_the_beginning_of_its_prompt_rather_than_its_answer() -> None:
