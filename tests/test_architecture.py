@@ -161,6 +161,7 @@ def test_one_module_writes_text_and_one_function_cuts_lines() -> None:
         ("display.py", "print"),  # renders what `cell` and `table` have made
         ("check.py", "print"),
         ("plugins.py", "print"),
+        ("describe.py", "print"),
         ("launch.py", "write"),  # the escape that shows the cursor
     }
     for path in FILES:
