@@ -73,7 +73,7 @@ class Runtime:
         # What `accelerate launch` said of engines has been read; the supervised stages run on DDP.
         for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
             os.environ.pop(name, None)
-        meeting = local_meeting(_PATIENCE)
+        meeting = {} if dist.is_initialized() else local_meeting(_PATIENCE)
         state = PartialState(cpu=on_cpu, timeout=_PATIENCE, **meeting)
         if strategy.name != "ddp" and not dist.is_initialized():  # engines want a group of one too
             backend = "gloo" if on_cpu else "nccl"

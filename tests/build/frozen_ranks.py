@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlframe.build import run_recipe
 from rlframe.build.alignment import PPOParts
 from rlframe.builtin.reward_model import RewardModel
+from rlframe.distributed.child import finished, take_reports
 from rlframe.engine.learner import Learner
 from rlframe.hooks import AuxiliaryLoss, Context, LossTerm, PluginConfig
 from rlframe.hooks.component import RewardSpec
@@ -118,4 +119,6 @@ def main(recipe: str, output: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
+    reports = take_reports()
     main(*sys.argv[1:])
+    finished(reports)

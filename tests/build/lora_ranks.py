@@ -12,6 +12,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rlframe.build import run_recipe
+from rlframe.distributed.child import finished, take_reports
 from rlframe.errors import Stopped
 from rlframe.recipe import load_recipe
 from rlframe.runs.display import SilentDisplay
@@ -35,5 +36,7 @@ def main(recipe: str, output: str, *strategies: str) -> None:
 
 
 if __name__ == "__main__":
+    reports = take_reports()
     with smooth_adam():
         main(*sys.argv[1:])
+    finished(reports)

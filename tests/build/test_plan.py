@@ -123,9 +123,9 @@ def test_the_recipes_own_strategy():
 
 
 def test_errors_say_where_and_what(plan):
-    with pytest.raises(RecipeError, match=r"^model\.reference: the config of 'no/such' can not be"):
+    with pytest.raises(RecipeError, match=r"^model\.reference: 'no/such' is neither a folder"):
         plan("model.reference=no/such")
-    with pytest.raises(RecipeError, match=r"^model\.policy: the tokenizer of 'no/such' can not be"):
+    with pytest.raises(RecipeError, match=r"^model\.policy: 'no/such' is neither a folder"):
         plan("model.policy=no/such")
     with pytest.raises(RecipeError, match="float64 is for tests"):
         plan("runtime.precision=float64")

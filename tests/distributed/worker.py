@@ -29,6 +29,7 @@ from torch.distributed.tensor import DTensor
 
 from rlframe.build.alignment import PPOParts
 from rlframe.build.project import Project
+from rlframe.distributed.child import finished, take_reports
 from rlframe.distributed.training import Replicated, State, Training
 from rlframe.engine.experience import Crediting, Experience
 from rlframe.engine.learner import Learner
@@ -598,4 +599,6 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    reports = take_reports()
     main(Path(sys.argv[1]))
+    finished(reports)

@@ -16,7 +16,10 @@ CONFIGS = {
     "RewardToGo": {},
     "Politeness": {"model": "stage:reward_model"},
 }
-SKIPS = {"BangBang": {"fixed_point": "it doubles or halves, and has no point of rest"}}
+SKIPS = {
+    "BangBang": {"fixed_point": "it doubles or halves, and has no point of rest"},
+    "Politeness": {"time_per_thousand": "to be short, it asks its model one response at a time"},
+}
 
 
 def plugin(name):
