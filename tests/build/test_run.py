@@ -285,13 +285,16 @@ def test_the_reference_never_changes_and_the_policy_does(
 def test_held_out_rows_train_nothing(
     run: Callable[..., Outcome], whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlframe.build import project as projects
+    from rlframe.build import run as running
+    from rlframe.build.checks import check
 
     opened: list[Any] = []
-    check = projects.Project.check
-    monkeypatch.setattr(
-        projects.Project, "check", lambda self: (opened.append(self), check(self))[1]
-    )
+
+    def noted(project: Any) -> None:
+        opened.append(project)
+        check(project)
+
+    monkeypatch.setattr(running, "check", noted)
     run(whole)
     project = opened[0]
     held = {row["text"] for row in project.split("reviews").heldout}
