@@ -124,3 +124,9 @@ def test_a_row_that_is_neither_a_pair_nor_labelled_is_told(row: dict[str, Any]) 
 def test_a_model_without_an_opinion_orders_half_of_the_pairs(language_model: Any) -> None:
     model = scalar_model_from(language_model(), head="zero", seed=0)
     assert pair_accuracy(model, pairs(7), budget=20, runtime=RUNTIME) == 0.5
+
+
+def test_the_labels_of_csv_are_text_and_mean_what_they_say():
+    rows = [{"text": "good", "label": "1"}, {"text": "bad", "label": "0"}]
+    made = pairs_from_labels(rows, preferred=1, count=None, seed=0)
+    assert made == [{"chosen": "good", "rejected": "bad"}]
