@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlframe.distributed.child import refuse_odd_environment
 from rlframe.errors import Stopped
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import LoadedRecipe
@@ -34,7 +35,9 @@ def refuse_processes_inside_others(processes: int) -> None:
 
     Raises:
       BadParameter: it was asked to.
+      SetupError: the environment says what no process of several can be.
     """
+    refuse_odd_environment()
     if processes > 1 and "WORLD_SIZE" in os.environ:
         raise typer.BadParameter(
             f"WORLD_SIZE is set: this is one of {os.environ['WORLD_SIZE']} processes that torchrun, or "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -98,6 +99,33 @@ def tell(message: str, exit_code: int, error: BaseException, *, reports: Path | 
         return
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     say(f"rank {rank}: {message}" if several else message, err=True)
+
+
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
+def refuse_odd_environment() -> None:
+    """Make sure that what the environment says of processes and threads can be.
+
+    Raises:
+      SetupError: a variable is no number, or they contradict each other.
+    """
+    for name in (*_NUMBERS, "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "1")
+        # OpenMP reads one number for each level of nesting.
+        numbers = value.split(",") if name == "OMP_NUM_THREADS" else [value]
+        if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", number) for number in numbers):
+            raise SetupError(
+                f"the environment variable {name} is {value!r}, and has to be a whole number. "
+                f"Set it to one, or remove it: unset {name}"
+            )
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if rank >= max(size, 1) or size == 0:
+        known = f"WORLD_SIZE is {size}" if "WORLD_SIZE" in os.environ else "WORLD_SIZE is not set"
+        raise SetupError(
+            f"RANK is {rank}, but {known}: of N processes each has a RANK from 0 to N - 1. torchrun "
+            "sets both; for one process remove them: unset RANK WORLD_SIZE"
+        )
 
 
 def refuse_missing_gpus(device: Literal["auto", "cpu", "cuda"]) -> None:

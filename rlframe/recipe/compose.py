@@ -14,6 +14,7 @@ from rlframe.recipe.interpolation import interpolate
 from rlframe.recipe.yaml12 import parse_value, read_file
 
 _LAST = 10**9  # overrides are told after all files
+_LONGEST = 500  # characters of an override, where it is named
 _MOST_FILES = 100  # each of two may extend the same two, and so on: 2^n readings
 
 
@@ -32,7 +33,7 @@ def compose(path: Path, overrides: Iterable[str] = ()) -> Document:
     """
     document = _Files().read(path)
     for turn, text in enumerate(overrides):
-        place = f"override {text!r}"
+        place = f"override {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'!r}"
         document.order[place] = (_LAST, turn, 0)
         try:
             override(document, text, place)

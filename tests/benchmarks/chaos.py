@@ -75,21 +75,34 @@ RECIPE: dict[str, Any] = {
 }
 
 FAULTS = (
-    *("kill a rank", "kill all", "SIGTERM", "SIGINT", "full disk", "flipped bit", "power loss"),
+    *("kill a rank", "kill all", "SIGTERM", "SIGINT", "SIGHUP", "full disk", "flipped bit"),
+    *("power loss", "lost terminal"),
 )
+TERMINAL = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+"""A terminal in a process of its own: it ends, and with it what shows the command's output."""
 MODELS = ("sft", "reward_model", "ppo/policy", "ppo/critic")
 DISK_MIB = 24
 
 
 def rlframe(
-    *arguments: str, log: Path, variables: Mapping[str, str] = MappingProxyType({})
+    *arguments: str,
+    log: Path,
+    variables: Mapping[str, str] = MappingProxyType({}),
+    terminal: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start the command line in a process group of its own."""
+    """Start the command line in a process group of its own, or in a terminal."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", "rlframe", *arguments]
+    if terminal:
+        command = [sys.executable, "-c", TERMINAL, *command]
     with log.open("ab") as file:
         return subprocess.Popen(
-            command, stdout=file, stderr=file, start_new_session=True, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env=environment,
         )
 
 
@@ -104,6 +117,15 @@ def end_all(process: subprocess.Popen[bytes]) -> None:
     with suppress(OSError):  # it may be ending
         running = ranks(process.pid)
         os.killpg(process.pid, signal.SIGKILL)
+        while any(Path(f"/proc/{rank}").exists() for rank in running):
+            time.sleep(0.01)
+
+
+def lose_terminal(terminal: subprocess.Popen[bytes]) -> None:
+    """End a terminal, which sends SIGHUP to what runs in it, and wait until that has ended."""
+    with suppress(OSError):
+        running = ranks(terminal.pid)
+        terminal.kill()
         while any(Path(f"/proc/{rank}").exists() for rank in running):
             time.sleep(0.01)
 
@@ -147,7 +169,8 @@ def live(run: Path, fault: str, arguments: list[str], draw: random.Random, log: 
     if fault == "power loss":
         syncs = draw.randrange(1, 150) if draw.random() < 0.5 else 0
         variables = power.watched(run.parent, journal, syncs=syncs)
-    process = rlframe(*arguments, log=log, variables=variables)
+    terminal = fault == "lost terminal"
+    process = rlframe(*arguments, log=log, variables=variables, terminal=terminal)
     before, begun = progress(run), time.monotonic()
     while process.poll() is None and progress(run) == before:
         if time.monotonic() - begun > 300:
@@ -162,6 +185,8 @@ def live(run: Path, fault: str, arguments: list[str], draw: random.Random, log: 
             os.kill(draw.choice(ranks(process.pid)), signal.SIGKILL)
         elif fault in ("kill all", "flipped bit", "power loss"):
             end_all(process)
+        elif terminal:
+            lose_terminal(process)
         else:
             process.send_signal(getattr(signal, fault))
     code = process.wait(timeout=300)

@@ -18,6 +18,7 @@ from rlframe.distributed.child import (
     Report,
     read_report,
     refuse_missing_gpus,
+    refuse_odd_environment,
     report_path,
     tell,
 )
@@ -541,3 +542,32 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(
             refuse_missing_gpus(device)
     else:
         refuse_missing_gpus(device)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, None),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}, None),
+        ({"OMP_NUM_THREADS": "4,2"}, None),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is 0"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1'"),
+        ({"RANK": "1"}, "WORLD_SIZE is not set"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
+        ({"LOCAL_WORLD_SIZE": "1.5"}, "LOCAL_WORLD_SIZE is '1.5'"),
+        ({"OMP_NUM_THREADS": "abc"}, "OMP_NUM_THREADS is 'abc'"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
+    ],
+)
+def test_an_environment_that_cannot_be_is_named(monkeypatch, given, told):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    if told is None:
+        refuse_odd_environment()
+    else:
+        with pytest.raises(SetupError, match=told):
+            refuse_odd_environment()

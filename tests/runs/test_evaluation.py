@@ -54,6 +54,20 @@ def test_the_table_shows_each_prompt_once_and_marks_what_was_cut() -> None:
     assert "ask1" not in short.getvalue()
 
 
+def test_of_a_chat_the_table_shows_the_last_turn_and_samples_keep_both() -> None:
+    chat = Answer(
+        0, 0, "<|user|>[/INST] why?<|end|>", "so", EOS, 1.0, {"nice": 1.0}, question="[/INST] why?"
+    )
+    looked = HeldOut((chat,))
+    file = io.StringIO()
+    Console(file=file, width=200).print(before_and_after(looked, looked, rows=1))
+    assert "[/INST] why?" in file.getvalue()
+    assert "<|user|>" not in file.getvalue()
+    assert chat.row()["question"] == "[/INST] why?"
+    assert Answer.of_row(chat.row()) == chat
+    assert Answer.of_row(BEFORE.answers[0].row()) == BEFORE.answers[0]
+
+
 def test_figures_of_the_watch() -> None:
     assert BEFORE.metrics() == {
         "heldout/scores": 0.0,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import TINY
 from tests.situations import Situation, recipe
 
 HEADER = """\
@@ -109,6 +111,12 @@ def leaving(component: str, at: str = "call", **sections: Any) -> Callable[[Path
     return make
 
 
+def big(folder: Path) -> str:
+    path = folder / "big.yaml"
+    path.write_text("version: 1\n" + "".join(f"key_{n}: 1\n" for n in range(150_000)))
+    return str(path)
+
+
 def exits(
     name: str, component: str, at: str = "call", *, code: int = 1, says: str = ""
 ) -> Situation:
@@ -120,7 +128,102 @@ def exits(
     )
 
 
+HOSTILE = "[/INST] [bold]b[/bold] :smile: \x1b[31mred\x1b]0;title\x07 a\u2028b\x85c\u202egpj d\x00e"
+
+
+def hostile(folder: Path) -> list[str]:
+    """Prompts that hold markup, separators and control characters, held out and trained on."""
+    with (folder / "asked.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(60):
+            row = {"prompt": f"{number} {HOSTILE}", "text": f"{number} {HOSTILE} yes"}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    path = recipe(
+        folder,
+        data={"reviews": {"path": "asked.jsonl", "heldout": 0.3}},
+        prompts={"data": "reviews"},
+        model={"policy": {**TINY["model"]["policy"], "architecture": WIDE}},
+    )
+    return ["train", path, "--output", "run"]
+
+
+WIDE = {**TINY["model"]["policy"]["architecture"], "max_position_embeddings": 256}
+
+
+def validated(*overrides: str, **sections: Any) -> Callable[[Path], list[str]]:
+    return lambda folder: ["validate", recipe(folder, **sections), *overrides]
+
+
+def trained(*options: str) -> Callable[[Path], list[str]]:
+    return lambda folder: ["train", recipe(folder), *options]
+
+
 SITUATIONS = [
+    Situation(
+        "held-out prompts with markup, separators and escapes",
+        hostile,
+        0,
+        (
+            "[/INST] [bold]b[/bold]",
+            "\\u001b[31mred",
+            "\\u202egpj",
+            ":smile:",
+            "On 4 held-out prompts",
+        ),
+        ("Traceback", "\x1b", "\u202e", "\x85", "\u2028"),
+    ),
+    Situation(
+        "a key with an escape sequence",
+        validated(**{"\x1b[2Jcolour": 1}),
+        3,
+        ("unknown key", "[2Jcolour"),
+        ("Traceback", "\x1b"),
+    ),
+    Situation(
+        "a WORLD_SIZE that is no number",
+        trained(),
+        5,
+        ("WORLD_SIZE is 'abc'", "unset WORLD_SIZE"),
+        environment=(("WORLD_SIZE", "abc"),),
+    ),
+    Situation(
+        "a RANK without a WORLD_SIZE",
+        trained(),
+        5,
+        ("RANK is 1, but WORLD_SIZE is not set",),
+        environment=(("RANK", "1"),),
+    ),
+    Situation(
+        "an OMP_NUM_THREADS that is no number",
+        trained(),
+        5,
+        ("OMP_NUM_THREADS is 'many'",),
+        environment=(("OMP_NUM_THREADS", "many"),),
+    ),
+    Situation("a million processes", trained("--processes", "1000000"), 2, ("1024",)),
+    Situation(
+        "more prompts than any memory holds",
+        validated("rollout.prompts_per_update=100000000000000000000000"),
+        3,
+        ("rollout.prompts_per_update: input should be less than or equal to 1000000",),
+    ),
+    Situation(
+        "more reviews than anybody reads",
+        validated("data.reviews.generator.rows=1000000000000"),
+        3,
+        ("data.reviews.generator.rows: input should be less than or equal to 1000000",),
+    ),
+    Situation(
+        "a recipe of 2 MB",
+        lambda folder: ["validate", big(folder)],
+        3,
+        ("a recipe has at most 256 KiB",),
+    ),
+    Situation(
+        "brackets without end",
+        validated(f"seed={'[' * 5000}"),
+        3,
+        ("nested more than 40 deep",),
+    ),
     exits("in a reward", "reward", says="reward 'mine' of type"),
     exits("in a reward's constructor", "reward", "constructor", says="reward (class Part)"),
     exits("in a reward's check", "reward", "check", says="reward (class Part)"),
