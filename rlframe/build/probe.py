@@ -23,6 +23,7 @@ from transformers.utils import logging
 from rlframe.distributed.runtime import out_of_memory
 from rlframe.errors import RecipeError
 from rlframe.hooks.lengths import context_tokens
+from rlframe.models.loading import scalar_model_from
 from rlframe.models.policy import Policy
 from rlframe.models.profile import Profile
 from rlframe.models.reduced import reduced_model
@@ -53,7 +54,9 @@ class Text:
     """[n, V] log-probabilities after each token."""
 
 
-def profile_of(config: Any, *, length: int | None, name: str, samples: bool) -> Profile | None:
+def profile_of(
+    config: Any, *, length: int | None, name: str, samples: bool, scalar: bool = False
+) -> Profile | None:
     """How models of this config are run right.
 
     The model that is run is a small one of the same architecture with random weights; `models.reduced`
@@ -64,18 +67,24 @@ def profile_of(config: Any, *, length: int | None, name: str, samples: bool) -> 
       length: most tokens of a prompt and its response in the run; None if it is not known.
       name: of the model, in front of an error.
       samples: whether the run samples from it.
+      scalar: whether a critic or a reward model is made from it.
 
     Returns:
       None if no small model can be made of the config, so that the model itself has to be asked.
 
     Raises:
       RecipeError: its log-probabilities, or its samples, are not those of a plain forward pass in any
-        way that rlframe has.
+        way that rlframe has, or no critic can be made from it.
     """
     with torch.random.fork_rng(devices=[]), _in_silence():
         torch.default_generator.manual_seed(0)
         model, _ = reduced_model(config, length=length)
-        return None if model is None else profile_by(model, name=name, samples=samples)
+        if model is None:
+            return None
+        found = profile_by(model, name=name, samples=samples)
+        if scalar:
+            scalar_model_from(model, head="zero", seed=0)
+        return found
 
 
 @contextmanager

@@ -41,11 +41,12 @@ class Profiles:
                 length=project.lengths.longest_text,
                 name=self._name(path),
                 samples=project.recipe.ppo is not None,
+                scalar=path == "model.policy" and self._starts_others(),
             )
             if found is not None:
                 self._found[path] = found
         project.runtime.agree("how the models are run", tuple(self._found.items()))
-        self._check_packing()
+        self._check_recipe()
         said = {f"{path}: {p.sentence}" for path, p in self._found.items() if p.sentence}
         return sorted(said)
 
@@ -59,7 +60,7 @@ class Profiles:
         if path not in self._found:
             samples = self._project.recipe.ppo is not None
             self._found[path] = profile_by(model, name=self._name(path), samples=samples)
-            self._check_packing()
+            self._check_recipe()
         return self._found[path]
 
     @cached_property
@@ -77,8 +78,28 @@ class Profiles:
         named = recipe.model.policy if path == "model.policy" else recipe.model.reference
         return f"{path}: {named!r}" if isinstance(named, str) else f"{path}: the new model"
 
-    def _check_packing(self) -> None:
-        sft, found = self._project.recipe.sft, self._found.get("model.policy")
+    def _starts_others(self) -> bool:
+        """Whether a critic or a reward model begins with the policy's trunk."""
+        recipe = self._project.recipe
+        critic, stage = recipe.model.critic, recipe.reward_model
+        own = recipe.ppo is not None and not critic.shared and critic.initial == "policy"
+        return own or (stage is not None and stage.initial == "policy")
+
+    def _check_recipe(self) -> None:
+        """What the recipe wants of the policy that its architecture does not have."""
+        recipe, found = self._project.recipe, self._found.get("model.policy")
+        if (
+            recipe.ppo is not None
+            and recipe.model.critic.shared
+            and found is not None
+            and found.whole
+        ):
+            raise RecipeError(
+                "model.critic.shared: the critic reads what the policy's trunk gives its head, and in "
+                f"this architecture they cannot be taken apart ({self._name('model.policy')}). Leave "
+                "`shared` out, or use another model"
+            )
+        sft = recipe.sft
         if sft is not None and sft.pack and found is not None and not found.packs:
             raise RecipeError(
                 "sft.pack: examples in one row would see each other, since this architecture does not "

@@ -174,12 +174,14 @@ def scalar_model_from(policy: Any, *, head: Head, seed: int) -> Any:
     shape.num_labels = 1
     try:
         model = new(shape, "sequence", dtype=policy.dtype)
-    except ValueError as error:
+        model.base_model.load_state_dict(policy.base_model.state_dict())
+    except (ValueError, RuntimeError) as error:  # there is none, or its trunk is another
+        said = " ".join(str(error).split())[:200]
         raise RecipeError(
-            f"{type(policy).__name__} has no sequence classifier in transformers, which critics and "
-            f"reward models are saved as: {error}"
+            f"{type(policy).__name__} has no sequence classifier in transformers with its trunk, which "
+            f"critics and reward models are saved as. A critic of its own needs one: set "
+            f"`model.critic.shared: true`, or begin with another model ({said})"
         ) from error
-    model.base_model.load_state_dict(policy.base_model.state_dict())
     init_head(score_head(model, at="model.policy"), head, seed=seed)
     return model.to(policy.device).eval()
 

@@ -103,7 +103,9 @@ class Row:
         """Whether nothing goes wrong silently."""
         if self.refused or self.unmade:
             return True
-        return max(self.sampled, self.learned) <= probe.TOLERANCE and self.greedy == "yes"
+        return (
+            max(self.sampled, self.learned) <= probe.TOLERANCE and "of" not in self.greedy.split()
+        )
 
     def cells(self) -> tuple[str, ...]:
         if self.refused:
@@ -169,7 +171,7 @@ def greedy(policy: Policy, prompts: list[list[int]], *, tokens: int = 8) -> str:
         do_sample=False, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0, use_cache=True
     )
     policy.model.generation_config = wanted  # otherwise the config's EOS would end some responses
-    same = 0
+    same, wrong = 0, 0
     for ids, mine in zip(prompts, ours.response_ids(), strict=True):
         read = torch.tensor([ids])
         try:
@@ -178,8 +180,20 @@ def greedy(policy: Policy, prompts: list[list[int]], *, tokens: int = 8) -> str:
             )
         except Exception as error:
             return f"`generate` fails ({type(error).__name__})"
-        same += theirs[0, len(ids) :].tolist() == mine
-    return "yes" if same == len(prompts) else f"{same} of {len(prompts)}"
+        written = theirs[0, len(ids) :].tolist()
+        same += written == mine
+        wrong += written != mine and mine == _likeliest(policy, ids, tokens)
+    if same + wrong == len(prompts):
+        return "no, `generate` does not follow the model" if wrong else "yes"
+    return f"{same} of {len(prompts)}"
+
+
+def _likeliest(policy: Policy, prompt: list[int], tokens: int) -> list[int]:
+    """The likeliest tokens by plain forward passes, the whole text for each."""
+    read = list(prompt)
+    for _ in range(tokens):
+        read.append(int(policy.model(input_ids=torch.tensor([read])).logits[0, -1].argmax()))
+    return read[len(prompt) :]
 
 
 def scalar(policy: Policy, texts: list[probe.Text]) -> str:

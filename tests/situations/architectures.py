@@ -56,6 +56,16 @@ def permuted(folder: Path) -> list[str]:
     return trained(folder, "policy")
 
 
+def own_critic(folder: Path) -> list[str]:
+    policy = new("mamba", hidden_size=16, num_hidden_layers=2, state_size=4)
+    return trained(folder, policy, model={"critic": {}})
+
+
+def inseparable(folder: Path) -> list[str]:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    return trained(folder, new("modernbert-decoder", **shape, num_hidden_layers=2))
+
+
 def packed(folder: Path) -> list[str]:
     sft = {"data": "reviews", "pack": True, "max_tokens": 100}
     policy = new("mamba", hidden_size=16, num_hidden_layers=2, state_size=4)
@@ -111,6 +121,18 @@ SITUATIONS = [
         ("is not causal", "changing later tokens", "BertLMHeadModel", "model_type 'bert'", "nats"),
     ),
     Situation("a permutation language model is no policy", permuted, 3, ("model_type 'xlnet'",)),
+    Situation(
+        "an architecture without a classifier has no critic of its own",
+        own_critic,
+        3,
+        ("MambaForCausalLM has no sequence classifier", "model.critic.shared: true"),
+    ),
+    Situation(
+        "a shared critic needs a trunk that can be taken apart",
+        inseparable,
+        3,
+        ("model.critic.shared", "cannot be taken apart"),
+    ),
     Situation("packed examples would see each other", packed, 3, ("sft.pack", "see each other")),
     Situation(
         "examples are longer than the model reads",
