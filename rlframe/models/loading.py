@@ -170,9 +170,9 @@ def scalar_model_from(policy: Any, *, head: Head, seed: int) -> Any:
     Raises:
       RecipeError: transformers has no such classifier for this architecture.
     """
-    shape = type(policy.config).from_dict(policy.config.to_dict())
-    shape.num_labels = 1
     try:
+        shape = type(policy.config).from_dict(policy.config.to_dict())
+        shape.num_labels = 1
         model = new(shape, "sequence", dtype=policy.dtype)
         model.base_model.load_state_dict(policy.base_model.state_dict())
     except (ValueError, RuntimeError) as error:  # there is none, or its trunk is another

@@ -2,7 +2,8 @@
 """Every causal language model of transformers, run by rlframe: the table of docs/architectures.md.
 
     python tests/benchmarks/architectures.py --write       # all of them: about five minutes of one core
-    python tests/benchmarks/architectures.py llama mamba   # these alone, on the screen
+    python tests/benchmarks/architectures.py llama mamba   # these alone, on the screen; with --write
+                                                           # their rows of the page alone
 
 A row is a small model with random weights, made from the architecture's default config by
 `rlframe.models.reduced`, in float32 on the CPU. Exit status 1: an architecture is neither refused nor
@@ -37,6 +38,7 @@ from rlframe.types import Prompt
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
+UNMADE = "No small model could be made of the default config of:"
 HEADER = (
     "architecture",
     "sampled with",
@@ -220,22 +222,36 @@ def _short(text: str, most: int = 160) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown: the table, then what could not be made."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    made = [row for row in rows if not row.unmade]
-    lines += ["| " + " | ".join(row.cells()) + " |" for row in made]
-    run = [row for row in made if not row.refused]
-    lines += [
+def table(lines: dict[str, str], unmade: dict[str, str]) -> str:
+    """Markdown: the table, then what could not be made.
+
+    Args:
+      lines: a row of the table for each architecture.
+      unmade: why there is none.
+    """
+    rows = [line for _, line in sorted(lines.items())]
+    refused = sum("| refused: " in line for line in rows)
+    found = [
+        "| " + " | ".join(HEADER) + " |",
+        "|---" * len(HEADER) + "|",
+        *rows,
         "",
-        f"{len(run)} run, {len(made) - len(run)} are refused (transformers {transformers.__version__}, "
+        f"{len(rows) - refused} run, {refused} are refused (transformers {transformers.__version__}, "
         f"torch {torch.__version__.partition('+')[0]}).",
     ]
-    unmade = [row for row in rows if row.unmade]
     if unmade:
-        lines += ["", "No small model could be made of the default config of:", ""]
-        lines += [f"- `{row.name}`: {row.unmade}" for row in unmade]
-    return "\n".join(lines)
+        found += ["", UNMADE, "", *(f"- `{name}`: {why}" for name, why in sorted(unmade.items()))]
+    return "\n".join(found)
+
+
+def written() -> tuple[dict[str, str], dict[str, str]]:
+    """What the page has now: (rows, why others were not made), by architecture."""
+    page = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].splitlines()
+    rows = [
+        line for line in page if line.startswith("| ") and line.split(" | ")[0] != "| " + HEADER[0]
+    ]
+    lists = [line[3:].split("`: ", 1) for line in page if line.startswith("- `")]
+    return {line[2:].split(" |")[0]: line for line in rows}, dict(lists)
 
 
 def main() -> int:
@@ -251,12 +267,20 @@ def main() -> int:
         begun = time.perf_counter()
         rows.append(examine(name))
         print(f"{rows[-1]} {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
+    lines, unmade = written() if args.write and args.names else ({}, {})
+    for row in rows:
+        lines.pop(row.name, None)
+        unmade.pop(row.name, None)
+        if row.unmade:
+            unmade[row.name] = row.unmade
+        else:
+            lines[row.name] = "| " + " | ".join(row.cells()) + " |"
     if args.write:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
-        PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", encoding="utf-8")
+        PAGE.write_text(f"{before}{BEGIN}\n{table(lines, unmade)}\n{END}{after}", encoding="utf-8")
     else:
-        print(table(rows))
+        print(table(lines, unmade))
     return 0 if all(row.right for row in rows) else 1
 
 
