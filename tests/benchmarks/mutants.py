@@ -45,6 +45,7 @@ LEFT_OUT = ("VariableInserter", "VariableReplacer")
 
 WHOLE_RUNS = ("tests/build/test_run.py", "tests/build/test_resume.py")
 REFERENCE = "tests/engine/test_reference.py"
+VALUES = "tests/test_values.py"
 
 WATCHERS: dict[str, tuple[str, ...]] = {
     "engine": ("tests/engine/test_learner.py", REFERENCE, "tests/build/test_run.py"),
@@ -225,7 +226,7 @@ def watchers(module: str) -> list[str]:
     package, _, name = module.partition("/")
     own = f"tests/{package}/test_{name}.py"
     more = WATCHERS.get(module, WATCHERS[package])
-    return list(dict.fromkeys([own, *more] if (ROOT / own).exists() else more))
+    return [*([own] if (ROOT / own).exists() else []), VALUES, *(m for m in more if m != own)]
 
 
 # Drawing
@@ -275,8 +276,21 @@ def every_mutant() -> dict[tuple[str, int, int], list[Mutant]]:
 def sample(count: int, seed: int) -> list[Mutant]:
     """Mutants at `count` positions."""
     draw, places = random.Random(seed), every_mutant()
-    drawn = draw.sample(sorted(places), min(count, len(places)))
-    return [draw.choice(places[place]) for place in drawn]
+    order, found = draw.sample(sorted(places), len(places)), []
+    while order and len(found) < count:
+        mutant = draw.choice(places[order.pop()])
+        if compiles(mutated(mutant)):
+            found.append(mutant)
+    return found
+
+
+def compiles(source: str) -> bool:
+    """The `*` before keyword-only arguments is no multiplication, though it is changed like one."""
+    try:
+        compile(source, "mutant", "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 @cache

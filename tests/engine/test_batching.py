@@ -94,6 +94,12 @@ def test_spreading_keeps_every_row_and_gives_as_many_passes_as_asked(
     assert all(spread_out) or max(map(len, spread_out), default=0) <= 1 or not all(passes)
 
 
+def test_the_pass_with_most_rows_is_halved_until_there_are_enough() -> None:
+    assert spread([[0, 1, 2, 3, 4], [5, 6]], 3) == [[0, 1, 2], [3, 4], [5, 6]]
+    assert spread([[0, 1, 2, 3, 4], [5, 6]], 5) == [[0], [1], [2], [3, 4], [5, 6]]
+    assert spread([[7]], 3) == [[7], [], []]
+
+
 def schedule(
     samples: Sequence[int], *, total: int, minibatches: int, seed: int, **kw: Any
 ) -> Schedule:

@@ -229,6 +229,7 @@ def test_the_first_and_the_last_pass_of_a_step_give_every_weight_a_gradient(
     batches, over = learner._divide(experience, passes)
     assert len(batches) > len(passes) + 1 == 2
     assert batches[1].experience is None
+    assert all(b.auxiliary.keys() & {"ptx", "sft"} for b in batches[:-1])  # no pass for nothing
     for batch in (batches[0], batches[-1]):
         models.zero_grad()
         loss, _ = learner._objective(models, batch, over, 0.1)

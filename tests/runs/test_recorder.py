@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -148,6 +149,22 @@ def test_what_normalises_a_reward_is_told_of_that_reward_alone() -> None:
         "reward/b/running_mean": 2.0,
         "reward/b/running_std": 3.0,
     }
+
+
+def test_what_the_samplers_own_probabilities_say_where_filters_truncate() -> None:
+    """Sums of log-probabilities over a response: the sampler's less those of policy and reference."""
+    of_sampler = ((-0.5, -0.5), (-1.0, -1.0, -1.0), (-2.0,))
+    rollout = replace(update().rollout, logprobs=of_sampler)
+    experience = replace(
+        update().experience, reference=tensor([-2, -2, 99], [-2, -2, -3], [-3, 99, 99])
+    )
+    found = measured(update(rollout=rollout, experience=experience))
+    assert {name: value for name, value in found.items() if name.startswith("sampler/")} == {
+        "sampler/logprob": pytest.approx(-6 / 3),
+        "sampler/kl_to_policy": pytest.approx((-6 + 11) / 3),
+        "sampler/kl_to_reference": pytest.approx((-6 + 14) / 3),
+    }
+    assert not any(name.startswith("sampler/") for name in measured(update()))
 
 
 def test_a_variance_below_zero_by_rounding_is_zero_and_one_of_nothing_is_no_number() -> None:

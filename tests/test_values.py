@@ -1,0 +1,33 @@
+"""What flows through the engine is frozen: whoever has a value can rely on it."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from importlib import import_module
+
+import rlframe
+
+PACKAGES = ("engine", "stages", "runs", "builtin", "functional", "types")
+
+THAT_CHANGE = {"Recorder", "KLControl"}
+"""Dataclasses that are objects with a state, not values."""
+
+
+def dataclasses_of(package: str) -> Iterator[type]:
+    module = import_module(f"rlframe.{package}")
+    names = [name for _, name, _ in pkgutil.iter_modules(getattr(module, "__path__", []))]
+    for part in [module, *(import_module(f"rlframe.{package}.{name}") for name in names)]:
+        for _, member in inspect.getmembers(part, inspect.isclass):
+            own = "__dataclass_params__" in vars(member)  # not inherited
+            if own and member.__module__ == part.__name__:
+                yield member
+
+
+def test_dataclasses_are_frozen() -> None:
+    assert rlframe.__file__
+    found = [one for package in PACKAGES for one in dataclasses_of(package)]
+    assert len(found) > 20
+    changing = {one.__name__ for one in found if not vars(one)["__dataclass_params__"].frozen}
+    assert changing <= THAT_CHANGE
