@@ -146,9 +146,11 @@ class RewardBatch:
         return [prompt.columns[name] for prompt in self.prompts]
 
     def rows(self, index: Sequence[int]) -> RewardBatch:
-        """These responses alone, in this order."""
+        """These responses alone, in this order, and those of the reference model beside them."""
+        draw = self.sample_reference
         return replace(
             self,
+            sample_reference=None if draw is None else lambda: draw().rows(index),
             prompts=[self.prompts[i] for i in index],
             response_texts=[self.response_texts[i] for i in index],
             response_ids=[self.response_ids[i] for i in index],

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
+from rlframe.build.components import auxiliary_data, coefficient_of
 from rlframe.build.probe import check_policy
 from rlframe.build.project import Project
 from rlframe.build.rollouts import Rollouts
-from rlframe.data.fitting import Fitter
+from rlframe.engine.advantages import estimated
 from rlframe.engine.average import Average
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Crediting
 from rlframe.engine.judge import Judge, Judgement, WeightedReward
 from rlframe.engine.kl_control import KLControl
 from rlframe.engine.learner import (
-    AuxiliaryData,
     Learner,
     LearningSettings,
     learning_rate_factor,
@@ -29,8 +29,6 @@ from rlframe.engine.metrics import Clock
 from rlframe.engine.objective import Objective
 from rlframe.engine.ppo import Run
 from rlframe.engine.sharing import share
-from rlframe.engine.streams import Shuffled
-from rlframe.errors import RecipeError
 from rlframe.hooks.relay import Relay
 from rlframe.models import loading, lora
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
@@ -237,7 +235,9 @@ class PPOParts:
                 whiten_advantages=ppo.whiten_advantages,
             ),
             learn=self.learner,
-            control=KLControl(self.controller, self.relay, self.kl.minimum, self.kl.maximum),
+            control=KLControl(
+                self.controller, self.relay, self.kl.minimum, self.kl.maximum, runtime.gather
+            ),
             record=recorder,
             tell=self.relay.tell,
             clock=self.clock,
@@ -264,15 +264,11 @@ class PPOParts:
     def _advantages(
         self, rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        with self.relay.named("advantage estimator", self.estimator):
-            found: tuple[torch.Tensor, torch.Tensor] = self.relay.hook.rlframe_compute_advantages(
-                estimator=self.estimator.component, rewards=rewards, values=values, mask=mask
-            )
-        return found
+        return estimated(self.relay, self.estimator, rewards, values, mask)
 
     def _learner(self) -> Learner:
         ppo, runtime = self.ppo, self.project.runtime
-        active = tuple(loss for loss in self.losses if loss.component.coefficient != 0)
+        active = tuple(loss for loss in self.losses if coefficient_of(loss) != 0)
         return Learner(
             self.training,
             schedule=partial(
@@ -289,7 +285,7 @@ class PPOParts:
                 value_coefficient=ppo.value_coefficient,
                 kl_loss=None if self.penalty else self.kl.estimator,
             ),
-            auxiliary=[self._stream(loss) for loss in active],
+            auxiliary=[auxiliary_data(loss, self.project) for loss in active],
             runtime=runtime,
             settings=LearningSettings(
                 epochs=ppo.epochs,
@@ -298,19 +294,6 @@ class PPOParts:
                 max_bad_steps=ppo.max_bad_steps,
             ),
         )
-
-    def _stream(self, loss: Any) -> AuxiliaryData:
-        examples = loss.component.examples()
-        if examples is None:
-            return AuxiliaryData(loss, None)
-        if not examples:
-            raise RecipeError(f"losses.{loss.name}: the loss {loss} has no examples to train on")
-        context = self.project.context_tokens
-        if context is not None:
-            fitter = Fitter(context, self.project.tokenizer.bos_token_id)
-            examples = [fitter.example(example) for example in examples]
-        key = (self.project.recipe.seed, "losses", loss.name)
-        return AuxiliaryData(loss, Shuffled(examples, key=key))
 
 
 def _optimizer(models: Any, *, recipe: Recipe, ppo: PPO) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ from typing import Any
 from rlframe.build.encoded import names_in
 from rlframe.build.places import at
 from rlframe.build.project import Project
+from rlframe.build.remarks import remarks
 from rlframe.build.reward_format import check_read_as_trained
 from rlframe.builtin.reward_model import RewardModelConfig
 from rlframe.data.examples import Prepared
@@ -40,7 +41,7 @@ def check(project: Project) -> None:
             if isinstance(chosen.config, RewardModelConfig):
                 check_read_as_trained(project, chosen.config)
     problems.tell()
-    project.notes += _truncation(project)
+    project.notes += [*_truncation(project), *remarks(project)]
 
 
 def _truncation(project: Project) -> list[str]:

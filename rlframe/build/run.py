@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlframe.build.alignment import alignment, check_adapters
 from rlframe.build.checks import check
+from rlframe.build.components import check_controller
 from rlframe.build.inputs import inputs_of
 from rlframe.build.machine import saver_of
 from rlframe.build.project import Project
@@ -83,6 +84,7 @@ def run_recipe(
             project.runtime.agree(f"{part} of the plugin at {path}", value)
     check(project)  # before anything is written: a recipe that is refused can be mended and run
     check_adapters(project)
+    check_controller(project)
     for note in (*project.notes, *project.profiles.probe()):
         display.say(note)
     facts: dict[str, Any] = {

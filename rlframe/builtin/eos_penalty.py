@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider, StopReason
 
@@ -13,13 +13,23 @@ if TYPE_CHECKING:
 
 
 class EosPenaltyConfig(PluginConfig):
-    penalty: NonNegativeFloat
+    penalty: NonNegativeFloat = Field(
+        description="taken off, in score units; 0 with `replace` alone"
+    )
     mode: Literal["subtract", "replace"] = Field(
         "subtract", description="lower the score of the rewards before this one, or take its place"
     )
     reasons: Annotated[tuple[StopReason, ...], Field(min_length=1)] = Field(
         (StopReason.LENGTH,), description="stop reasons that are penalised"
     )
+
+    @model_validator(mode="after")
+    def _penalises(self) -> EosPenaltyConfig:
+        if self.penalty == 0 and self.mode == "subtract":
+            raise ValueError(
+                "a penalty of 0 changes nothing; with `mode: replace` a cut response scores 0"
+            )
+        return self
 
 
 class EosPenalty(RewardProvider[EosPenaltyConfig]):
@@ -30,6 +40,8 @@ class EosPenalty(RewardProvider[EosPenaltyConfig]):
     takes the place of all rewards that stand before it in the recipe (Huang et al. 2024, arXiv
     2403.17031, use -1), so that no quality makes up for not ending.
     """
+
+    cheap_to_repeat = True
 
     def score(self, batch: RewardBatch) -> list[float]:
         return [-self.config.penalty if cut else 0.0 for cut in self._cut(batch)]

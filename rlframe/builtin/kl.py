@@ -17,6 +17,10 @@ class FixedConfig(PluginConfig):
 class Fixed(KLController[FixedConfig]):
     """beta never changes."""
 
+    @classmethod
+    def initial_coefficient(cls, config: FixedConfig) -> float:
+        return config.coefficient
+
     def initial(self) -> KLState:
         return KLState(self.config.coefficient)
 
@@ -40,6 +44,10 @@ class Adaptive(KLController[AdaptiveConfig]):
     Ziegler et al. 2019, section 2.2 (https://arxiv.org/abs/1909.08593). Beyond the paper, the factor
     is kept within [1/2, 2]: with n >= 5 horizons the formula alone would make beta negative.
     """
+
+    @classmethod
+    def initial_coefficient(cls, config: AdaptiveConfig) -> float:
+        return config.initial
 
     @property
     def unit(self) -> str:

@@ -14,6 +14,8 @@ class LengthConfig(PluginConfig):
 class Length(RewardProvider[LengthConfig]):
     """0 at the target length, minus 1 for every `target_tokens` tokens away from it."""
 
+    cheap_to_repeat = True
+
     def score(self, batch: RewardBatch) -> list[float]:
         target = self.config.target_tokens
         return [-abs(length - target) / target for length in batch.response_lengths]

@@ -37,13 +37,35 @@ class SFTConfig(PluginConfig):
 
 
 def _demonstrations(config: SFTConfig, context: Context) -> list[TokenExample]:
+    """The examples of a data set, each with something to learn.
+
+    Raises:
+      RecipeError: one has none.
+    """
     examples = [context.tokenize(row) for row in context.training_rows(config.data)]
     if any(example.context_tokens == 0 for example in examples):
         raise RecipeError(
             f"data set {config.data!r} has rows without a prompt; loss 'sft' needs prompt and "
             "response, or messages. For plain text use `type: ptx`"
         )
-    return [e.last_span() for e in examples] if config.learn == "last" else examples
+    if config.learn == "last":
+        examples = [example.last_span() for example in examples]
+    return _learnable(examples, config.data)
+
+
+def _learnable(examples: list[TokenExample], data: str) -> list[TokenExample]:
+    """The examples, if each has a token to learn.
+
+    Raises:
+      RecipeError: some have none.
+    """
+    lost = [example for example in examples if not any(example.counts())]
+    if lost:
+        raise RecipeError(
+            f"{len(lost)} of {len(examples)} examples of data set {data!r} have no token to learn, the "
+            f"first with ids {list(lost[0].ids[:8])}: an empty text or response. Leave them out"
+        )
+    return examples
 
 
 class SFT(AuxiliaryLoss[SFTConfig]):
@@ -78,6 +100,13 @@ class PTXConfig(PluginConfig):
     )
 
 
+def _texts(config: PTXConfig, context: Context) -> list[TokenExample]:
+    """The whole texts of a data set, each with something to learn."""
+    rows = context.training_rows(config.data)
+    examples = [TokenExample(context.tokenize(row).ids, 0) for row in rows]
+    return _learnable(examples, config.data)
+
+
 class PTX(AuxiliaryLoss[PTXConfig]):
     """Next-token loss on all tokens of pretraining text (Ouyang et al. 2022, arXiv 2203.02155, eq. 2).
 
@@ -95,12 +124,10 @@ class PTX(AuxiliaryLoss[PTXConfig]):
 
     @classmethod
     def check(cls, config: PTXConfig, context: Context) -> None:
-        for row in context.training_rows(config.data):
-            context.tokenize(row)
+        _texts(config, context)
 
     def examples(self) -> list[TokenExample]:
-        rows = self.context.training_rows(self.config.data)
-        return [TokenExample(self.context.tokenize(row).ids, 0) for row in rows]
+        return _texts(self.config, self.context)
 
     def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
         return _next_token_loss(policy, batch)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from rlframe.hooks import (
     ColumnName,
     Context,
+    ContractError,
     Needs,
     PluginConfig,
     Prompt,
@@ -17,6 +18,7 @@ from rlframe.hooks import (
     RewardProvider,
     RewardSpec,
     StopReason,
+    token_scores,
 )
 
 
@@ -41,25 +43,36 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
     def __init__(self, config: PreferenceDifferenceConfig, context: Context) -> None:
         super().__init__(config, context)
         self.inner: RewardProvider[Any] = context.build_reward(config.reward)
+        self.cheap_to_repeat = self.inner.cheap_to_repeat
 
     @classmethod
     def needs(cls, config: PreferenceDifferenceConfig) -> Needs:
         return Needs(samples_per_prompt=2 if config.against == "others" else 1)
 
     def score(self, batch: RewardBatch) -> list[float]:
-        scores = _numbers(self.inner.score(batch))
+        scores = self._asked(batch)
         match self.config.against:
             case "others":
                 baseline = _mean_of_others(scores, batch.group_ids)
             case "column":
-                baseline = _numbers(self.inner.score(self._from_column(batch)))
+                baseline = self._asked(self._from_column(batch))
             case "reference":
                 if batch.sample_reference is None:
                     raise ValueError(
                         "there is no reference model to compare with outside a PPO run"
                     )
-                baseline = _numbers(self.inner.score(batch.sample_reference()))
+                baseline = self._asked(batch.sample_reference())
         return [score - base for score, base in zip(scores, baseline, strict=True)]
+
+    def _asked(self, batch: RewardBatch) -> list[float]:
+        """One number per response; a row of token rewards counts as its sum."""
+        try:
+            rows = token_scores(self.inner.score(batch), batch.response_lengths)
+        except ContractError as error:
+            raise ContractError(
+                f"inner reward {self.config.reward.type!r} {error}", row=error.row
+            ) from error
+        return [sum(row) for row in rows]
 
     def _from_column(self, batch: RewardBatch) -> RewardBatch:
         """The column's texts as finished responses, with the end that the policy would have written."""
@@ -82,15 +95,6 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
 
     def load_state_dict(self, state: Any) -> None:
         self.inner.load_state_dict(state)
-
-
-def _numbers(scores: Any) -> list[float]:
-    """Rows of token rewards count as their sum; None and NaN pass through as NaN, which is refused."""
-    values = [s.tolist() if hasattr(s, "tolist") else s for s in scores]
-    return [
-        float("nan") if s is None else float(sum(s)) if isinstance(s, list | tuple) else float(s)
-        for s in values
-    ]
 
 
 def _mean_of_others(scores: list[float], groups: Any) -> list[float]:

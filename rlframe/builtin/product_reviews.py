@@ -18,7 +18,7 @@ from itertools import islice
 from random import Random
 from typing import NamedTuple
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from rlframe.hooks import DataGenerator, PluginConfig, Row
 
@@ -199,7 +199,7 @@ MAX_DRAWS = 200
 
 class ProductReviewsConfig(PluginConfig):
     rows: int = Field(gt=0, le=1_000_000, description="reviews, all different")
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
 
 class ProductReviews(DataGenerator[ProductReviewsConfig]):

@@ -21,6 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from rlframe import __version__
 from rlframe.distributed.child import finished, take_reports, tell
+from rlframe.distributed.ending import in_time
 from rlframe.errors import RlframeError, RunError
 from rlframe.text import say, visible
 
@@ -133,6 +134,7 @@ def rlframe(
         os.environ[DEBUG] = "1"
 
 
+@in_time
 def main() -> None:
     """Run a command, and raise SystemExit with its exit code: 0 ok, 1 the run failed, 2 usage,
     3 recipe, 4 plugin, 5 environment, 130 interrupted.

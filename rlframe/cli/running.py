@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlframe.distributed.child import refuse_odd_environment
+from rlframe.distributed.copies import refuse_copies, unused_tasks
 from rlframe.errors import Stopped
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import LoadedRecipe
@@ -31,13 +32,19 @@ Processes = Annotated[
 
 
 def refuse_processes_inside_others(processes: int) -> None:
-    """Make sure that a process which torchrun started does not start more.
+    """Make sure that a process which torchrun started does not start more, and that no copy runs
+    beside it.
 
     Raises:
       BadParameter: it was asked to.
-      SetupError: the environment says what no process of several can be.
+      SetupError: the environment says what no process of several can be, or a scheduler has started
+        this command several times.
     """
     refuse_odd_environment()
+    refuse_copies(os.environ)
+    remark = unused_tasks(os.environ, processes=processes)
+    if remark is not None:
+        typer.echo(f"note: {remark}", err=True)
     if processes > 1 and "WORLD_SIZE" in os.environ:
         raise typer.BadParameter(
             f"WORLD_SIZE is set: this is one of {os.environ['WORLD_SIZE']} processes that torchrun, or "

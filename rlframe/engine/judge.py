@@ -11,20 +11,19 @@ are of raw scores, over all ranks, and only training adds to them.
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from rlframe.engine.asking import TimeLimit, culprit, described
 from rlframe.errors import RunError
 from rlframe.functional.rewards import response_mask
 from rlframe.functional.running import Running, normalised, statistics
+from rlframe.hooks.answers import LARGEST, ContractError, shown, token_scores
 from rlframe.hooks.component import Instance, RewardProvider
 from rlframe.hooks.relay import Relay
 from rlframe.rollout.seeds import stream
@@ -38,7 +37,8 @@ class WeightedReward:
     instance: Instance[RewardProvider[Any]]
     weight: float
     time_limit_seconds: float | None = None
-    """For one call on a rollout; None for none."""
+    """For one call on a rollout, wrappers and the search for a response at fault included; None for
+    none."""
     normalize: Literal["none", "scale", "standardize"] = "none"
     """By the scores so far: divided by their standard deviation, or their mean taken off before."""
 
@@ -127,7 +127,7 @@ class Judge:
                 center = reward.normalize == "standardize"
                 values = normalised(values, lengths, self._running[name], center=center)
             weighted[name] = values.sum(-1) * reward.weight
-            total = reward.instance.component.combine(total, values * reward.weight, batch)
+            total = self._joined(reward, total, values * reward.weight, batch)
         return Judgement(total, raw, weighted, dict(self._running))
 
     def _batch(self, rollout: Rollout) -> RewardBatch:
@@ -153,88 +153,74 @@ class Judge:
 
     def _values(self, reward: WeightedReward, batch: RewardBatch, like: Tensor) -> Tensor:
         """[B, T] what one provider gives each token, checked."""
-        instance = reward.instance
+        instance, lengths = reward.instance, batch.response_lengths
+        answer = self._answer(reward, batch)
+        try:
+            rows = token_scores(answer, lengths)
+        except ContractError as error:
+            around = self._relay.around("rlframe_score")
+            raise RunError(
+                f"reward {instance}{around} {error}.\n{described(batch, error.row)}"
+            ) from error
+        values = torch.zeros_like(like)
+        for row, (length, score) in enumerate(zip(lengths, rows, strict=True)):
+            values[row, length - len(score) : length] = values.new_tensor(score)
+        return values
 
-        def ask() -> Any:
-            return self._relay.hook.rlframe_score(provider=instance.component, batch=batch)
+    def _answer(self, reward: WeightedReward, batch: RewardBatch) -> Any:
+        """What one provider returns, as it is, within its time."""
+        instance, seconds = reward.instance, reward.time_limit_seconds
+        limit = TimeLimit(seconds, name=f"reward {instance}")
 
-        seconds = reward.time_limit_seconds
-        with self._relay.named("reward", instance, detail=lambda: self._culprit(instance, batch)):
-            scores = ask() if seconds is None else _within(seconds, ask)
-        if scores is _NOTHING:
+        def ask(part: RewardBatch) -> Any:
+            return self._relay.hook.rlframe_score(provider=instance.component, batch=part)
+
+        answer = limit.call(lambda: ask(batch))
+        if answer is None:
             raise RunError(
                 f"reward {instance} has not answered within {seconds:g} seconds (time_limit_seconds). "
                 "Is its server gone? Checkpoints are as they were: `rlframe resume RUN` goes on"
             )
-        if not hasattr(scores, "__len__") or len(scores) != len(batch):
-            found = f"{len(scores)} values" if hasattr(scores, "__len__") else repr(scores)
+
+        def detail() -> str:
+            assert answer.error is not None
+            if isinstance(answer.error, ContractError):  # of a reward inside of it, which it asked
+                return described(batch, answer.error.row)
+            if instance.component.cheap_to_repeat:
+                return culprit(ask, batch, answer.error, limit)
+            return (
+                f"Which of {len(batch)} responses it was is not known: the reward does not say that it "
+                f"is cheap to repeat. The first:\n{described(batch, 0)}"
+            )
+
+        with self._relay.named("reward", instance, detail=detail):
+            return answer.result()
+
+    def _joined(
+        self, reward: WeightedReward, total: Tensor, values: Tensor, batch: RewardBatch
+    ) -> Tensor:
+        """[B, T] the mix with one more reward in it; a weight of 0 changes nothing, whatever it
+        does.
+        """
+        if reward.weight == 0:
+            return total
+        with self._relay.named("reward", reward.instance):
+            found: Any = reward.instance.component.combine(total, values, batch)
+        sound = isinstance(found, Tensor) and (found.shape, found.dtype) == (
+            total.shape,
+            total.dtype,
+        )
+        if not sound:
             raise RunError(
-                f"reward {instance} returned {found} for {len(batch)} responses; it must return one "
-                f"for each.\n{_described(batch, 0)}"
+                f"reward {reward.instance} returned {shown(found)} from `combine`; it must return "
+                f"the mix as it was given, {total.dtype} of shape {tuple(total.shape)}"
             )
-        values = torch.zeros_like(like)
-        for row, score in enumerate(scores):
-            length = len(batch.response_ids[row])
-            per_token = _per_token(score, length)
-            if per_token is None:
-                raise RunError(
-                    f"reward {instance} returned {score!r} for a response of {length} tokens; it must "
-                    f"be a finite number, or one for each token.\n{_described(batch, row)}"
-                )
-            values[row, length - len(per_token) : length] = torch.tensor(
-                per_token, dtype=values.dtype, device=values.device
+        bad = ~(found.abs() <= LARGEST).all(-1)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            raise RunError(
+                f"the mix is not finite, or too large for float32, with reward {reward.instance} times "
+                f"its weight of {reward.weight:g}.\n{described(batch, row)}"
             )
-        return values
-
-    def _culprit(self, instance: Instance[RewardProvider[Any]], batch: RewardBatch) -> str:
-        """The first response on which the provider fails alone: the run is over, so look for it."""
-        for row in range(len(batch)):
-            try:
-                self._relay.hook.rlframe_score(provider=instance.component, batch=batch.rows([row]))
-            except Exception:
-                return _described(batch, row)
-        return f"No response fails alone; the first of {len(batch)}:\n{_described(batch, 0)}"
-
-
-_NOTHING = object()
-
-
-def _within(seconds: float, ask: Callable[[], Any]) -> Any:
-    """What `ask` returns or raises; _NOTHING if it takes longer: its thread dies with the run."""
-    came: list[tuple[Any, Exception | None]] = []
-
-    def work() -> None:
-        try:
-            with torch.no_grad():  # belongs to a thread
-                came.append((ask(), None))
-        except Exception as error:
-            came.append((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not came:
-        return _NOTHING
-    ((scores, error),) = came
-    if error is not None:
-        raise error
-    return scores
-
-
-def _per_token(score: Any, length: int) -> list[float] | None:
-    """[score] for a number, the row for a row of `length` numbers; None for anything else."""
-    value = score.tolist() if isinstance(score, Tensor) else score
-    row = list(value) if isinstance(value, list | tuple) else [value]
-    if len(row) != (length if isinstance(value, list | tuple) else 1):
-        return None
-    if not all(isinstance(x, Real) and math.isfinite(x) for x in row):
-        return None
-    return [float(x) for x in row]
-
-
-def _described(batch: RewardBatch, row: int) -> str:
-    return (
-        f"  sample {row} of update {batch.update}, ended by {batch.stop_reasons[row].value}\n"
-        f"  prompt:   {batch.prompts[row].text!r}\n"
-        f"  response: {batch.response_texts[row]!r}"
-    )
+        joined: Tensor = found
+        return joined

@@ -1,18 +1,31 @@
-"""The engine's side of a KL controller: bounds, finiteness, and whose fault it was."""
+"""The engine's side of a KL controller: its contract, bounds, finiteness, agreement between ranks."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rlframe.errors import RunError
+from rlframe.errors import RecipeError, RunError
+from rlframe.hooks.answers import ContractError
 from rlframe.hooks.component import Instance, KLController
+from rlframe.hooks.contract import as_json, is_finite, out_of_bounds, refuse_bad_state
 from rlframe.hooks.relay import Relay
 from rlframe.types import KLMeasurement, KLState
 
+MOST_KEPT = 10
+"""Rollouts in a row after which a controller may return a state that is not finite; one more ends
+the run."""
 
-@dataclass(frozen=True)
+UNITS = ("nats_per_response", "nats_per_token")
+
+
+def _alone(value: str) -> list[str]:
+    return [value]
+
+
+@dataclass
 class KLControl:
     """A controller within the recipe's bounds.
 
@@ -21,12 +34,16 @@ class KLControl:
       relay: the controller is called through it.
       minimum: lower bound of beta, score units per nat.
       maximum: upper bound.
+      gather: every rank's value, on every rank.
     """
 
     controller: Instance[KLController[Any]]
     relay: Relay
     minimum: float
     maximum: float
+    gather: Callable[[str], list[str]] = _alone
+    _kept: int = field(default=0, init=False)
+    """Rollouts in a row whose new state was not finite, since the start or a resume."""
 
     @property
     def unit(self) -> str:
@@ -34,24 +51,83 @@ class KLControl:
         return self.controller.component.unit
 
     def initial(self) -> KLState:
-        """The state before the first rollout, within the bounds."""
-        return self._bounded(self.controller.component.initial())
-
-    def update(self, state: KLState, measured: KLMeasurement) -> KLState:
-        """The next state; the old one stays if KL or the new coefficient is not finite.
+        """The state before the first rollout. Collective: call on all ranks.
 
         Raises:
-          RunError: the controller raised, or returned something else than a state.
+          RecipeError: its coefficient is not within the bounds.
+          RunError: the controller raised, or broke its contract.
+        """
+        with self._named():
+            unit, state = self.unit, self.controller.component.initial()
+        if unit not in UNITS:
+            raise RunError(
+                f"KL controller {self.controller} wants KL in {unit!r}; it must be {' or '.join(UNITS)}"
+            )
+        self._refuse(state, "initial")
+        if not is_finite(state):
+            raise RunError(
+                f"KL controller {self.controller} starts with {state}, which is not finite"
+            )
+        beyond = out_of_bounds(state.coefficient, self.minimum, self.maximum)
+        if beyond is not None:
+            raise RecipeError(f"KL controller {self.controller} {beyond}")
+        return self._agreed(_plain(state))
+
+    def update(self, state: KLState, measured: KLMeasurement) -> KLState:
+        """The next state; the old one stays if KL or the new state is not finite. Call on all ranks.
+
+        Raises:
+          RunError: the controller raised, broke its contract, has returned more than `MOST_KEPT` states
+            in a row that were not finite, or differs between ranks.
         """
         if not math.isfinite(measured.kl):
             return state
-        with self.relay.named("KL controller", self.controller):
-            new = self.relay.hook.rlframe_update_kl(
+        with self._named():
+            new: KLState = self.relay.hook.rlframe_update_kl(
                 controller=self.controller.component, state=state, measured=measured
             )
-        if not isinstance(new, KLState):
-            raise RunError(f"KL controller {self.controller} returned {new!r} instead of a KLState")
-        return self._bounded(new) if math.isfinite(new.coefficient) else state
+        self._refuse(new, "update")
+        if is_finite(new):
+            self._kept, new = 0, _plain(new)
+            coefficient = min(max(new.coefficient, self.minimum), self.maximum)
+            return self._agreed(replace(new, coefficient=coefficient))
+        self._kept += 1
+        if self._kept > MOST_KEPT:
+            raise RunError(
+                f"KL controller {self.controller} has returned a state that is not finite for "
+                f"{self._kept} rollouts in a row, so that its coefficient was never adapted: {new} "
+                f"after {state} and {measured}. Usual causes: the logarithm of KL or a division by "
+                "it, as KL may be 0 and below"
+            )
+        return self._agreed(state)
 
-    def _bounded(self, state: KLState) -> KLState:
-        return replace(state, coefficient=min(max(state.coefficient, self.minimum), self.maximum))
+    def _named(self) -> Any:
+        return self.relay.named("KL controller", self.controller)
+
+    def _refuse(self, state: object, method: str) -> None:
+        try:
+            refuse_bad_state(state)
+        except ContractError as error:
+            around = self.relay.around("rlframe_update_kl") if method == "update" else ""
+            raise RunError(
+                f"KL controller {self.controller}{around} {error} (`{method}`)"
+            ) from error
+
+    def _agreed(self, state: KLState) -> KLState:
+        """The state, if every rank has the same: otherwise each would train another objective."""
+        states = self.gather(as_json(state))
+        other = [rank for rank, theirs in enumerate(states) if theirs != states[0]]
+        if other:
+            raise RunError(
+                f"KL controller {self.controller} differs between ranks: [coefficient, memory] is "
+                f"{states[other[0]]} on rank {other[0]} and {states[0]} on rank 0. All of them saw "
+                "the same KL, so the controller reads something else: a clock, random numbers, "
+                "its rank, or what it keeps on `self`"
+            )
+        return state
+
+
+def _plain(state: KLState) -> KLState:
+    """The same in what JSON and checkpoints give back: plain ints and floats in a dict."""
+    memory = {name: v if type(v) is int else float(v) for name, v in state.memory.items()}
+    return KLState(float(state.coefficient), memory)

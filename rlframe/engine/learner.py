@@ -17,7 +17,7 @@ from rlframe.distributed.training import Training
 from rlframe.engine.batching import Rows, microbatches, spread
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
-from rlframe.engine.objective import MicroBatch, Normaliser, Objective
+from rlframe.engine.objective import MicroBatch, Normaliser, Objective, count_of
 from rlframe.engine.streams import Shuffled, in_parts, no_tokens, padded_tokens, token_batch
 from rlframe.errors import OutOfMemoryError, RunError
 from rlframe.hooks.component import AuxiliaryLoss, Instance
@@ -235,7 +235,7 @@ class Learner:
             meter.merge(sums)
         else:
             meter.merge(sums.emptied())
-            self._skipped(experience.update, float(self._runtime.sum(total)), norm)
+            self._skipped(experience.update, float(self._runtime.sum(total)), norm, sums)
         self._steps += 1
         return norm
 
@@ -257,14 +257,15 @@ class Learner:
                 "another process has none" if lack is None else str(lack)
             ) from lack
 
-    def _skipped(self, update: int, loss: float, norm: float) -> None:
+    def _skipped(self, update: int, loss: float, norm: float, sums: Meter) -> None:
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= self._settings.max_bad_steps:
             raise RunError(
                 f"update {update}: {self._bad_in_a_row} optimiser steps in a row were skipped because "
-                f"they were not finite (loss {loss}, gradient norm {norm}). The weights are those "
-                "before these steps. Usual causes: a learning rate that is too high, reward values of "
-                "extreme size, a model in half precision. Raise `ppo.max_bad_steps` to wait longer"
+                f"they were not finite (loss {loss}, gradient norm {norm}{sums.not_finite()}). The "
+                "weights are those before these steps. Usual causes: a learning rate that is too "
+                "high, reward values of extreme size, a model in half precision. Raise "
+                "`ppo.max_bad_steps` to wait longer"
             )
 
     def _divide(
@@ -316,8 +317,8 @@ class Learner:
     ) -> Normaliser:
         counts: list[Tensor] = [sum((s.mask.sum() for s in slices), torch.zeros(()))]
         for data in self._auxiliary:
-            found = [data.instance.component.count(p) for p in parts[data.instance.name]]
-            counts.append(torch.stack([torch.as_tensor(x).double().cpu() for x in found]).sum())
+            found = [count_of(data.instance, p) for p in parts[data.instance.name]]
+            counts.append(torch.tensor(sum(found), dtype=torch.float64))
         total, *auxiliary = self._runtime.sum(
             torch.stack([count.double().cpu() for count in counts])
         ).tolist()

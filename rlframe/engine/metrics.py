@@ -50,6 +50,11 @@ class Meter:
             found.add(name, 0.0, 0.0)
         return found
 
+    def not_finite(self) -> str:
+        """The names of the sums that are not finite, behind a comma; nothing if all are finite."""
+        names = sorted(name for name, (total, _) in self._sums.items() if not total.isfinite())
+        return f", not finite on this rank: {', '.join(names)}" if names else ""
+
     def means(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Σ total / Σ count over all ranks; NaN where nothing was counted.
 

@@ -6,6 +6,7 @@ optimiser step over all ranks, so that any split into micro-batches or ranks giv
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +16,20 @@ from torch import Tensor
 
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
-from rlframe.errors import RunError
+from rlframe.errors import RunError, place_of
 from rlframe.functional import kl as kl_estimators
 from rlframe.functional.losses import clipped_policy_loss, clipped_value_loss, policy_ratio
 from rlframe.functional.masked import masked_sum
+from rlframe.hooks.answers import ContractError
 from rlframe.hooks.component import AuxiliaryLoss, Instance
+from rlframe.hooks.contract import counted, refuse_bad_term
 from rlframe.hooks.relay import Relay
 from rlframe.models.actor_critic import ActorCritic
 from rlframe.types import TokenBatch
+
+
+class NothingCountedWarning(RuntimeWarning):
+    """An optimiser step holds nothing that an auxiliary loss counts."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,17 @@ class Objective:
             tokens = batch.auxiliary.get(instance.name)
             if tokens is not None:
                 total = self._auxiliary(models, instance, tokens, meter)
-                coefficient = instance.component.coefficient
-                loss = loss + coefficient * total / over.auxiliary[instance.name]
+                count = over.auxiliary[instance.name]
+                if count == 0:  # 0 / 0 would make a step that PPO could take one that is skipped
+                    warnings.warn(
+                        f"auxiliary loss {instance} counts nothing in this optimiser step, on any "
+                        f"rank, and adds nothing to it",
+                        NothingCountedWarning,
+                        stacklevel=2,
+                    )
+                    loss = loss + 0 * total  # what autograd goes through, and engines wait for
+                else:
+                    loss = loss + instance.component.coefficient * total / count
         return loss, meter
 
     def _ppo(self, models: ActorCritic, exp: Experience, meter: Meter, beta: float) -> Tensor:
@@ -121,12 +137,29 @@ class Objective:
             term = self.relay.hook.rlframe_auxiliary_loss(
                 loss=instance.component, policy=models.policy, batch=tokens
             )
-        expected = instance.component.count(tokens)
-        if float(term.count) != float(expected):
-            raise RunError(
-                f"auxiliary loss {instance} returned a count of {float(term.count)}, but its `count` "
-                f"said {float(expected)}: the loss would be divided by the wrong number"
-            )
+        try:
+            refuse_bad_term(term, count_of(instance, tokens))
+        except ContractError as error:
+            around = self.relay.around("rlframe_auxiliary_loss")
+            raise RunError(f"auxiliary loss {instance}{around} {error}") from error
         meter.add(f"loss/{instance.name}_avg", term.total, term.count)
         total: Tensor = term.total
         return total
+
+
+def count_of(instance: Instance[AuxiliaryLoss[Any]], tokens: TokenBatch) -> float:
+    """What an auxiliary loss counts in a part of its data.
+
+    Raises:
+      RunError: it raised, or said something else than a number.
+    """
+    component = instance.component
+    try:
+        return counted(component.count(tokens), "`count()`")
+    except ContractError as error:
+        raise RunError(f"auxiliary loss {instance} {error}") from error
+    except Exception as error:
+        raise RunError(
+            f"auxiliary loss {instance} raised {type(error).__name__} in `count`: {error} "
+            f"[{place_of(error, type(component).__module__)}]"
+        ) from error

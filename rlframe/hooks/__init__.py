@@ -1,5 +1,6 @@
 """The contract with plugins. A plugin author needs the names below and nothing else of rlframe."""
 
+from rlframe.hooks.answers import ContractError, raw_scores, token_scores
 from rlframe.hooks.component import (
     AdvantageEstimator,
     AuxiliaryLoss,
@@ -38,6 +39,7 @@ __all__ = [
     "Component",
     "ComponentSpec",
     "Context",
+    "ContractError",
     "DataGenerator",
     "DataName",
     "HookPlugin",
@@ -61,4 +63,6 @@ __all__ = [
     "TokenExample",
     "context_tokens",
     "hookimpl",
+    "raw_scores",
+    "token_scores",
 ]

@@ -275,6 +275,11 @@ class RewardProvider(Component[C]):
         {"type", "weight", "time_limit_seconds", "normalize"}
     )
 
+    cheap_to_repeat: bool = False
+    """Whether `score` costs so little that, once it has raised for a batch, it may be called again for
+    each prompt to find the response at fault. Not for a paid service. A provider that asks another one
+    sets it when it is built, to what that one says."""
+
     def score(self, batch: RewardBatch) -> Sequence[float | Sequence[float] | None]:
         """One value a response, higher is better.
 
@@ -282,9 +287,12 @@ class RewardProvider(Component[C]):
         It must not change `batch`, draw from global random state, or call a collective.
 
         Returns:
-          As many entries as `len(batch)`, in order. Each is a finite float; or a row of floats, one
-          for each sampled token of that response; or None for "can't judge this one", which stops
-          the run, since nothing becomes 0 silently.
+          A list or tuple, or an array or tensor of one dimension, with `len(batch)` entries in order.
+          Each is a finite number (True counts as 1, False as 0); or a row of numbers, one for each
+          sampled token of that response, as a list, tuple, array or tensor; or None for "cannot judge
+          this one", which stops the run, since nothing becomes 0 silently. A mapping, a set, an
+          iterator, text, a rectangle of two dimensions and anything with a gradient are refused.
+          `rlframe.hooks.token_scores` reads an answer so, for a provider that asks another one.
 
         Raises:
           Whatever it likes: the run stops and names this component and its distribution.
@@ -305,9 +313,19 @@ class RewardProvider(Component[C]):
 class KLController(Component[C]):
     """Chooses beta, the price of a nat. Pure: the state goes in and comes out.
 
-    The engine clamps the coefficient to the recipe's bounds, keeps the last finite one if an update
-    is not finite, checkpoints the state, and measures over all ranks before `update` sees anything.
+    The engine clamps the coefficient to the recipe's bounds, keeps the last finite state if an update
+    is not finite (an eleventh time in a row ends the run), checkpoints the state, measures over
+    all ranks before `update` sees anything, and ends the run where ranks come to different states.
+
+    A state is a float that is not negative and a mapping from names to plain numbers: JSON keeps it.
     """
+
+    @classmethod
+    def initial_coefficient(cls, config: C) -> float | None:
+        """The coefficient of `initial()` if the config alone says it, so that `validate` can compare it
+        with the bounds; None, and it is compared before the first stage.
+        """
+        return None
 
     @property
     def unit(self) -> str:
@@ -324,7 +342,10 @@ class KLController(Component[C]):
 
 
 class AuxiliaryLoss(Component[C]):
-    """A loss added to PPO's in the same backward pass, divided by its own global count."""
+    """A loss added to PPO's in the same backward pass, divided by its own global count.
+
+    Where nothing is counted in a whole optimiser step, nothing is added to it, and a warning says so.
+    """
 
     @property
     def coefficient(self) -> float:
@@ -341,15 +362,26 @@ class AuxiliaryLoss(Component[C]):
 
         The engine shuffles, batches and pads. Without own data `loss` is given each micro-batch of
         the rollout, with the mask on the response tokens.
+
+        Returns:
+          A list (no iterator), the same on every rank. Of each example at least one token has to count.
         """
         return None
 
     def count(self, batch: TokenBatch) -> Tensor:
-        """What `loss` will return as its count, known before the forward pass. Default: the mask's."""
+        """What `loss` will return as its count, known before the forward pass: one number, 0 or more.
+
+        The default counts the mask.
+        """
         return batch.mask.sum()
 
     def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
-        """The sum of the loss over a part of the batch, and what it is a sum over."""
+        """The sum of the loss over a part of the batch, and what it is a sum over.
+
+        The total has a gradient. Some parts hold no token that counts, since every rank makes the same
+        passes: there the total is 0, and the policy is asked all the same. A step whose total is not
+        finite is skipped like any other.
+        """
         raise NotImplementedError
 
 
@@ -357,7 +389,10 @@ class AdvantageEstimator(Component[C]):
     """Turns token rewards and values into advantages and value targets."""
 
     def estimate(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(advantages, returns), both [B, T], 0 where `mask` is False and not whitened.
+        """(advantages, returns), both [B, T] like the rewards in type and device, not whitened.
+
+        Both are 0 where `mask` is False, and finite elsewhere if rewards and values are. What is given
+        must not be changed.
 
         Args:
           rewards: [B, T] reward for each token, KL penalty included.

@@ -62,6 +62,16 @@ class Relay:
         """Where components are called: `relay.hook.rlframe_score(provider=..., batch=...)`."""
         return self._manager.hook
 
+    def around(self, name: str) -> str:
+        """Which plugins take part in a hook, in brackets; nothing if none does.
+
+        What comes out of the hook may be theirs, and not the component's.
+        """
+        callers = getattr(self._manager.hook, name).get_hookimpls()
+        theirs = {id(one.plugin) for one in callers}
+        found = [repr(plugin.name) for plugin in self._plugins if id(plugin.component) in theirs]
+        return f" (with the hook plugin {' and '.join(found)} around it)" if found else ""
+
     def tell(self, name: str, event: object) -> None:
         """Call every observer of a hook; one that raises is warned about and counted.
 

@@ -57,6 +57,13 @@ class Specification:
         `torch.no_grad()`, with that rank's share of the batch. Must not call a collective: ranks may
         hold different numbers of responses.
 
+        Wrappers are within the reward's `time_limit_seconds`, in a thread of its own if there is one. A
+        provider that has raised, and says that it is `cheap_to_repeat`, is called again for the
+        responses of one prompt, and for one response, to find the one at fault.
+
+        What comes out has to be what `RewardProvider.score` may return; an implementation that asks the
+        provider itself reads its answer with `rlframe.hooks.raw_scores`.
+
         Example: a wrapper that measures time.
 
             @hookimpl(wrapper=True)
@@ -74,7 +81,8 @@ class Specification:
         """Ask the controller for its next state.
 
         Called once per rollout on every rank, with the same measurement, after the policy was
-        updated. The result must depend on the arguments alone, or ranks disagree about beta.
+        updated. The result must depend on the arguments alone: ranks compare it, and a difference ends
+        the run.
         """
 
     @hookspec(firstresult=True)
@@ -84,7 +92,8 @@ class Specification:
         """Compute one auxiliary loss on one micro-batch.
 
         Called for every micro-batch of every optimiser step, inside the forward pass of the model in
-        training and under autograd. Must not call `backward` or a collective.
+        training and under autograd. Must not call `backward` or a collective. The total has to keep its
+        gradient, and the count has to stay what `AuxiliaryLoss.count` said.
         """
 
     @hookspec(firstresult=True)

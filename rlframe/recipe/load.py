@@ -21,6 +21,7 @@ from rlframe.hooks.component import Component, ComponentSpec, Needs, PluginConfi
 from rlframe.hooks.registry import KINDS, Offer, Registry, unmet
 from rlframe.recipe import wording
 from rlframe.recipe.compose import compose
+from rlframe.recipe.conflicts import conflicts
 from rlframe.recipe.document import Document, Path_, Problem, dotted, leaves
 from rlframe.recipe.references import (
     PPO_ONLY,
@@ -134,6 +135,7 @@ def load_recipe(
     document = compose(path, overrides)
     problems: list[tuple[Path_, str, type[RlframeError]]] = []
     registry = registry or Registry()
+    recipe = None
     try:
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
@@ -156,7 +158,10 @@ def load_recipe(
         problems += _choose(where, spec, registry, chosen)
     problems += _broken_names(_valid_sections(document.data), chosen)
     problems += _unusable(document, chosen)
+    if recipe is not None:
+        problems += [(at, message, RecipeError) for at, message in conflicts(recipe, chosen)]
     document.check(Problem(document.place(at), at, message, kind) for at, message, kind in problems)
+    assert recipe is not None  # or a problem was found
     return LoadedRecipe(recipe, chosen, without_credentials(read_text(path)), document)
 
 

@@ -150,7 +150,9 @@ class RewardEntry(RewardSpec):
 
     weight: float = 1.0
     time_limit_seconds: Annotated[float, Field(gt=0, le=10_000_000)] | None = Field(
-        None, description="for one call on a rollout: longer ends the run, which may hang otherwise"
+        None,
+        description="for one call on a rollout, hook plugins around it and the search for a response "
+        "at fault included: longer ends the run, which may hang otherwise",
     )
     normalize: Literal["none", "scale", "standardize"] = Field(
         "none",
@@ -231,7 +233,10 @@ class PPO(RecipeSection):
 class Evaluation(RecipeSection):
     """The watch on held-out prompts."""
 
-    prompts: Count = 16
+    prompts: Count = Field(
+        16,
+        description="held-out prompts that are answered; all, and a note says so, if there are fewer",
+    )
     every: PositiveInt | None = Field(None, description="updates; before and after if left out")
     table_rows: Count = 8
 
@@ -308,7 +313,9 @@ class Recipe(RecipeSection):
     requires: tuple[str, ...] = Field(
         (), description='plugins that must be installed, as pip takes them: `"rlframe-pid>=0.2"`'
     )
-    seed: NonNegativeInt = 0
+    # NumPy's limit, which transformers' Trainer and many plugins meet. What is computed from it stays
+    # within torch's 64 bits: see `engine.batching.Schedule` and `stages.supervised`.
+    seed: int = Field(0, ge=0, lt=2**32, description="of everything that is drawn at random")
     data: dict[str, Dataset] = Field(default_factory=dict)
     model: Models
     sft: SFTStage | None = None

@@ -168,19 +168,7 @@ def reward_batch(
         generator=torch.Generator().manual_seed(0),
     )
     other = [*answered[1:], answered[0]]
-    return _with_reference(
-        batch, batch.with_responses(other, _ids(context, other, reasons), reasons)
-    )
-
-
-def part(batch: RewardBatch, index: Sequence[int]) -> RewardBatch:
-    """These responses alone, in this order, and those of the reference model that belong to them."""
-    draw = batch.sample_reference
-    rows_ = batch.rows(index)
-    return rows_ if draw is None else _with_reference(rows_, draw().rows(index))
-
-
-def _with_reference(batch: RewardBatch, reference: RewardBatch) -> RewardBatch:
+    reference = batch.with_responses(other, _ids(context, other, reasons), reasons)
     return replace(batch, sample_reference=lambda: reference)
 
 

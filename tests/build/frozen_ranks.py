@@ -54,7 +54,7 @@ class Taught(AuxiliaryLoss[PluginConfig]):
     def loss(self, policy: Any, batch: Any) -> LossTerm:
         assert isinstance(self._judge, RewardModel)
         scale = (self._teacher(torch.ones(8)) - self._teacher.bias).sum()
-        scale = scale + self._judge._forward([[1, 2, 3]])[0]
+        scale = scale + self._judge._scores([{"input_ids": [1, 2, 3]}])[0]
         return LossTerm(
             -(policy.logprobs(batch.tokens) * batch.mask).sum() * scale, batch.mask.sum()
         )
@@ -75,7 +75,7 @@ def watched(seen: dict[str, list[Parts]]) -> Iterator[None]:
     def note(moment: str) -> None:
         parts = built[-1]
         (reward,) = (r.instance.component for r in parts.rewards)
-        seen.setdefault(moment, []).append((held(parts.reference), held(reward._model)))
+        seen.setdefault(moment, []).append((held(parts.reference), held(reward.model)))
 
     def making(self: PPOParts, *args: Any) -> None:
         make(self, *args)

@@ -106,7 +106,7 @@ def test_offloaded_models_are_away_while_others_learn_and_there_when_they_are_as
     make, judge, learn = PPOParts.__init__, RewardModel.score, Learner._step
 
     def frozen() -> list[nn.Module]:
-        return [built[0].reference.model, built[0].rewards[0].instance.component._model]
+        return [built[0].reference.model, built[0].rewards[0].instance.component.model]
 
     def making(self: PPOParts, *args: Any) -> None:
         make(self, *args)

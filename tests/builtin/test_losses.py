@@ -17,6 +17,8 @@ EXAMPLES = {
     "second": TokenExample((1, 40, 50, 9, 2), 3),  # response 9 2
     "text": TokenExample((1, 11, 2), 0),  # no prompt
     "two": TokenExample((1, 30, 5, 2, 40, 7, 2), 2, ((2, 4), (5, 7))),  # responses 5 2 and 7 2
+    "silent": TokenExample((1, 30), 2),  # a prompt without a response
+    "empty": TokenExample((2,), 0),  # a text of no words, by a tokenizer without BOS
 }
 KEYS = {SFT: {"data": "some"}, PTX: {"data": "some", "gamma": 0.5}}
 
@@ -137,3 +139,20 @@ def test_a_data_set_that_is_not_there_is_refused_before_anything_trains(loss, co
     own = loss(component, data="other")
     with pytest.raises(RecipeError, match="there is no data set 'other'"):
         component.check(own.config, own.context)
+
+
+@pytest.mark.parametrize(
+    ("component", "names", "told"),
+    [
+        (SFT, ("first", "silent"), r"1 of 2 examples of data set 'some' .* with ids \[1, 30\]"),
+        (PTX, ("text", "empty"), "1 of 2 examples of data set 'some' have no token to learn"),
+    ],
+)
+def test_examples_without_a_token_to_learn_are_told_before_anything_trains(
+    loss, component, names, told
+):
+    own = loss(component, *names)
+    with pytest.raises(RecipeError, match=told):
+        component.check(own.config, own.context)
+    with pytest.raises(RecipeError, match=told):
+        own.examples()

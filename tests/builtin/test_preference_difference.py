@@ -1,14 +1,13 @@
 """Better than another response by how much: inner rewards and differences done by hand."""
 
-import math
-
 import pytest
+import torch
 from pydantic import ValidationError
 
 from rlframe.builtin.length import Length
 from rlframe.builtin.preference_difference import PreferenceDifference
 from rlframe.data.encode import RowEncoder
-from rlframe.hooks import PluginConfig, RewardProvider, StopReason
+from rlframe.hooks import ContractError, PluginConfig, RewardProvider, StopReason
 from rlframe.hooks.references import references
 from tests import foreign
 
@@ -150,10 +149,26 @@ def test_a_row_of_token_rewards_counts_as_its_sum(difference, batch):
 
 def test_a_response_that_the_inner_reward_can_not_judge_never_becomes_a_number(difference, batch):
     samples = batch(["x", "y", "z"], groups=[0, 0, 1], sample_reference=lambda: batch(["r"] * 3))
-    found = difference("reference", inner=Told([None, 1.0, 2.0], [0.0, None, 0.0])).score(samples)
-    assert math.isnan(found[0])
-    assert math.isnan(found[1])
-    assert found[2] == 2.0
+    for inner in (Told([0.0, 1.0, None], [0.0] * 3), Told([0.0] * 3, [0.0, 1.0, None])):
+        with pytest.raises(ContractError, match="inner reward 'length' returned None") as caught:
+            difference("reference", inner=inner).score(samples)
+        assert caught.value.row == 2
+
+
+@pytest.mark.parametrize(
+    "answer", [{"x": 1.0, "y": 2.0}, {1.0, 2.0}, "ab", torch.zeros(2, 1)], ids=str
+)
+def test_what_the_inner_reward_returns_is_held_against_the_contract(difference, batch, answer):
+    samples = batch(["x", "y"], groups=[0, 0])
+    with pytest.raises(ContractError, match="inner reward 'length' returned"):
+        difference("others", inner=Told(answer)).score(samples)
+
+
+@pytest.mark.parametrize("cheap", [True, False])
+def test_it_is_as_cheap_to_repeat_as_the_inner_reward(difference, cheap):
+    inner = Told()
+    inner.cheap_to_repeat = cheap
+    assert difference("others", inner=inner).cheap_to_repeat is cheap
 
 
 def test_its_state_is_that_of_the_inner_reward(difference, batch):

@@ -40,6 +40,62 @@ def test_a_pattern_that_does_not_compile_is_refused_with_the_reason(pattern):
 
 
 @pytest.mark.parametrize(
+    ("pattern", "instead"),
+    [
+        (r"(?=.*\d)x", "no lookaround"),
+        (r"(?!no)", "no lookaround"),
+        (r"(?<=a)b", "no lookaround"),
+        (r"(?<!a)b", "no lookaround"),
+        (r"(a)\1", "no backreferences"),
+        (r"(?P<a>x)(?P=a)", "no backreferences"),
+        (r"(?>a)", "no atomic groups"),
+        (r"a++", "no atomic groups"),
+        (r"end\Z", r"Write \z"),
+        (r"\u00e9", "Write the character itself"),
+        (r"a(?#why)", "no comments"),
+        (r"a{2000}", "RE2"),
+    ],
+)
+def test_a_pattern_that_only_re_understands_is_refused_with_what_to_write_instead(
+    pattern, instead, capfd
+):
+    with pytest.raises(ValidationError) as caught:
+        Regex.Config(pattern=pattern)
+    assert instead in str(caught.value)
+    assert "RE2's syntax" in str(caught.value)
+    assert capfd.readouterr().err == ""  # of RE2's own log
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+b", "(a|a)*b", "(a|aa)+b$", "(.*)*b", "(x+x+)+y|(a+)+$b"]
+)
+def test_no_pattern_explodes(build, batch, pattern):
+    """`re` would take 2^100000 steps; a test of that cannot fail in another way than to hang."""
+    texts = ["a" * 100_000, "x" * 100_000]
+    assert build(Regex, pattern=pattern).score(batch(texts, ids=[1, 1])) == [0.0, 0.0]
+
+
+def test_keywords_take_time_linear_in_the_text(build, batch):
+    words = ["a" * 50, "a a a b", "c++"]
+    text = "a " * 50_000 + "a" * 50_000
+    assert build(Keyword, words=words).score(batch([text], ids=[1])) == [0.0]
+
+
+def test_classes_know_ascii_alone_and_any_letter_is_p_l(build, batch):
+    assert score(build, batch, Regex, "é", pattern=r"^\w") == 0.0
+    assert score(build, batch, Regex, "é", pattern=r"^\p{L}") == 1.0
+    assert score(build, batch, Regex, "end\n", pattern="end$") == 0.0
+
+
+@pytest.mark.parametrize("keys", [{"match": 0.0}, {"match": 2, "no_match": 2}], ids=str)
+def test_a_rule_that_scores_everything_alike_is_refused(keys):
+    with pytest.raises(ValidationError, match="nothing would be learned"):
+        Regex.Config(pattern="a", **keys)
+    with pytest.raises(ValidationError, match="nothing would be learned"):
+        Keyword.Config(words=["a"], per_word=0)
+
+
+@pytest.mark.parametrize(
     ("keys", "text", "expected"),
     [
         ({"words": ["love"]}, "I love it", 1.0),

@@ -27,6 +27,8 @@ from rlframe.types import Rollout
 class Scripted(RewardProvider[PluginConfig]):
     """Scores by a function of the batch."""
 
+    cheap_to_repeat = True
+
     def __init__(self, answer: Any) -> None:
         self.answer = answer
 
@@ -227,6 +229,129 @@ def test_a_reward_that_hangs_ends_the_run_by_name_and_one_in_time_is_as_without_
     assert judge((quick, 1.0), time_limit_seconds=20)(rollout()).scores.tolist() == [1, 2, 3]
     with pytest.raises(RunError, match="raised ZeroDivisionError"):
         judge((lambda b: 1 / 0, 1.0), time_limit_seconds=20)(rollout())
+
+
+class Dear(Scripted):
+    """As a paid service, nothing to be asked again about each response."""
+
+    cheap_to_repeat = False
+
+
+def judge_of(provider: RewardProvider[Any], **settings: Any) -> Judge:
+    instance = Instance("dear", "dear (dist 1.0)", provider)
+    return Judge([WeightedReward(instance, 1.0, **settings)], Relay(), **ALONE)
+
+
+@pytest.mark.parametrize("seconds", [None, 20.0])
+def test_a_failed_batch_is_repeated_only_where_that_is_cheap(seconds: float | None) -> None:
+    asked: list[int] = []
+
+    def fails(batch: RewardBatch) -> Any:
+        asked.append(len(batch))
+        raise OSError("no credit left")
+
+    with pytest.raises(RunError, match="raised OSError: no credit left") as caught:
+        judge_of(Dear(fails), time_limit_seconds=seconds)(rollout())
+    assert asked == [3]
+    assert "Which of 3 responses it was is not known" in str(caught.value)
+    assert "sample 0 of update 4" in str(caught.value)
+    asked.clear()
+    with pytest.raises(RunError, match="sample 0 of update 4"):
+        judge_of(Scripted(fails), time_limit_seconds=seconds)(rollout())
+    assert asked == [3, 2, 1]
+
+
+def test_the_limit_holds_while_the_culprit_is_looked_for() -> None:
+    calls: list[int] = []
+
+    def slow_when_alone(batch: RewardBatch) -> Any:
+        calls.append(len(batch))
+        if len(calls) > 1:
+            time.sleep(30)
+        raise ValueError("bad text")
+
+    begun = time.monotonic()
+    with pytest.raises(RunError, match="raised ValueError: bad text") as caught:
+        judge_of(Scripted(slow_when_alone), time_limit_seconds=0.5)(rollout())
+    assert time.monotonic() - begun < 15
+    assert calls == [3, 2]
+    assert "The time was over before the response was found" in str(caught.value)
+
+
+def test_wrappers_are_within_the_limit() -> None:
+    class Retries(HookPlugin[PluginConfig]):
+        @hookimpl(wrapper=True)
+        def rlframe_score(self, provider: Any, batch: Any) -> Any:
+            scores = yield
+            time.sleep(30)
+            return scores
+
+    context: Any = None
+    relay = Relay([Instance("retry", "retries", Retries(PluginConfig(), context))])
+    provider = Scripted(lambda b: [0.0] * 3)
+    reward = WeightedReward(Instance("r", "scripted", provider), 1.0, time_limit_seconds=0.2)
+    with pytest.raises(RunError, match=r"has not answered within 0\.2 seconds"):
+        Judge([reward], relay, **ALONE)(rollout())
+
+
+def test_a_wrapper_is_named_beside_the_reward_whose_scores_it_changed() -> None:
+    class Dicts(HookPlugin[PluginConfig]):
+        @hookimpl(wrapper=True)
+        def rlframe_score(self, provider: Any, batch: Any) -> Any:
+            return dict(enumerate((yield)))
+
+    context: Any = None
+    relay = Relay([Instance("dicts", "dicts", Dicts(PluginConfig(), context))])
+    reward = WeightedReward(Instance("r", "scripted", Scripted(lambda b: [0.0] * 3)), 1.0)
+    with pytest.raises(RunError, match=r"\(with the hook plugin 'dicts' around it\) returned \{0:"):
+        Judge([reward], relay, **ALONE)(rollout())
+
+
+@pytest.mark.parametrize("answer", [{0: 1.0, 1: 2.0, 2: 3.0}, {1.0, 2.0, 3.0}, "abc"], ids=str)
+def test_what_merely_has_the_right_length_is_refused(answer: Any) -> None:
+    with pytest.raises(RunError, match=r"'r0' of type scripted.* returned .* for 3 responses"):
+        judge((lambda b: answer, 1.0))(rollout())
+
+
+def test_a_weight_that_makes_a_score_infinite_is_refused() -> None:
+    with pytest.raises(
+        RunError, match=r"the mix is not finite.*'r0'.*weight of 1e\+30.*"
+    ) as caught:
+        judge((lambda b: [0.0, 0.0, 1e20], 1e30))(rollout())
+    assert "sample 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("joined", "why"),
+    [
+        (None, "returned None from `combine`"),
+        (torch.zeros(3), "shape \\(3,\\) from `combine`"),
+        (torch.zeros(3, 3, dtype=torch.float32), "from `combine`"),
+        (torch.full((3, 3), math.nan, dtype=torch.float64), "the mix is not finite"),
+    ],
+    ids=["none", "rows", "float32", "nan"],
+)
+def test_what_combine_returns_is_held_against_the_contract(joined: Any, why: str) -> None:
+    class Joins(Scripted):
+        def combine(self, total: Any, values: Any, batch: Any) -> Any:
+            return joined
+
+    with pytest.raises(RunError, match=f"'dear' of type dear .*{why}|{why}.*'dear'"):
+        judge_of(Joins(lambda b: [0.0] * 3))(rollout())
+
+
+def test_a_reward_of_weight_0_is_a_metric_alone_even_if_it_would_replace_others() -> None:
+    from rlframe.builtin.eos_penalty import EosPenalty, EosPenaltyConfig
+
+    context: Any = None
+    penalty = EosPenalty(EosPenaltyConfig(penalty=4.0, mode="replace"), context)
+    mix = [
+        WeightedReward(Instance("r", "scripted", Scripted(lambda b: [1.0, 3.0, 5.0])), 1.0),
+        WeightedReward(Instance("e", "eos", penalty), 0.0),
+    ]
+    found = Judge(mix, Relay(), **ALONE)(rollout())
+    assert found.scores.tolist() == [1.0, 3.0, 5.0]
+    assert found.raw["e"].tolist() == [0.0, -4.0, 0.0]
 
 
 # Normalised by the scores so far

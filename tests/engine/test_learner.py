@@ -25,7 +25,7 @@ from rlframe.engine.learner import (
     learning_rate_factor,
 )
 from rlframe.engine.metrics import Meter
-from rlframe.engine.objective import Objective
+from rlframe.engine.objective import NothingCountedWarning, Objective
 from rlframe.engine.streams import Shuffled
 from rlframe.errors import OutOfMemoryError, RunError
 from rlframe.functional.advantages import gae
@@ -437,6 +437,95 @@ def test_a_loss_whose_count_is_not_what_it_said_is_refused(language_model: Any) 
     learner._objective = replace(learner._objective, auxiliary=(instance,))
     with pytest.raises(RunError, match=r"lying \(test 1\).*count"):
         learner(experience_of(models, models.policy, budget=40), beta=0.1)
+
+
+def learner_with(models: ActorCritic, component: Any, *, max_bad_steps: int = 3) -> Learner:
+    """A learner with one auxiliary loss, which works on the rollout."""
+    context: Any = None
+    instance = Instance("own", "own (test 1)", component(PluginConfig(), context))
+    learner = learner_of(models, budget=40, auxiliary=False, max_bad_steps=max_bad_steps)
+    learner._auxiliary = [AuxiliaryData(instance, None)]
+    learner._objective = replace(learner._objective, auxiliary=(instance,))
+    return learner
+
+
+class Detached(Entropyish):
+    def loss(self, policy: Any, batch: Any) -> LossTerm:
+        term = super().loss(policy, batch)
+        return LossTerm(term.total.detach(), term.count)
+
+
+class PerToken(Entropyish):
+    def loss(self, policy: Any, batch: Any) -> LossTerm:
+        return LossTerm(-policy.logprobs(batch.tokens) * batch.mask, batch.mask.sum())
+
+
+class CountsNaN(Entropyish):
+    def count(self, batch: Any) -> torch.Tensor:
+        return torch.tensor(math.nan)
+
+
+class CountFails(Entropyish):
+    def count(self, batch: Any) -> torch.Tensor:
+        raise LookupError("no such column")
+
+
+@pytest.mark.parametrize(
+    ("component", "told"),
+    [
+        (Detached, "returned a total without a gradient"),
+        (PerToken, "returned a total of a Tensor of shape"),
+        (CountsNaN, r"returned a `count\(\)` of nan"),
+        (CountFails, r"raised LookupError in `count`: no such column \[.*test_learner.py:\d+\]"),
+    ],
+)
+def test_a_loss_that_breaks_its_contract_is_named(
+    language_model: Any, component: Any, told: str
+) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=40)
+    with pytest.raises(RunError, match=rf"auxiliary loss 'own' of type own \(test 1\) {told}"):
+        learner_with(models, component)(experience, beta=0.1)
+
+
+def test_a_step_in_which_a_loss_counts_nothing_is_that_of_ppo_alone(language_model: Any) -> None:
+    """0 / 0 would have made each of them a skipped one."""
+
+    class Counts3(Entropyish):
+        """Of responses with three tokens, of which there may be none."""
+
+        def count(self, batch: Any) -> torch.Tensor:
+            return torch.zeros(())
+
+        def loss(self, policy: Any, batch: Any) -> LossTerm:
+            return LossTerm(0 * super().loss(policy, batch).total, torch.zeros(()))
+
+    found = []
+    for component in (None, Counts3):
+        models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
+        experience = experience_of(models, models.policy, budget=40)
+        if component is None:
+            learner_of(models, budget=40, auxiliary=False)(experience, beta=0.1)
+        else:
+            with pytest.warns(NothingCountedWarning, match="'own' .* counts nothing in this"):
+                _, figures = learner_with(models, component)(experience, beta=0.1)
+            assert figures["train/skipped_steps"] == 0
+        found.append(torch.cat([p.detach().flatten() for p in models.parameters()]))
+    assert torch.equal(*found)
+
+
+def test_a_loss_that_is_never_finite_is_named_when_its_steps_have_been_skipped(
+    language_model: Any,
+) -> None:
+    class Infinite(Entropyish):
+        def loss(self, policy: Any, batch: Any) -> LossTerm:
+            term = super().loss(policy, batch)
+            return LossTerm(term.total * math.inf if term.count else term.total, term.count)
+
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=40)
+    with pytest.raises(RunError, match="not finite on this rank: loss/own_avg"):
+        learner_with(models, Infinite, max_bad_steps=1)(experience, beta=0.1)
 
 
 def test_the_learning_rate_ramps_up_and_decays_to_just_above_zero() -> None:

@@ -48,6 +48,43 @@ class TooFew(Reward):
         return super().score(batch)[:-1]
 
 
+class Mapped(Reward):
+    def score(self, batch):
+        return dict(enumerate(super().score(batch)))
+
+
+class Distinct(Reward):
+    """Just as many scores as responses."""
+
+    def score(self, batch):
+        return {score + number / 1e3 for number, score in enumerate(super().score(batch))}
+
+
+class AsTheModelGaveThem(Reward):
+    def score(self, batch):
+        return torch.tensor(super().score(batch))[:, None]
+
+
+class Lazy(Reward):
+    def score(self, batch):
+        return map(float, super().score(batch))
+
+
+class Later(Reward):
+    async def score(self, batch):
+        return super().score(batch)
+
+
+class InWords(Reward):
+    def score(self, batch):
+        return [str(score) for score in super().score(batch)]
+
+
+class TooLarge(Reward):
+    def score(self, batch):
+        return [score * 1e38 for score in super().score(batch)]
+
+
 class DropsEmptyTexts(Reward):
     def score(self, batch):
         return [float(len(text)) for text in batch.response_texts if text]
@@ -262,6 +299,16 @@ class Negative(Controller):
         return replace(state, coefficient=state.coefficient - (0.2 if measured.kl < 1 else 0.0))
 
 
+class PaysAtFirst(Controller):
+    def initial(self):
+        return KLState(-0.1)
+
+
+class RemembersWords(Controller):
+    def initial(self):
+        return KLState(0.1, {"phase": "warm-up"})
+
+
 class Logarithm(Controller):
     def error(self, measured):
         return float(torch.tensor(measured.kl / self.target).log().clamp(-1, 1))
@@ -321,6 +368,36 @@ class PerToken(Loss):
         return LossTerm(-policy.logprobs(batch.tokens, batch.mask), batch.mask.sum())
 
 
+class Detached(Loss):
+    def loss(self, policy, batch):
+        term = super().loss(policy, batch)
+        return replace(term, total=term.total.detach())
+
+
+class CountsBackwards(Loss):
+    def loss(self, policy, batch):
+        term = super().loss(policy, batch)
+        return replace(term, count=-term.count)
+
+    def count(self, batch):
+        return -batch.mask.sum()
+
+
+class NeverFinite(Loss):
+    def loss(self, policy, batch):
+        term = super().loss(policy, batch)
+        return replace(term, total=term.total / 0)
+
+
+class DetachesNothing(Loss):
+    """Where no token counts, it does not ask the policy, for which the other ranks wait."""
+
+    def loss(self, policy, batch):
+        if not batch.mask.any():
+            return LossTerm(torch.zeros(()), batch.mask.sum())
+        return super().loss(policy, batch)
+
+
 class CountsExamples(Loss):
     def loss(self, policy, batch):
         return replace(super().loss(policy, batch), count=torch.tensor(float(len(batch.tokens))))
@@ -363,6 +440,21 @@ class AllContext(OwnData):
         return [replace(e, context_tokens=len(e.ids)) for e in super().examples()]
 
 
+class Once(OwnData):
+    def examples(self):
+        return iter(super().examples())
+
+
+class Pairs(OwnData):
+    def examples(self):
+        return [(e.ids, e.context_tokens) for e in super().examples()]
+
+
+class BeyondTheEnd(OwnData):
+    def examples(self):
+        return [replace(e, learned=((1, len(e.ids) + 1),)) for e in super().examples()]
+
+
 class OtherTokens(OwnData):
     def examples(self):
         return [TokenExample((1, 2, 50_000), 0)]
@@ -399,6 +491,24 @@ class Estimator(AdvantageEstimator[PluginConfig]):
 class OneAResponse(Estimator):
     def estimate(self, rewards, values, mask):
         return tuple(x.sum(1) for x in super().estimate(rewards, values, mask))
+
+
+class OneAResponseWhereItFits(Estimator):
+    def estimate(self, rewards, values, mask):
+        advantages, returns = super().estimate(rewards, values, mask)
+        square = rewards.shape[0] == rewards.shape[1]
+        return advantages.sum(1) if square else advantages, returns
+
+
+class OnlyAdvantages(Estimator):
+    def estimate(self, rewards, values, mask):
+        return super().estimate(rewards, values, mask)[:1]
+
+
+class WithGradient(Estimator):
+    def estimate(self, rewards, values, mask):
+        advantages, returns = super().estimate(rewards, values, mask)
+        return advantages.requires_grad_(), returns
 
 
 class OneTensor(Estimator):
@@ -477,6 +587,13 @@ PLANTED = {
         (LambdaInConfig, "picklable_config"),
         (TooFew, "one_value_a_response"),
         (DropsEmptyTexts, "one_value_a_response"),
+        (Mapped, "one_value_a_response"),
+        (Distinct, "one_value_a_response"),
+        (AsTheModelGaveThem, "one_value_a_response"),
+        (Lazy, "one_value_a_response"),
+        (Later, "one_value_a_response"),
+        (InWords, "one_value_a_response"),
+        (TooLarge, "finite"),
         (LogOfLength, "finite"),
         (NoOpinion, "finite"),
         (Whitens, "batch_split_invariance"),
@@ -511,6 +628,8 @@ PLANTED = {
         (AimsElsewhere, "fixed_point"),
         (Unclamped, "bound"),
         (Negative, "bound"),
+        (PaysAtFirst, "bound"),
+        (RemembersWords, "state_round_trip"),
         (Logarithm, "finite_under_any_kl"),
         (PoisonedMemory, "finite_under_any_kl"),
         (KeepsStateOnSelf, "state_round_trip"),
@@ -519,6 +638,13 @@ PLANTED = {
     "auxiliary_losses": [
         (PerToken, "a_sum_and_its_count"),
         (CountsExamples, "a_sum_and_its_count"),
+        (Detached, "a_sum_and_its_count"),
+        (CountsBackwards, "a_sum_and_its_count"),
+        (NeverFinite, "a_sum_and_its_count"),
+        (DetachesNothing, "mask_respected"),
+        (Once, "examples_can_be_learned_from"),
+        (Pairs, "examples_can_be_learned_from"),
+        (BeyondTheEnd, "examples_can_be_learned_from"),
         (DetachesHalf, "gradient_is_that_of_finite_differences"),
         (CountsItsWeightTwice, "linear_in_the_coefficient"),
         (MeanPerMicroBatch, "micro_batch_split_invariance"),
@@ -533,6 +659,9 @@ PLANTED = {
     "advantage_estimators": [
         (OneAResponse, "shapes"),
         (OneTensor, "shapes"),
+        (OneAResponseWhereItFits, "shapes"),
+        (OnlyAdvantages, "shapes"),
+        (WithGradient, "shapes"),
         (Unmasked, "zero_outside_the_mask"),
         (SumsPadding, "padding_changes_nothing"),
         (WhitensAdvantages, "rows_are_independent"),

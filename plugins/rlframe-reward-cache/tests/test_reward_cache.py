@@ -12,7 +12,15 @@ from pydantic import ValidationError
 from rlframe_reward_cache import RewardCache
 
 from rlframe.errors import RecipeError
-from rlframe.hooks import PluginConfig, Prompt, RewardBatch, RewardProvider, StopReason, hookimpl
+from rlframe.hooks import (
+    ContractError,
+    PluginConfig,
+    Prompt,
+    RewardBatch,
+    RewardProvider,
+    StopReason,
+    hookimpl,
+)
 from rlframe.hooks.spec import plugin_manager
 from rlframe.recipe import load_recipe
 
@@ -155,8 +163,9 @@ def test_tensors_and_rows_of_token_rewards_are_remembered_as_plain_numbers() -> 
 
 def test_a_wrong_number_of_values_is_an_error_and_what_a_reward_raises_comes_through() -> None:
     hook = hooks(cache())
-    with pytest.raises(ValueError, match="1 values for the 2 responses"):
-        hook.rlframe_score(provider=Scripted([1.0]), batch=batch("a", "b"))
+    for answer in ([1.0], {"a": 1.0, "b": 2.0}, {1.0, 2.0}):
+        with pytest.raises(ContractError, match=r"the reward .* returned .* for 2 responses"):
+            hook.rlframe_score(provider=Scripted(answer), batch=batch("a", "b"))
     with pytest.raises(IndexError):
         hook.rlframe_score(provider=Scripted(), batch=batch("a"))
 

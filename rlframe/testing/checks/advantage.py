@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from rlframe.functional.rewards import response_mask
+from rlframe.hooks.answers import ContractError
 from rlframe.hooks.component import AdvantageEstimator
+from rlframe.hooks.contract import refuse_bad_shapes
 from rlframe.testing.check import Broken, check
 from rlframe.testing.checks.common import COMMON, random_states_moved
 from rlframe.testing.subject import Subject
@@ -46,13 +48,12 @@ def _inputs(*, scale: float = 1.0) -> _Inputs:
 
 def _estimated(subject: Estimator, given: _Inputs) -> tuple[Tensor, Tensor]:
     answer = subject.instance.estimate(*given.copy())
-    if not (isinstance(answer, tuple) and len(answer) == 2):
-        raise Broken(f"`estimate` returned {type(answer).__name__}, not (advantages, returns)")
-    for name, found in zip(NAMES, answer, strict=True):
-        if not isinstance(found, Tensor) or found.shape != given.mask.shape:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise Broken(f"{name} are {shape} for rewards of {tuple(given.mask.shape)}")
-    return answer
+    try:
+        refuse_bad_shapes(answer, given.rewards)
+    except ContractError as error:
+        raise Broken(f"it {error}") from None
+    advantages, returns = answer
+    return advantages, returns
 
 
 def _compare(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], when: str) -> None:
@@ -78,9 +79,9 @@ def shapes(subject: Estimator) -> None:
     """The policy's loss takes the one, the critic's the other, token by token."""
     for width in (max(LENGTHS), 1):
         given = _Inputs(*(tensor[:, :width] for tensor in _inputs()))
-        for name, found in zip(NAMES, _estimated(subject, given), strict=True):
-            if found.dtype != given.rewards.dtype:
-                raise Broken(f"{name} are {found.dtype} for rewards in {given.rewards.dtype}")
+        _estimated(subject, given)
+    square = _Inputs(*(tensor[:, : len(LENGTHS)] for tensor in _inputs()))
+    _estimated(subject, square)  # where [B] would pass for [T]
 
 
 @check(

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from rlframe.engine.kl_control import UNITS
+from rlframe.hooks.answers import ContractError
 from rlframe.hooks.component import KLController
+from rlframe.hooks.contract import is_finite, refuse_bad_state
 from rlframe.testing.check import Broken, DoesNotApply, check
 from rlframe.testing.checks.common import COMMON
 from rlframe.testing.subject import Subject
@@ -16,7 +19,6 @@ from rlframe.types import KLMeasurement, KLState
 
 Controller = Subject[KLController[Any]]
 
-UNITS = ("nats_per_response", "nats_per_token")
 RESPONSES = 512
 TOKENS = 24
 """Responses of a rollout, and tokens of a response, in the measurements of these checks."""
@@ -47,13 +49,10 @@ def _typical(subject: Controller) -> float:
 def _states(subject: Controller, kls: Iterable[float]) -> Iterator[KLState]:
     """The state before the first rollout, and after each."""
     controller = subject.instance
-    state = controller.initial()
+    state = _sound(controller.initial())
     yield state
     for kl in kls:
-        new = controller.update(state, _measured(controller, kl))
-        if not isinstance(new, KLState):
-            raise Broken(f"`update` returned {new!r}")
-        state = new
+        state = _sound(controller.update(state, _measured(controller, kl)))
         yield state
 
 
@@ -61,8 +60,13 @@ def _coefficients(subject: Controller, kls: Iterable[float]) -> list[float]:
     return [state.coefficient for state in _states(subject, kls)]
 
 
-def _is_finite(state: KLState) -> bool:
-    return all(map(math.isfinite, (state.coefficient, *state.memory.values())))
+def _sound(state: KLState) -> KLState:
+    """A state that a run would take."""
+    try:
+        refuse_bad_state(state)
+    except ContractError as error:
+        raise Broken(f"it {error}") from None
+    return state
 
 
 @check(
@@ -170,7 +174,7 @@ def finite_under_any_kl(subject: Controller) -> None:
     controller, usual = subject.instance, _typical(subject)
     for kl in (0.0, -0.5 * usual, 1e-12, 1e6, 1e30):
         for state in _states(subject, [usual, kl, usual]):
-            if not _is_finite(state):
+            if not is_finite(state):
                 raise Broken(f"{state} in a run with a KL of {kl:g}")
     for kl in (math.nan, math.inf):
         old = controller.initial()
@@ -178,7 +182,7 @@ def finite_under_any_kl(subject: Controller) -> None:
         # What the engine goes on with: the new state if its coefficient is finite, or else the old.
         kept = new if math.isfinite(new.coefficient) else old
         for state in (kept, controller.update(kept, _measured(controller, usual))):
-            if not _is_finite(state):
+            if not is_finite(state):
                 raise Broken(f"{state} in a run with a KL of {kl:g}")
 
 

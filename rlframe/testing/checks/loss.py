@@ -13,7 +13,9 @@ from torch import Tensor
 
 from rlframe.engine.streams import token_batch
 from rlframe.errors import RecipeError
+from rlframe.hooks.answers import ContractError, shown
 from rlframe.hooks.component import AuxiliaryLoss
+from rlframe.hooks.contract import counted, refuse_bad_examples, refuse_bad_term
 from rlframe.models.policy import Policy
 from rlframe.testing.check import Broken, DoesNotApply, check
 from rlframe.testing.checks.common import COMMON, random_states_moved
@@ -39,6 +41,8 @@ def _examples(subject: Loss) -> list[TokenExample]:
         rollout = reward_batch(subject.context, data=subject.columns, responses=subject.texts)
         answered = zip(rollout.prompts, rollout.response_ids, strict=True)
         own = [TokenExample((*p.ids, *ids), len(p.ids)) for p, ids in answered]
+    elif not isinstance(own, Sequence):
+        raise Broken(f"`examples` returned {shown(own)}, which is no list")
     if not own:
         raise Broken("`examples` returned no example; None means that it works on the rollout")
     return [example.cut(TOKENS) for example in own[:EXAMPLES]]
@@ -53,6 +57,14 @@ def _term(loss: AuxiliaryLoss[Any], policy: PolicyView, batch: TokenBatch) -> Lo
     if not isinstance(term, LossTerm):
         raise Broken(f"`loss` returned {type(term).__name__}, not a LossTerm")
     return term
+
+
+def _refuse(subject: Loss, term: Any, batch: TokenBatch) -> None:
+    """Break a promise where a run would be ended."""
+    try:
+        refuse_bad_term(term, counted(subject.instance.count(batch), "`count()`"))
+    except ContractError as error:
+        raise Broken(f"it {error}") from None
 
 
 def _number(value: Tensor) -> float:
@@ -72,18 +84,12 @@ def _close(left: float, right: float, tolerance: float = 1e-6) -> bool:
 def a_sum_and_its_count(subject: Loss) -> None:
     """The engine divides by the count of the whole optimiser step, which it must know before."""
     batch = _batch(_examples(subject))
-    term, promised = _term(subject.instance, _policy(), batch), subject.instance.count(batch)
-    for name, value in (("total", term.total), ("count", term.count)):
-        if not isinstance(value, Tensor) or value.shape != ():
-            raise Broken(f"{name} is {list(value.shape) if isinstance(value, Tensor) else value!r}")
-        if not bool(value.isfinite()):
-            raise Broken(f"{name} is {_number(value)}")
-    if not term.total.requires_grad:
-        raise Broken("total has no gradient: nothing would be learned from it")
-    if term.count.requires_grad or _number(term.count) <= 0:
-        raise Broken(f"count is {term.count!r}: it must be above 0 and have no gradient")
-    if _number(term.count) != _number(promised):
-        raise Broken(f"a count of {_number(term.count):g}, and {_number(promised):g} from `count`")
+    term = subject.instance.loss(_policy(), batch)
+    _refuse(subject, term, batch)
+    if not math.isfinite(_number(term.total)):
+        raise Broken(f"it returned a total of {_number(term.total)}")
+    if float(term.count) == 0:
+        raise Broken("it returned a count of 0 for examples of which tokens count")
 
 
 @check(
@@ -210,9 +216,9 @@ def mask_respected(subject: Loss) -> None:
             f"a sum of {_number(garbled.total):.6g} instead of {expected:.6g} with other "
             f"log-probabilities at {int((~batch.mask).sum())} places outside the mask"
         )
-    nothing = _term(
-        subject.instance, _policy(), TokenBatch(batch.tokens, torch.zeros_like(batch.mask))
-    )
+    empty = TokenBatch(batch.tokens, torch.zeros_like(batch.mask))
+    nothing = _term(subject.instance, _policy(), empty)
+    _refuse(subject, nothing, empty)
     if _number(nothing.total) != 0:
         raise Broken(f"a sum of {_number(nothing.total):g} where the mask is False everywhere")
 
@@ -263,16 +269,12 @@ def examples_can_be_learned_from(subject: Loss) -> str:
     if own is None:
         raise DoesNotApply("it has no data of its own: it works on the rollout")
     size, per_step = len(subject.context.tokenizer), subject.instance.examples_per_step
-    if not isinstance(per_step, int) or per_step < 1:
+    if type(per_step) is not int or per_step < 1:
         raise Broken(f"examples_per_step is {per_step!r}")
-    for number, example in enumerate(own):
-        if not all(0 <= token < size for token in example.ids):
-            raise Broken(f"example {number} has a token that is not among the {size} of the policy")
-        if not any(example.counts()):
-            raise Broken(
-                f"example {number} has {len(example.ids)} tokens, of which "
-                f"{example.context_tokens} are context: nothing counts"
-            )
+    try:
+        refuse_bad_examples(own, vocabulary=size)
+    except ContractError as error:
+        raise Broken(f"it {error}") from None
     if list(subject.build().examples() or ()) != list(own):
         raise Broken("a second instance, as another rank has one, made other examples")
     return f"{len(own)} examples"

@@ -11,16 +11,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from numbers import Real
 from typing import Any
 
 import torch
 
+from rlframe.hooks.answers import LARGEST, ContractError, raw_scores
 from rlframe.hooks.component import Context, RewardProvider
 from rlframe.testing.check import Broken, check
 from rlframe.testing.checks.common import COMMON, random_states_moved
 from rlframe.testing.subject import Subject
-from rlframe.testing.world import part, reward_batch
+from rlframe.testing.world import reward_batch
 from rlframe.types import RewardBatch
 
 Reward = Subject[RewardProvider[Any]]
@@ -55,7 +55,8 @@ def _with_responses_moved(batch: RewardBatch, index: Sequence[int]) -> RewardBat
 def _asked(provider: RewardProvider[Any], batch: RewardBatch, *, seed: int = 0) -> Any:
     """The provider's answer as the engine asks: without gradient, with a generator of its own."""
     with torch.no_grad():
-        return provider.score(replace(batch, generator=torch.Generator().manual_seed(seed)))
+        answer = provider.score(replace(batch, generator=torch.Generator().manual_seed(seed)))
+    return _values(answer, batch) if hasattr(answer, "__await__") else answer
 
 
 def _scores(subject: Reward, batch: RewardBatch) -> Values:
@@ -66,21 +67,10 @@ def _scores(subject: Reward, batch: RewardBatch) -> Values:
 
 
 def _values(answer: Any, batch: RewardBatch) -> Values:
-    if not hasattr(answer, "__len__") or len(answer) != len(batch):
-        found = f"{len(answer)} values" if hasattr(answer, "__len__") else repr(answer)
-        raise Broken(f"{found} for {len(batch)} responses")
-    return [_value(score, batch, number) for number, score in enumerate(answer)]
-
-
-def _value(score: Any, batch: RewardBatch, number: int) -> list[float]:
-    plain = score.tolist() if hasattr(score, "tolist") else score
-    row = list(plain) if isinstance(plain, list | tuple) else [math.nan if plain is None else plain]
-    length = len(batch.response_ids[number])
-    if isinstance(plain, list | tuple) and len(row) != length:
-        raise Broken(f"{len(row)} numbers for response {number}, which has {length} tokens")
-    if not all(isinstance(value, Real) for value in row):
-        raise Broken(f"{score!r} for response {number}: not a number, nor a row of numbers")
-    return [float(value) for value in row]
+    try:
+        return raw_scores(answer, batch.response_lengths)
+    except ContractError as error:
+        raise Broken(f"it {error} (response {error.row})") from None
 
 
 def _compare(expected: Values, found: Values, batch: RewardBatch, when: str) -> None:
@@ -113,8 +103,9 @@ def _remark(values: Values) -> str | None:
 
 
 @check(
-    expected="as many values as responses, in order: each a number, or one number a token",
-    likely="responses are filtered or deduplicated on the way, or scored in parts that overlap",
+    expected="a list with as many values as responses, in order: each a number, or one number a token",
+    likely="responses are filtered or deduplicated on the way, or scored in parts that overlap; a "
+    "mapping, a set, an iterator or the [B, 1] of a model is returned as it came",
     do="return a list with `len(batch)` entries; one that can not be judged is None, not left out",
 )
 def one_value_a_response(subject: Reward) -> str | None:
@@ -134,7 +125,7 @@ def finite(subject: Reward) -> None:
     alike = _with_responses_moved(batch, [first[group] for group in batch.group_ids])
     for given, when in ((batch, ""), (alike, " when the samples of its prompt are all the same")):
         for number, row in enumerate(_scores(subject, given)):
-            if not all(map(math.isfinite, row)):
+            if not all(abs(value) <= LARGEST for value in row):
                 text = f"{given.response_texts[number][:60]!r}{when}"
                 raise Broken(f"{_shown(row)} (None counts as nan) for response {number}, {text}")
 
@@ -153,7 +144,7 @@ def batch_split_invariance(subject: Reward) -> str | None:
     middle = len(groups) // 2
     for chosen in (*([group] for group in groups), groups[:middle], groups[middle:]):
         index = [n for n, group in enumerate(batch.group_ids) if group in chosen]
-        smaller = part(batch, index)
+        smaller = batch.rows(index)
         when = f"in a batch of {len(index)} instead of {len(batch)} responses"
         _compare([whole[n] for n in index], _scores(subject, smaller), smaller, when)
     return _remark(whole)
@@ -169,7 +160,7 @@ def permutation_equivariance(subject: Reward) -> str | None:
     batch = _batch(subject)
     whole = _scores(subject, batch)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(1)).tolist()
-    mixed = part(batch, order)
+    mixed = batch.rows(order)
     _compare([whole[n] for n in order], _scores(subject, mixed), mixed, "in another order")
     return _remark(whole)
 
@@ -220,7 +211,7 @@ def _hashes_of_another_process() -> Iterator[None]:
 )
 def empty_batch(subject: Reward) -> None:
     """A rank may have less than one group."""
-    _scores(subject, part(_batch(subject), []))
+    _scores(subject, _batch(subject).rows([]))
 
 
 @check(
@@ -232,7 +223,7 @@ def unicode_and_very_long_text(subject: Reward) -> None:
     """A policy in training writes anything."""
     batch = reward_batch(subject.context, data=subject.columns, responses=UNUSUAL)
     for number, row in enumerate(_scores(subject, batch)):
-        if not all(map(math.isfinite, row)):
+        if not all(abs(value) <= LARGEST for value in row):
             raise Broken(f"{_shown(row)} for {batch.response_texts[number][:40]!r}")
 
 
@@ -245,12 +236,9 @@ def no_gradient(subject: Reward) -> None:
     """A graph that is kept alive holds the memory of the whole forward pass."""
     provider, batch = subject.instance, _batch(subject)
     with torch.no_grad():
-        answer = provider.score(batch)
+        _values(provider.score(batch), batch)  # which refuses what has a gradient
         if torch.is_grad_enabled():
             raise Broken("gradients are switched on after `score`")
-    scores = answer if isinstance(answer, list | tuple) else [answer]
-    if any(isinstance(score, torch.Tensor) and score.requires_grad for score in scores):
-        raise Broken("a score that requires a gradient")
     modules = [m for m in vars(provider).values() if isinstance(m, torch.nn.Module)]
     if any(weight.grad is not None for module in modules for weight in module.parameters()):
         raise Broken("a parameter with a gradient after `score`")
@@ -361,7 +349,7 @@ def time_per_thousand(subject: Reward) -> str:
 def _repeated(batch: RewardBatch, count: int) -> RewardBatch:
     """So many responses, or some more: whole copies of the batch, each in groups of its own."""
     size, copies = len(batch), -(-count // len(batch))
-    many = part(batch, [n % size for n in range(copies * size)])
+    many = batch.rows([n % size for n in range(copies * size)])
     groups = [f"{n // size}.{group}" for n, group in enumerate(many.group_ids)]
     numbers: dict[str, int] = {}
     return replace(many, group_ids=[numbers.setdefault(name, len(numbers)) for name in groups])

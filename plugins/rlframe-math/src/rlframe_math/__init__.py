@@ -35,6 +35,8 @@ class MathVerify(RewardProvider[MathVerifyConfig]):
     that a limit is refused in any other, and it takes the place of an alarm that is already set.
     """
 
+    cheap_to_repeat = True
+
     def __init__(self, config: MathVerifyConfig, context: Context) -> None:
         super().__init__(config, context)
         self._gold = lru_cache(maxsize=10_000)(self._read_gold)  # groups share their answer

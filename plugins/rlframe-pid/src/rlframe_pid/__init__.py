@@ -37,6 +37,10 @@ class PID(KLController[PIDConfig]):
     A KL of 0 or below, which k1 may measure, counts as the largest error; NaN changes nothing.
     """
 
+    @classmethod
+    def initial_coefficient(cls, config: PIDConfig) -> float:
+        return max(config.initial, config.floor)
+
     @property
     def unit(self) -> str:
         return self.config.unit

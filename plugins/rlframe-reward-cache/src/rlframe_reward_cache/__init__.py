@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -13,11 +14,13 @@ from pydantic import Field, PositiveInt
 from rlframe.errors import RecipeError, did_you_mean, listed
 from rlframe.hooks import (
     Context,
+    ContractError,
     HookPlugin,
     PluginConfig,
     RewardBatch,
     RewardProvider,
     hookimpl,
+    raw_scores,
 )
 
 Score = float | Sequence[float]
@@ -96,10 +99,15 @@ def _ask(provider: RewardProvider[Any], batch: RewardBatch) -> list[Score | None
     """The provider's own scores of the responses, as plain numbers: a state must be JSON."""
     if not len(batch):
         return []
-    scores: Sequence[Any] = provider.score(batch)
-    if len(scores) != len(batch):
-        raise ValueError(f"{len(scores)} values for the {len(batch)} responses asked about")
-    return [score.tolist() if hasattr(score, "tolist") else score for score in scores]
+    try:
+        rows = raw_scores(provider.score(batch), batch.response_lengths)
+    except ContractError as error:
+        raise ContractError(f"the reward {provider.name!r} {error}", row=error.row) from error
+    found: list[Score | None] = []
+    for row in rows:
+        unjudged = any(map(math.isnan, row))  # None, or what ends the run all the same
+        found.append(None if unjudged else row[0] if len(row) == 1 else row)
+    return found
 
 
 def _keys(provider: RewardProvider[Any], batch: RewardBatch) -> list[str]:

@@ -28,6 +28,8 @@ class Vader(RewardProvider[VaderConfig]):
     keep a KL controller beside it.
     """
 
+    cheap_to_repeat = True
+
     def __init__(self, config: VaderConfig, context: Context) -> None:
         super().__init__(config, context)
         self._analyzer = SentimentIntensityAnalyzer()

@@ -101,6 +101,8 @@ class Scorer(RewardProvider[ScorerConfig]):
     scorer gives no answer, which is 0.
     """
 
+    cheap_to_repeat = True
+
     @classmethod
     def check(cls, config: ScorerConfig, context: Context) -> None:
         if COLUMN not in context.columns:

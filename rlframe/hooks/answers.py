@@ -1,0 +1,167 @@
+"""What reward providers return, read as the contract says: engine and conformance kit refuse the same.
+
+An answer that merely can be iterated is not enough: a mapping iterates over its keys, a set has
+no order, and a text of three letters has the length of three responses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
+from numbers import Real
+from typing import Any
+
+LARGEST = 3.4e38
+"""Scores beyond it are infinite in float32, in which values and advantages are computed."""
+
+_SHOWN = 160  # characters of a value in a message
+
+
+class ContractError(ValueError):
+    """A component returned what its contract does not allow.
+
+    The message continues a sentence that begins with the component's name: "returned 0.5 for ...".
+    """
+
+    def __init__(self, message: str, *, row: int = 0) -> None:
+        super().__init__(message)
+        self.row = row
+        """The response that it is about, or the first."""
+
+
+def token_scores(answer: Any, lengths: Sequence[int]) -> list[list[float]]:
+    """A reward provider's answer: for each response its score alone, or one number per sampled token.
+
+    Args:
+      answer: a list or tuple, or an array or tensor of one dimension, with one entry per response, in
+        order. An entry is a finite number (True counts as 1, False as 0; arrays and tensors of no
+        dimension are numbers), or a list, tuple, or one-dimensional array or tensor of numbers.
+      lengths: sampled tokens of each response.
+
+    Raises:
+      ContractError: it is anything else.
+    """
+    rows = raw_scores(answer, lengths)
+    for number, row in enumerate(rows):
+        if not all(abs(value) <= LARGEST for value in row):
+            entry = _listed(answer)[number]
+            raise ContractError(
+                _wrong_entry(entry, lengths[number], _not_finite(entry)), row=number
+            )
+    return rows
+
+
+def raw_scores(answer: Any, lengths: Sequence[int]) -> list[list[float]]:
+    """The same where numbers need not be finite: the conformance kit looks for that by itself.
+
+    None, "cannot judge this one", is NaN here.
+
+    Raises:
+      ContractError: it is no list with a number, or as many as there are tokens, for each response.
+    """
+    entries = _listed(answer)
+    if isinstance(entries, str):
+        raise ContractError(
+            f"returned {shown(answer)} for {len(lengths)} responses; it must return a list with one "
+            f"number per response, in order. {entries}"
+        )
+    if len(entries) != len(lengths):
+        raise ContractError(
+            f"returned {len(entries)} values for {len(lengths)} responses; it must return one for each"
+        )
+    pairs = zip(entries, lengths, strict=True)
+    return [_row(entry, length, number) for number, (entry, length) in enumerate(pairs)]
+
+
+def _row(entry: Any, length: int, number: int) -> list[float]:
+    """[score] for a number, the numbers for a row of `length`."""
+    numbers = _listed(entry)
+    alone = isinstance(numbers, str)
+    try:
+        if not alone and len(numbers) != length:
+            raise ValueError(f"its {len(numbers)} numbers are not one for each token")
+        return [_number(value) for value in ([entry] if alone else numbers)]
+    except ValueError as problem:
+        raise ContractError(_wrong_entry(entry, length, str(problem)), row=number) from None
+
+
+def _wrong_entry(entry: Any, length: int, problem: str) -> str:
+    return (
+        f"returned {shown(entry)} for a response of {length} tokens; it must be a finite number, "
+        f"or one for each token: {problem}"
+    )
+
+
+def _not_finite(entry: Any) -> str:
+    if entry is None:
+        return "None says that it cannot be judged, and nothing becomes 0 silently"
+    return f"NaN, infinity and what is beyond {LARGEST:g}, infinite in float32, are no scores"
+
+
+def _number(value: Any) -> float:
+    """A float, NaN for None; ValueError says why it is none."""
+    if getattr(value, "requires_grad", False):
+        raise ValueError("it has a gradient; return `.detach()`, or plain numbers")
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "tolist") and not _unreadable(value):
+        value = value.tolist()  # an array or tensor without dimensions, or a NumPy scalar
+    if value is None:
+        return math.nan
+    if not isinstance(value, Real):
+        raise ValueError(f"{kind_of(value)} is not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _listed(value: Any) -> list[Any] | tuple[Any, ...] | str:
+    """The entries of something with one dimension and an order; else why it is not that."""
+    if isinstance(value, list | tuple):
+        return value
+    dimensions = getattr(value, "ndim", None)
+    if isinstance(dimensions, int) and hasattr(value, "tolist"):
+        if dimensions == 1 and getattr(value, "requires_grad", False):
+            return "It has a gradient: return `.detach()`, or plain numbers"
+        if dimensions == 1 and not _unreadable(value):
+            entries: list[Any] = value.tolist()
+            return entries
+        return f"It has {dimensions} dimensions" if dimensions > 1 else "It is a single value"
+    return _no_list(value)
+
+
+def _unreadable(value: Any) -> bool:
+    """Whether a tensor holds no numbers, or not one after the other."""
+    layout = str(getattr(value, "layout", "torch.strided"))
+    return bool(getattr(value, "is_meta", False)) or layout != "torch.strided"
+
+
+def _no_list(value: Any) -> str:
+    """Why something is no list, and what to return instead."""
+    if value is None:
+        return "Is a `return` missing?"
+    if isinstance(value, str | bytes):
+        return "Text is not a list of numbers"
+    if isinstance(value, Mapping):
+        return "A mapping does not say which value belongs to which response"
+    if isinstance(value, Set):
+        return "A set has no order, and keeps equal scores once"
+    if hasattr(value, "__await__"):
+        if hasattr(value, "close"):
+            value.close()  # or Python warns that it was never awaited
+        return "It must not be `async`: await inside of it, as in `asyncio.run(...)`"
+    if isinstance(value, Iterator):
+        return "An iterator can be read once only: make it a list"
+    return f"{kind_of(value)} is not a list"
+
+
+def shown(value: Any) -> str:
+    """A value in a few words: its text if that is short, else its type and size."""
+    shape = getattr(value, "shape", None)
+    if shape is not None and tuple(shape) != ():
+        return f"{kind_of(value)} of shape {tuple(shape)}"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{kind_of(value)} ({text[:_SHOWN]}...)"
+
+
+def kind_of(value: Any) -> str:
+    return f"a {type(value).__name__}"

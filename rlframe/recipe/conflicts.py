@@ -1,0 +1,103 @@
+"""What parts of a recipe that are each valid cannot be together, or would do for nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from rlframe.hooks.component import Component, KLController, PluginConfig
+from rlframe.hooks.contract import out_of_bounds
+from rlframe.recipe.document import Path_
+from rlframe.recipe.schema import NewModel, Recipe
+
+ROUTER = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef")
+"""Keys of transformers configs for a loss that only its own models add."""
+
+DROPOUT = re.compile(
+    r"(?<!classifier_)(?<!first_)(?<!last_)(dropout(_prob|_rate)?|pdrop|layerdrop|jitter_noise)$"
+)
+"""Keys for what is drawn at random while a model is in training mode."""
+
+_TAKEN = ("policy", "value", "kl")
+"""What PPO's own losses are called in the metrics."""
+
+
+class Named(Protocol):
+    """A component that the recipe names, with its config."""
+
+    @property
+    def component(self) -> type[Component[Any]]: ...
+    @property
+    def config(self) -> PluginConfig: ...
+
+
+def conflicts(recipe: Recipe, chosen: Mapping[Path_, Named]) -> list[tuple[Path_, str]]:
+    """(path, message) of each conflict.
+
+    Args:
+      recipe: valid.
+      chosen: the component at each path; without those that are missing or invalid.
+    """
+    found = [*_architecture(recipe)]
+    if recipe.ppo is not None:
+        found += [*_rewards(recipe), *_losses(recipe), *_kl(recipe, chosen)]
+    return found
+
+
+def _architecture(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    """Keys of a new model's config that only transformers' own losses and training read."""
+    policy, judge = recipe.model.policy, recipe.reward_model
+    if not isinstance(policy, NewModel):
+        return
+    supervised = recipe.sft is not None or (judge is not None and judge.initial == "policy")
+    for key, value in policy.architecture.items():
+        path: Path_ = ("model", "policy", "architecture", key)
+        if key in ROUTER and value:
+            yield (
+                path,
+                "nothing reads this: rlframe computes its own losses from the logits, and that of "
+                "the router is not among them. Leave it out",
+            )
+        elif DROPOUT.search(key) and value and not supervised:
+            yield (
+                path,
+                "nothing reads this: dropout acts in the supervised stages alone, and no such "
+                "stage trains the policy. PPO computes without it, or the ratio of new to old "
+                "policy would be random",
+            )
+
+
+def _rewards(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    if recipe.rewards and all(entry.weight == 0 for entry in recipe.rewards.values()):
+        yield (
+            ("rewards",),
+            "every reward has a weight of 0, which makes it a metric alone: there would be nothing "
+            "to learn but to stay near the reference. Give one of them a weight",
+        )
+    for name, entry in recipe.rewards.items():
+        if entry.weight == 0 and entry.normalize != "none":
+            yield (
+                ("rewards", name, "normalize"),
+                "nothing reads this with a weight of 0, which makes the reward a metric alone",
+            )
+
+
+def _losses(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    for name in recipe.losses:
+        if name in _TAKEN:
+            yield (
+                ("losses", name),
+                f"this name is taken: the metric loss/{name}_avg is that of a loss of PPO's own. "
+                f"Call the loss by another name, such as {name}_2",
+            )
+
+
+def _kl(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, str]]:
+    found = chosen.get(("kl", "controller"))
+    if recipe.kl is None or found is None or not issubclass(found.component, KLController):
+        return
+    start = found.component.initial_coefficient(found.config)
+    beyond = None if start is None else out_of_bounds(start, recipe.kl.minimum, recipe.kl.maximum)
+    if beyond is not None:
+        yield ("kl", "controller"), f"the KL controller {beyond}"
