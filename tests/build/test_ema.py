@@ -157,9 +157,7 @@ def test_without_it_no_weights_are_gathered_and_nothing_is_written(
     monkeypatch.setattr(
         Replicated, "weights", lambda self: (calls.append("weights"), weights(self))[1]
     )
-    monkeypatch.setattr(
-        Recorder, "save", lambda self, path: (calls.append("end"), save(self, path))[1]
-    )
+    monkeypatch.setattr(Recorder, "save", lambda self: (calls.append("end"), save(self))[1])
     run = train(recipe, tmp_path / "off", "ppo.ema=null", "checkpoints.every=null")
     assert calls == ["end", "weights"]
     assert not (run / "ppo" / "ema").exists()
