@@ -117,8 +117,8 @@ NAMED = {
     ),
     "auxiliary losses without coefficient": (
         "engine/objective",
-        "loss + coefficient * total",
-        "loss + total",
+        "loss + instance.component.coefficient * total / count",
+        "loss + total / count",
     ),
     "the next update's coefficient in the rewards' metrics": (
         "runs/recorder",
