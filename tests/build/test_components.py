@@ -58,7 +58,7 @@ def test_without_data_of_its_own_a_loss_works_on_the_rollout() -> None:
         ({"examples_per_step": 0}, "`examples_per_step` of 0"),
         ({"examples_per_step": 1.5}, "`examples_per_step` of 1.5"),
     ],
-    ids=str,
+    ids=["an iterator", "a tuple", "an id beyond", "an error", "none a step", "half a one"],
 )
 def test_a_loss_that_breaks_its_contract_is_named(attributes: Any, told: str) -> None:
     with pytest.raises(PluginError) as caught:
