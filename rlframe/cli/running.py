@@ -44,7 +44,7 @@ def refuse_processes_inside_others(processes: int) -> None:
     refuse_copies(os.environ)
     remark = unused_tasks(os.environ, processes=processes)
     if remark is not None:
-        typer.echo(f"note: {remark}", err=True)
+        say(f"note: {remark}", err=True)
     if processes > 1 and "WORLD_SIZE" in os.environ:
         raise typer.BadParameter(
             f"WORLD_SIZE is set: this is one of {os.environ['WORLD_SIZE']} processes that torchrun, or "

@@ -12,11 +12,11 @@ from rlframe.hooks.component import (
     KLController,
     Needs,
     PluginConfig,
-    PretrainedModel,
     RewardProvider,
     RewardSpec,
 )
 from rlframe.hooks.lengths import context_tokens
+from rlframe.hooks.pretrained import PretrainedModel
 from rlframe.hooks.references import ColumnName, DataName, ModelName, RewardName
 from rlframe.hooks.spec import hookimpl
 from rlframe.types import (

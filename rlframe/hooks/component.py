@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from rlframe.hooks.pretrained import PretrainedModel
 from rlframe.types import (
     KLMeasurement,
     KLState,
@@ -84,47 +85,6 @@ class RewardSpec(ComponentSpec):
     """A reward provider inside another one's config, validated as if it stood in the recipe."""
 
     kind: ClassVar[str] = "reward_providers"
-
-
-class PretrainedModel(Protocol):
-    """A saved model: whole and without any code of its own, or an error for people.
-
-    Code in its folder never runs, weights are read from safetensors alone, and a weight that is missing
-    is an error, where transformers would draw it at random. Use it in `check` and in the constructor:
-
-        saved = context.pretrained(config.model)
-        saved.check("sequence")                               # reads headers alone
-        model = context.prepare(saved.load("sequence", dtype=context.dtype))
-
-    A `head` is "causal", "sequence" (a classifier of a text) or "token" (of each token).
-    """
-
-    name: str
-    """As the recipe has it."""
-
-    @property
-    def path(self) -> str:
-        """The folder on this machine."""
-
-    @property
-    def config(self) -> Any:
-        """Of transformers."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one that lies beside the model."""
-
-    def check_vocabulary(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-        """Refuse a model to which another tokenizer's ids mean something else. Returns remarks."""
-
-    def skeleton(self, head: Literal["causal", "sequence", "token"]) -> Any:
-        """The model without weights, on the meta device."""
-
-    def check(self, head: Literal["causal", "sequence", "token"]) -> tuple[str, ...]:
-        """Refuse a model of which a weight is missing. Returns remarks."""
-
-    def load(self, head: Literal["causal", "sequence", "token"], *, dtype: torch.dtype) -> Any:
-        """The model with its weights, in eval mode, on the CPU."""
 
 
 @dataclass(frozen=True)
