@@ -255,15 +255,15 @@ SITUATIONS = [
     ),
     Situation(
         "prompts that are longer than the context",
-        column("prompt", "word " * 100, prompts=PROMPTS),
+        column("prompt", "word " * 200, prompts=PROMPTS),
         3,
-        ("are longer than the context allows: the model reads 64 tokens", "prompts.truncate"),
+        ("are longer than the context allows: the model reads 128 tokens", "prompts.truncate"),
     ),
     Situation(
         "responses that leave no room for any prompt",
-        column("prompt", prompts=PROMPTS, rollout={"prompts_per_update": 4, "max_new_tokens": 64}),
+        column("prompt", prompts=PROMPTS, rollout={"prompts_per_update": 4, "max_new_tokens": 128}),
         3,
-        ("rollout.max_new_tokens: responses of 64 tokens leave no room for a prompt",),
+        ("rollout.max_new_tokens: responses of 128 tokens leave no room for a prompt",),
     ),
     Situation(
         "the system's message without a template for chats",

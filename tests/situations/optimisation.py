@@ -40,7 +40,7 @@ SITUATIONS = [
         "scores that are infinite in the precision of the critic",
         trained(1e40),
         1,
-        ("update 0: the rewards of tokens are not finite in torch.float32", "`weight`"),
+        ("the mix is not finite, or too large for float32, with reward 'short'", "weight of 1e+40"),
     ),
     Situation(
         "a learning rate that leaves no finite weights",
