@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from rlframe.text import say
+
 PATIENCE = 5.0
 """Seconds that threads have to end by themselves, once the command has ended."""
 
@@ -62,7 +64,7 @@ def _after_patience(code: int) -> None:
     if waiting:  # else it is an exit handler that takes its time, such as a tracker's last upload
         names = ", ".join(thread.name for thread in waiting)
         with suppress(OSError, ValueError):
-            sys.stderr.write(f"not waiting for threads that a plugin has left running: {names}\n")
+            say(f"not waiting for threads that a plugin has left running: {names}", err=True)
         _end(code)
 
 
