@@ -13,6 +13,7 @@ import sys
 from typing import TextIO
 
 from rlframe.cli.main import main
+from rlframe.distributed.ending import in_time
 from rlframe.distributed.watching import watched
 from rlframe.text import say
 
@@ -20,6 +21,7 @@ _RUNS = ("train", "resume")
 """Commands whose result lies in a directory, whatever became of their output."""
 
 
+@in_time
 def console() -> None:
     """Run the command that `sys.argv` names, and end the process with its exit code."""
     _open_missing_descriptors()

@@ -19,7 +19,7 @@ model:
       num_attention_heads: 2
       max_position_embeddings: 64
     tokenizer: {data: reviews, vocab_size: 300}
-sft: {data: reviews, epochs: 0.1}
+sft: {data: reviews, epochs: 0.1, max_tokens: 64}
 prompts: {data: reviews, first_words: 3}
 rollout: {prompts_per_update: 4, max_new_tokens: 8}
 rewards:

@@ -181,6 +181,22 @@ def test_a_process_that_is_paused_and_continued_takes_its_child_along() -> None:
     process.stdout.close()
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_thread_that_never_ends_keeps_neither_the_child_nor_its_success_back(code: int) -> None:
+    script = (
+        "import sys, threading, time\nfrom rlframe.cli import console\n"
+        "def main():\n"
+        "    threading.Thread(target=time.sleep, args=(100,)).start()\n"
+        f"    sys.exit({code})\n"
+        "console.main = main\nconsole.console()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == code
+    assert "not waiting for threads that a plugin has left running" in ended.stderr
+
+
 # Output that nobody takes
 
 

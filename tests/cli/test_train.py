@@ -82,7 +82,7 @@ BAD_INPUT = {
     "prompt longer than the context": (
         3,
         "rollout.max_new_tokens=60",
-        "prompts are longer than the context allows: the model reads 64 tokens",
+        "Set `prompts.truncate` to drop, left or right, or allow shorter responses",
     ),
     "vocabulary of the reward model": (
         3,
@@ -161,7 +161,7 @@ TAKES_MORE_THAN_A_LOOK = {
         ["rewards.judge={type: reward_model, model: 'stage:sft'}"],
     ),
     "chats that are none": (
-        "messages must be a list of objects",
+        "a message has the keys 'role'; it needs `role` and `content`",
         ["data.reviews={path: '{things}/chats.jsonl'}"],
     ),
 }
@@ -387,7 +387,10 @@ def test_a_refusal_by_all_ranks_is_told_once(recipe, tmp_path):
     few = ["rollout.prompts_per_update=1", "--output", str(tmp_path / "run")]
     done = subprocess.run([*command, *few], capture_output=True, text=True)
     assert done.returncode == 3
-    told = "error: rollout.prompts_per_update: 1 prompts are too few for 2 processes\n"
+    told = (
+        "error: override 'rollout.prompts_per_update=1': rollout.prompts_per_update: 1 prompts are too "
+        "few for 2 processes\n"
+    )
     assert done.stderr == told
     assert not (tmp_path / "run").exists()
 
@@ -396,7 +399,7 @@ def test_a_refusal_by_all_ranks_is_told_once(recipe, tmp_path):
     ("error", "code", "told"),
     [
         (RunError("the loss is not finite"), 1, "error: the loss is not finite"),
-        (KeyError("a bug"), 1, "Traceback (most recent call last)"),
+        (KeyError("a bug"), 1, "error: KeyError: 'a bug'"),
     ],
 )
 def test_a_rank_leaves_its_error_to_the_launcher(
