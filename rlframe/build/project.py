@@ -75,9 +75,10 @@ class Project:
         policy, pad = self.recipe.model.policy, self.recipe.model.pad_token
         wanted = policy.tokenizer if isinstance(policy, NewModel) else policy
         if isinstance(wanted, NewTokenizer):
+            rows = self.split(wanted.data).train  # an error there has its place already
             with at(f"data.{wanted.data}"):
                 tokenizer: Any = train_tokenizer(
-                    texts_of(self.split(wanted.data).train),
+                    texts_of(rows),
                     vocab_size=wanted.vocab_size,
                     lowercase=wanted.lowercase,
                 )

@@ -149,6 +149,7 @@ SITUATIONS = [
         file("rows.jsonl", lines(TEXTS)[:-12]),
         3,
         ("data.reviews: rows.jsonl:60: not valid JSON", "the file may have been cut off"),
+        never_says=("Traceback", "data.reviews: data.reviews: "),
     ),
     Situation(
         "half a character in a row",
