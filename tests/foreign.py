@@ -123,6 +123,15 @@ FAMILIES: dict[str, Family] = {
         eos="<|im_end|>",
         pad="<|endoftext|>",
     ),
+    # Two special tokens follow the last answer: the end of the turn, and that of the text.
+    "phi3": Family(
+        _TURNS + "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+        ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        eos="<|endoftext|>",
+        pad="<|endoftext|>",
+        ends=("<|end|>",),
+    ),
     # A base model: no template, one special token for everything (GPT-2).
     "base": Family("", ("<|endoftext|>",), eos="<|endoftext|>", pad=None),
 }

@@ -58,13 +58,30 @@ class Models:
                 if options["head"] == "sequence":
                     loading.score_head(saved.skeleton("sequence", labels=1), at=at)
                 project = self._project
-                if at == "reward_model.initial":
-                    _ = self.reward_tokenizer
-                elif at != "model.policy":
+                if at == "model.policy":
+                    notes += self._new_rows(at, saved, project.tokenizer)
+                elif at == "reward_model.initial":
+                    notes += self._new_rows(at, saved, self.reward_tokenizer)
+                else:
                     notes += saved.check_vocabulary(project.tokenizer, added=project.added_tokens)
         with problems.collected():
             self._check_critic_of_stage()
         return notes
+
+    def _new_rows(
+        self, at: str, saved: Pretrained, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[str, ...]:
+        """A remark on tokens that a model's own tokenizer has and its embedding does not."""
+        rows = saved.config.get_text_config().vocab_size
+        new = [token for token, number in tokenizer.get_vocab().items() if number >= rows]
+        new = sorted(set(new) - self._project.added_tokens)
+        if not new:
+            return ()
+        return (
+            f"{at}: the model's embedding has {rows} rows, and none for {len(new)} of the tokenizer's "
+            f"tokens, such as {new[0]!r}. Their rows are new and random: they mean nothing to the model "
+            "before something has trained them",
+        )
 
     def _check_critic_of_stage(self) -> None:
         """A critic reads the policy's tokens, whatever the reward model that it starts from does."""

@@ -24,6 +24,9 @@ DESCRIPTIONS: dict[Form, str] = {
 }
 
 
+_PROBE = "q7f3k9x2"  # an answer that no template contains, and that no filter of one changes
+
+
 class TruncationWarning(RuntimeWarning):
     """A reward model reads less than what it was given."""
 
@@ -88,25 +91,35 @@ class ModelInput:
                 return self._tokenised(_one_text(prompt, response))
 
     def _chat(self, prompt: Prompt, response: str) -> list[int]:
+        text = self._rendered(prompt, response)
+        if not self.ends_with_turn:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        behind = self._rendered(prompt, _PROBE).rpartition(_PROBE)[2]
+        text = text.removesuffix(behind)
+        if through := self._end_of_turn(behind):
+            return self.tokenizer.encode(text + behind[:through], add_special_tokens=False)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return [*ids, int(self.tokenizer.eos_token_id)]
+
+    def _rendered(self, prompt: Prompt, response: str) -> str:
         turns = prompt.messages or ({"role": "user", "content": prompt.text},)
         conversation = [*map(dict, turns), {"role": "assistant", "content": response}]
         try:
-            text = self.tokenizer.apply_chat_template(conversation, tokenize=False)
+            return str(self.tokenizer.apply_chat_template(conversation, tokenize=False))
         except Exception as error:  # a template raises whatever its author liked
             raise RecipeError(
                 f"the chat template of the reward model refuses this conversation: {error}. It has "
                 f"the roles {[turn['role'] for turn in conversation]}"
             ) from error
-        ids = self.tokenizer.encode(str(text), add_special_tokens=False)
-        return self._until_end_of_turn(ids) if self.ends_with_turn else ids
 
-    def _until_end_of_turn(self, ids: list[int]) -> list[int]:
-        """Without what the template writes behind the answer's end, such as a newline."""
-        added = self.tokenizer.added_tokens_decoder
-        special = {number for number, token in added.items() if token.special}
-        last = next((k for k in range(len(ids), 0, -1) if ids[k - 1] in special), 0)
-        tail = str(self.tokenizer.decode(ids[last:]))
-        return ids[:last] if last and not tail.strip() else [*ids, int(self.tokenizer.eos_token_id)]
+    def _end_of_turn(self, behind: str) -> int:
+        """Characters through the first special token of what follows an answer; 0 without one."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in self.tokenizer.all_special_tokens}
+        special |= {token.content for token in added if token.special}
+        found = [(behind.index(token), -len(token)) for token in special if token in behind]
+        place, length = min(found, default=(0, 0))  # of several that begin there, the longest
+        return place - length
 
     def _tokenised(self, *texts: str) -> dict[str, list[int]]:
         tokenize, end = self.tokenizer, int(self.append_eos)

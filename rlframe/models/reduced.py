@@ -127,16 +127,20 @@ def _shrink_sizes(config: Any, *, factor: int, experts: bool) -> None:
         wide = _WIDTH.search(key) and not _NO_WIDTH.search(key)
         if wide and isinstance(value, list) and all(type(item) is int for item in value):
             setattr(config, key, [item // factor for item in value])
-        if type(value) is not int:
-            continue
-        if "vocab" in key and value > _VOCABULARY:
-            setattr(config, key, _VOCABULARY)
-        elif key.endswith("token_id") and value >= _VOCABULARY:
-            setattr(config, key, 0)
-        elif experts and _MANY.search(key) and not _FEW.search(key):
-            setattr(config, key, min(value, _EXPERTS))
-        elif wide and value % factor == 0 and value >= 2 * factor:
-            setattr(config, key, value // factor)
+        elif type(value) is int:
+            setattr(config, key, _shrunk(key, value, factor if wide else 1, experts=experts))
+
+
+def _shrunk(key: str, value: int, factor: int, *, experts: bool) -> int:
+    """A number of a config, as small as what it counts may be."""
+    if "vocab" in key and value > _VOCABULARY:
+        return _VOCABULARY
+    if key.endswith("token_id") and value >= _VOCABULARY:
+        return 0
+    if experts and _MANY.search(key) and not _FEW.search(key):
+        return min(value, _EXPERTS)
+    divides = value % factor == 0 and value >= 2 * factor
+    return value // factor if divides else value
 
 
 def _shorten_spans(config: Any, *, length: int | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlframe.errors import did_you_mean, listed
 from rlframe.hooks.component import Needs, PluginConfig
-from rlframe.hooks.references import references
+from rlframe.hooks.references import Reference, references
 from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import Models, NewModel, NewTokenizer, Recipe
 
@@ -84,22 +84,29 @@ def broken_names(
       needs: what its class says of them.
     """
     for reference in references(config):
-        at, name = (*path, *reference.path), reference.name
-        if reference.to == "data" and recipe.data is not None and name not in recipe.data:
-            yield at, _no_data(name, recipe)
-        elif reference.to == "reward" and recipe.rewards is not None and name not in recipe.rewards:
-            guess, known = did_you_mean(name, recipe.rewards), listed(recipe.rewards)
-            yield at, f"there is no reward {name!r}.{guess} The recipe's rewards are {known}"
-        elif reference.to == "model" and name.startswith("stage:"):
-            stage = name.removeprefix("stage:")
-            if stage not in STAGES or getattr(recipe, stage) is None:
-                yield at, f"{name!r} is the result of a stage that this recipe does not run"
+        problem = _broken(reference, recipe)
+        if problem is not None:
+            yield (*path, *reference.path), problem
     if recipe.rollout is not None and needs.samples_per_prompt > recipe.rollout.samples_per_prompt:
         yield (
             path,
             f"it compares the responses to one prompt: set rollout.samples_per_prompt to "
             f"{needs.samples_per_prompt} or more, it is {recipe.rollout.samples_per_prompt}",
         )
+
+
+def _broken(reference: Reference, recipe: Recipe) -> str | None:
+    """What is wrong with one name; None if nothing is, or its section is not known."""
+    name, stage = reference.name, reference.name.removeprefix("stage:")
+    if reference.to == "data" and recipe.data is not None and name not in recipe.data:
+        return _no_data(name, recipe)
+    if reference.to == "reward" and recipe.rewards is not None and name not in recipe.rewards:
+        guess, known = did_you_mean(name, recipe.rewards), listed(recipe.rewards)
+        return f"there is no reward {name!r}.{guess} The recipe's rewards are {known}"
+    of_stage = reference.to == "model" and stage != name
+    if of_stage and (stage not in STAGES or getattr(recipe, stage) is None):
+        return f"{name!r} is the result of a stage that this recipe does not run"
+    return None
 
 
 def _stages(recipe: Recipe) -> Iterator[tuple[Path_, str]]:

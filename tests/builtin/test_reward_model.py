@@ -531,7 +531,15 @@ def test_a_plain_prompt_is_a_users_turn_for_a_model_with_a_template(build, run, 
 
 
 @pytest.mark.parametrize(
-    ("family", "behind"), [("chatml", "\n"), ("llama3", ""), ("gemma", "\n"), ("zephyr", "\n")]
+    ("family", "behind"),
+    [
+        ("chatml", "\n"),
+        ("llama3", ""),
+        ("gemma", "\n"),
+        ("zephyr", "\n"),
+        ("mistral", ""),
+        ("phi3", "\n<|endoftext|>"),
+    ],
 )
 def test_a_model_trained_to_the_end_of_an_answer_reads_to_there(
     build, run, chat, tmp_path, family, behind

@@ -148,6 +148,16 @@ def _mistral(folder: Path) -> list[str]:
 AT = "recipe.yaml:"
 CRITIC = {"critic": {"initial": "other"}}
 
+
+def _grown(folder: Path) -> list[str]:
+    """A token that was added to a tokenizer after its model was saved."""
+    foreign.saved(folder / "policy", "chatml")
+    words = foreign.tokenizer("chatml")
+    words.add_tokens(["<tool>"])
+    words.save_pretrained(folder / "policy")
+    return _train(folder, policy="policy")
+
+
 SITUATIONS = [
     # Weights that are missing
     Situation(
@@ -378,6 +388,15 @@ SITUATIONS = [
         ("Traceback", "trust_remote_code", "[y/N]"),
     ),
     # What works
+    Situation(
+        "a tokenizer with more tokens than the model has rows",
+        _grown,
+        0,
+        (
+            "model.policy: 1 tokens of the tokenizer, such as '<tool>', have no row",
+            "new and random",
+        ),
+    ),
     Situation(
         "no padding token, a reference with more tokens and a critic from a language model",
         _mistral,
