@@ -79,8 +79,8 @@ class Models:
             return ()
         return (
             f"{at}: the model's embedding has {rows} rows, and none for {len(new)} of the tokenizer's "
-            f"tokens, such as {new[0]!r}. Their rows are new and random: they mean nothing to the model "
-            "before something has trained them",
+            f"tokens, such as {new[0]!r}. Theirs are new and random, and mean nothing before "
+            "something has trained them",
         )
 
     def _check_critic_of_stage(self) -> None:

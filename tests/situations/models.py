@@ -392,10 +392,7 @@ SITUATIONS = [
         "a tokenizer with more tokens than the model has rows",
         _grown,
         0,
-        (
-            "model.policy: 1 tokens of the tokenizer, such as '<tool>', have no row",
-            "new and random",
-        ),
+        ("none for 1 of the tokenizer's tokens, such as '<tool>'. Theirs are new and random",),
     ),
     Situation(
         "no padding token, a reference with more tokens and a critic from a language model",
