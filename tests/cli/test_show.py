@@ -49,7 +49,7 @@ def test_provenance_has_a_line_a_value_with_the_writer_and_what_it_replaced(rlfr
         "ppo.updates: 4  # override 'ppo.updates=4', replaced 3 of C:3:7, replaced 1 of R:21:7"
         in told
     )
-    old = '{"data": "reviews", "epochs": 0.1}'
+    old = '{"data": "reviews", "epochs": 0.1, "max_tokens": 64}'
     assert f"sft: null  # C:2:1, replaced {old} of R:14:1" in told
     assert [line for line in told if line.startswith("rewards.brevity.type")] == [
         'rewards.brevity.type: "length"  # R:18:13'

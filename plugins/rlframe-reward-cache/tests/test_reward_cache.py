@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from rlframe_reward_cache import RewardCache
 
+from rlframe.engine.trees import load_tree, save_tree
 from rlframe.errors import RecipeError
 from rlframe.hooks import (
     ContractError,
@@ -127,10 +128,11 @@ def test_what_was_longest_unused_goes_first_and_no_more_are_kept_than_asked() ->
     assert hook.rlframe_score(provider=length, batch=batch("x", "y", "z", "x")) == [1] * 4
 
 
-def test_a_state_that_went_through_json_knows_what_the_plugin_knew() -> None:
+def test_a_state_that_went_through_a_checkpoint_knows_what_the_plugin_knew(tmp_path: Path) -> None:
     before, after, length = cache(), cache(), Counting()
     hooks(before).rlframe_score(provider=length, batch=batch("a", "bb"))
-    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    save_tree(tmp_path / "state", before.state_dict())
+    after.load_state_dict(load_tree(tmp_path / "state"))
     assert hooks(after).rlframe_score(provider=length, batch=batch("bb", "a")) == [2, 1]
     assert (len(length.asked), after.hits, after.misses) == (1, 2, 2)
 

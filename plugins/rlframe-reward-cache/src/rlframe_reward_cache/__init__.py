@@ -88,7 +88,8 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and scores, the one longest unused first: a resumed run pays for nothing twice."""
-        return {"hits": self.hits, "misses": self.misses, "scores": list(self._scores.items())}
+        scores = [[key, score] for key, score in self._scores.items()]
+        return {"hits": self.hits, "misses": self.misses, "scores": scores}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.hits, self.misses = state["hits"], state["misses"]
