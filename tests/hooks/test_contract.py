@@ -136,7 +136,7 @@ def test_examples_with_something_to_learn_are_taken() -> None:
 @pytest.mark.parametrize(
     ("examples", "why"),
     [
-        (iter([EXAMPLE]), "must return a list"),
+        pytest.param(iter([EXAMPLE]), "must return a list", id="an iterator"),
         ({0: EXAMPLE}, "must return a list"),
         ("text", "must return a list"),
         ([EXAMPLE, (1, 2)], "(1, 2) as number 1, which is no TokenExample"),
