@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import pkgutil
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import tests.situations
+from rlframe.build.preflight import look
 from rlframe.cli.main import main
+from rlframe.hooks.registry import Registry
+from rlframe.recipe import load_recipe
 from tests.situations import Situation
 
 AREAS = [name for _, name, _ in pkgutil.iter_modules(tests.situations.__path__)]
@@ -51,3 +55,11 @@ def test_a_situation_ends_with_its_exit_code_and_its_message(
         assert words in said
     for words in situation.never_says:
         assert words not in said
+    if code == 0 and arguments[0] == "train":
+        assert_valid(arguments)
+
+
+def assert_valid(arguments: Sequence[str]) -> None:
+    """`validate` has nothing against a recipe that could be run."""
+    overrides = [word for word in arguments[2:] if "=" in word and not word.startswith("-")]
+    load_recipe(Path(arguments[1]), overrides, registry=Registry(local_code=True), look=look)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlframe.build.encoded import names_in
 from rlframe.build.places import at
+from rlframe.build.preflight import columns_of
 from rlframe.build.project import Project
 from rlframe.build.remarks import remarks
 from rlframe.build.reward_format import check_read_as_trained
 from rlframe.builtin.reward_model import RewardModelConfig
 from rlframe.data.examples import Prepared
-from rlframe.errors import Problems, RecipeError, did_you_mean, listed
-from rlframe.hooks.references import references
+from rlframe.errors import Problems, RecipeError
 from rlframe.recipe import Chosen
 
 
@@ -84,14 +83,9 @@ def _check_prompts(project: Project) -> None:
 
 def _check_split(project: Project, stage: str, found: Prepared[Any]) -> None:
     parts = {"to train on": found.train, "held out to measure it": found.heldout}
-    for name, part in parts.items():
-        if not part:
-            data = getattr(project.recipe, stage).data
-            shares = listed(
-                f"data.{one}.heldout is {project.recipe.data[one].heldout}"
-                for one in names_in(data)
-            )
-            raise RecipeError(f"{stage}.data: data set {data!r} has no rows {name} ({shares})")
+    with at(f"{stage}.data"):
+        counts = {name: len(part) for name, part in parts.items()}
+        project.datasets.require_both(counts, getattr(project.recipe, stage).data)
     project.lengths.check_examples(stage, found)
 
 
@@ -112,12 +106,5 @@ def _check_processes(project: Project) -> None:
 
 def _check_columns(project: Project, chosen: Chosen) -> None:
     """Every prompt has the columns that a component reads."""
-    named = {r.name for r in references(chosen.config) if r.to == "column"}
-    for column in sorted(named | chosen.component.needs(chosen.config).columns):
-        if column not in (have := project.context.columns):
-            assert project.recipe.prompts is not None  # a recipe with components has them
-            place = project.datasets.without(column, project.recipe.prompts.data)
-            raise RecipeError(
-                f"not every row of the prompts' data has a value in column {column!r} ({place} has "
-                f"none).{did_you_mean(column, have)} All have {listed(have)}"
-            )
+    if project.recipe.prompts is not None:
+        project.datasets.require_columns(columns_of(chosen), project.recipe.prompts.data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rlframe.build.places import at
 from rlframe.data import sources
@@ -11,8 +11,9 @@ from rlframe.data.rows import Held, Lazy, names_of
 from rlframe.data.split import Split, split_apart, split_rows
 from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
 from rlframe.hooks.component import DataGenerator
-from rlframe.recipe import Chosen, LoadedRecipe
+from rlframe.recipe import Chosen
 from rlframe.recipe.data import DataNames, Dataset
+from rlframe.recipe.document import Path_
 from rlframe.types import Row
 
 
@@ -20,12 +21,16 @@ class DataSets:
     """What stands under `data:`, each set read when it is first asked for.
 
     Args:
-      loaded: a validated recipe.
+      specs: what the recipe says of each.
+      chosen: the components at each path of the recipe, data generators among them.
       notes: takes what was recognised, converted or left out.
     """
 
-    def __init__(self, loaded: LoadedRecipe, notes: list[str]) -> None:
-        self._loaded = loaded
+    def __init__(
+        self, specs: Mapping[str, Dataset], chosen: Mapping[Path_, Chosen], notes: list[str]
+    ) -> None:
+        self._specs = specs
+        self._chosen = chosen
         self._splits: dict[str, Split] = {}
         self._notes = notes
 
@@ -35,15 +40,19 @@ class DataSets:
         Raises:
           RecipeError: it is not in the recipe, is empty, or cannot be read.
         """
-        known = self._loaded.recipe.data
+        known = self._specs
         if data not in known:
             raise RecipeError(
                 f"there is no data set {data!r}.{did_you_mean(data, known)} `data:` holds "
                 f"{listed(known)}"
             )
+        with at(f"data.{data}"):
+            return self.read(data)
+
+    def read(self, data: str) -> Split:
+        """The same of a data set that is there; errors do not name it."""
         if data not in self._splits:
-            with at(f"data.{data}"):
-                self._splits[data] = self._read(data, known[data])
+            self._splits[data] = self._read(data, self._specs[data])
         return self._splits[data]
 
     def columns(self, data: DataNames) -> frozenset[str]:
@@ -51,7 +60,40 @@ class DataSets:
         names = [data] if isinstance(data, str) else data
         return frozenset.intersection(*(self.split(name).columns for name in names))
 
-    def without(self, column: str, data: DataNames) -> str:
+    def require_columns(self, wanted: Iterable[str], data: DataNames) -> None:
+        """Every row of the prompts has a value in the columns that a component reads.
+
+        Raises:
+          RecipeError: one has none.
+        """
+        have = self.columns(data)
+        for column in sorted(wanted):
+            if column not in have:
+                place = self._without(column, data)
+                raise RecipeError(
+                    f"not every row of the prompts' data has a value in column {column!r} ({place} "
+                    f"has none).{did_you_mean(column, have)} All have {listed(have)}"
+                )
+
+    def require_both(self, counts: Mapping[str, int], data: DataNames) -> None:
+        """There are rows to train on, and rows to measure by.
+
+        Args:
+          counts: of the parts `to train on` and `held out to measure it`.
+          data: one name or several.
+
+        Raises:
+          RecipeError: one part is empty.
+        """
+        names = [data] if isinstance(data, str) else list(data)
+        for part, count in counts.items():
+            if not count:
+                shares = listed(
+                    f"data.{one}.heldout is {self._specs[one].heldout}" for one in names
+                )
+                raise RecipeError(f"data set {data!r} has no rows {part} ({shares})")
+
+    def _without(self, column: str, data: DataNames) -> str:
         """Where the first row is that has no value in a column, for a message."""
         for name in [data] if isinstance(data, str) else data:
             split = self.split(name)
@@ -63,7 +105,7 @@ class DataSets:
 
     def _read(self, name: str, spec: Dataset) -> Split:
         """A data set, split: by a hash, or as its generator says."""
-        generator = self._loaded.chosen.get(("data", name, "generator"))
+        generator = self._chosen.get(("data", name, "generator"))
         made, kept = (_stored(spec), None) if generator is None else _generated(generator)
         if not made:
             raise RecipeError(f"the data set is empty ({spec.path or 'no rows came'})")

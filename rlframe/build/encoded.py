@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,13 +11,12 @@ from rlframe.data.encode import RowEncoder, remarks_on
 from rlframe.data.examples import Prepared, demonstrations, preferences
 from rlframe.data.fitting import Pair
 from rlframe.data.format import row_format
+from rlframe.data.labelled import as_pairs
 from rlframe.data.mixture import mixed
-from rlframe.data.rows import Joined, Lazy, Mapped, lazy
+from rlframe.data.rows import Joined, Lazy, Mapped
 from rlframe.data.split import asked
 from rlframe.errors import RecipeError
 from rlframe.recipe.data import DataNames
-from rlframe.recipe.schema import RewardModelStage
-from rlframe.stages.reward_model import pairs_from_labels
 from rlframe.types import Row, TokenExample
 
 if TYPE_CHECKING:
@@ -106,7 +104,7 @@ class EncodedData:
         assert stage is not None
         encoder, within = RowEncoder(tokenizer), within_of(stage.data)
         train, heldout = self.rows(stage.data, tokenizer)
-        paired = partial(_paired, stage=stage, seed=self._project.recipe.seed)
+        paired = partial(as_pairs, preferred=stage.preferred_label, seed=self._project.recipe.seed)
         found = preferences(
             (
                 Mapped(paired(train, count=stage.pairs), encoder.pair, within=within),
@@ -147,13 +145,3 @@ def names_in(data: DataNames) -> tuple[str, ...]:
 def within_of(data: DataNames) -> str:
     """What stands before the place of a row: the name of its data set, if there is one alone."""
     return f"data.{data}, " if isinstance(data, str) else ""
-
-
-def _paired(
-    rows: Sequence[Row], *, stage: RewardModelStage, seed: int, count: int | None
-) -> Lazy[Row]:
-    """Rows with chosen and rejected, whatever else they have; labelled texts are paired."""
-    answers = ("chosen", "rejected")
-    if not rows or any(row.get(key) is not None for row in rows for key in answers):
-        return lazy(rows)
-    return lazy(pairs_from_labels(rows, preferred=stage.preferred_label, count=count, seed=seed))

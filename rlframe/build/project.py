@@ -63,7 +63,7 @@ class Project:
 
     @cached_property
     def datasets(self) -> DataSets:
-        return DataSets(self.loaded, self.notes)
+        return DataSets(self.recipe.data, self.loaded.chosen, self.notes)
 
     def split(self, name: str) -> Split:
         """A data set of the recipe in its two parts."""

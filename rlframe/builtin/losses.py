@@ -12,6 +12,7 @@ from rlframe.hooks import (
     Context,
     DataName,
     LossTerm,
+    Needs,
     PluginConfig,
     PolicyView,
     TokenBatch,
@@ -80,6 +81,10 @@ class SFT(AuxiliaryLoss[SFTConfig]):
         return self.config.examples_per_step
 
     @classmethod
+    def needs(cls, config: SFTConfig) -> Needs:
+        return Needs(demonstrations=frozenset({config.data}))
+
+    @classmethod
     def check(cls, config: SFTConfig, context: Context) -> None:
         _demonstrations(config, context)
 
@@ -121,6 +126,10 @@ class PTX(AuxiliaryLoss[PTXConfig]):
     @property
     def examples_per_step(self) -> int:
         return self.config.examples_per_step
+
+    @classmethod
+    def needs(cls, config: PTXConfig) -> Needs:
+        return Needs(texts=frozenset({config.data}))
 
     @classmethod
     def check(cls, config: PTXConfig, context: Context) -> None:

@@ -25,10 +25,12 @@ def validate(
     no_plugin: NoPlugin = None,
     allow_local_code: AllowLocalCode = False,
 ) -> None:
-    """Check every key, plugin, reference and file of a recipe without opening a model."""
+    """Check a recipe and what it names without opening a model: keys, plugins, data, model folders."""
+    from rlframe.build.preflight import look
+
     registry = installed(no_plugin, allow_local_code=allow_local_code)
     try:
-        loaded = load_recipe(recipe, overrides or [], registry=registry)
+        loaded = load_recipe(recipe, overrides or [], registry=registry, look=look)
     except RlframeError as error:
         if as_json:
             say(json.dumps({"valid": False, "problems": _problems(error)}))

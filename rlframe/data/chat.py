@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlframe.data.conversations import shown
 from rlframe.errors import RecipeError
 
 Message = Mapping[str, Any]
@@ -262,9 +263,3 @@ def _plain_message(message: Message, column: str) -> dict[str, Any]:
     # Parquet gives every message every key: templates ask whether a key is there, not for its value.
     others = {key: value for key, value in message.items() if value is not None}
     return {**others, "content": "".join(texts)}
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: one line, and not all of a long one."""
-    text = str(dict(value) if isinstance(value, Mapping) else value)
-    return text if len(text) <= 160 else text[:157] + "..."

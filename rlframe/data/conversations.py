@@ -86,6 +86,12 @@ def described(value: Any) -> str:
     return f"{kind}, {shown if len(shown) <= 60 else shown[:57] + '...'}"
 
 
+def shown(value: Any) -> str:
+    """A value as a message shows it: one line, and not all of a long one."""
+    text = str(dict(value) if isinstance(value, Mapping) else value)
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
 def without_answer(messages: Sequence[Message]) -> list[Message]:
     """What is asked: the messages without a last one of the assistant's."""
     answered = bool(messages) and messages[-1].get("role") == "assistant"

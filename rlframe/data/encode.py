@@ -18,8 +18,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from rlframe.data.chat import ChatFormat, Conversation, chat_format, messages_of, shown
-from rlframe.errors import RecipeError, RlframeError, listed
+from rlframe.data.chat import ChatFormat, Conversation, chat_format, messages_of
+from rlframe.data.contents import refuse_unanswered, text_of
+from rlframe.data.conversations import shown
+from rlframe.errors import RecipeError, RlframeError
 from rlframe.types import Prompt, Row, TokenExample
 
 _PROBE = "a"
@@ -56,7 +58,7 @@ class RowEncoder:
                 return self._conversation(messages, row, every=self.learn == "all")
             if row.get("prompt") is not None and row.get("response") is not None:
                 return self._answered(self._asked(row), self._answer(row, "response"))
-            return self._text(self._field(row, "text"))
+            return self._text(text_of(row, "text"))
 
     def pair(self, row: Row) -> tuple[TokenExample, TokenExample]:
         """(chosen, rejected) of a preference row, each after the prompt if there is one.
@@ -81,7 +83,7 @@ class RowEncoder:
         """
         with self._about(row):
             if first_words is not None:
-                text = self._field(row, "text")
+                text = text_of(row, "text")
                 words = re.match(r"\s*\S+" + r"\s+\S+" * (first_words - 1), text)
                 return self._prompt(words.group() if words else text, row)
             return self._asked(row)
@@ -123,11 +125,7 @@ class RowEncoder:
         self, messages: list[dict[str, Any]], row: Row, *, every: bool
     ) -> TokenExample:
         """An answered conversation; `every` answer is learned from, or the last one."""
-        if messages[-1]["role"] != "assistant":
-            raise RecipeError(
-                "the last message is not the assistant's, so that there is nothing to learn at the "
-                "end: leave that message out, or the row"
-            )
+        refuse_unanswered(messages)
         messages = [self._unended(message) for message in messages]
         found = self._chat.conversation(messages, tools=_tools(row))
         prompt, ids = self._prompt_tokens(found.prompt), self._plain(found.text)
@@ -179,7 +177,7 @@ class RowEncoder:
 
     def _asked(self, row: Row) -> Prompt:
         if not row.get("messages"):
-            return self._prompt(self._field(row, "prompt"), row)
+            return self._prompt(text_of(row, "prompt"), row)
         messages = _unanswered(messages_of(row["messages"], column="messages"))
         messages = [self._unended(message) for message in messages]
         text = self._chat.asked(messages, tools=_tools(row))
@@ -197,7 +195,7 @@ class RowEncoder:
             return self._conversation([*asked, *said], row, every=False)
         text = said[0]["content"]
         if row.get("prompt") is not None:
-            return self._answered(self._prompt(self._field(row, "prompt"), row), text)
+            return self._answered(self._prompt(text_of(row, "prompt"), row), text)
         dialogue = _TRANSCRIPT.fullmatch(text)
         if dialogue is not None:
             return self._answered(self._prompt(dialogue[1], row), dialogue[2])
@@ -266,26 +264,7 @@ class RowEncoder:
         if isinstance(value, bool | int | float):
             self._remark("not text", if_=True)
             return str(value)
-        return self._field(row, key)
-
-    def _field(self, row: Row, key: str) -> str:
-        value: Any = row.get(key)
-        if isinstance(value, str):
-            return value
-        if value is None:
-            raise RecipeError(
-                f"no text in column {key!r} of this row (it has {listed(row)}). "
-                "Name the columns in `data.NAME.columns`"
-            )
-        if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-            raise RecipeError(
-                f"column {key!r} holds a list of messages, not a text. For a conversation write "
-                f"`columns: {{messages: {key}}}` under `data.NAME`"
-            )
-        raise RecipeError(
-            f"column {key!r} holds a {type(value).__name__}, not a text: {shown(value)}. "
-            "Name the columns in `data.NAME.columns`"
-        )
+        return text_of(row, key)
 
     # Errors and remarks
 

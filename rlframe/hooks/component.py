@@ -137,6 +137,11 @@ class Needs:
     """At least so many responses to each prompt."""
     columns: frozenset[str] = frozenset()
     """Columns of the prompts' data, beside those that config fields name as `ColumnName`."""
+    texts: frozenset[str] = frozenset()
+    """Data sets of which every row can become an example: a text, a prompt with its response, or a
+    conversation."""
+    demonstrations: frozenset[str] = frozenset()
+    """The same of those in which a text alone is too little."""
 
 
 C = TypeVar("C", bound=PluginConfig)

@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import is_offline_mode, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers.modeling_utils import load_state_dict
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 
 from rlframe.errors import RecipeError, did_you_mean, listed
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+"""What save_pretrained calls them; transformers knows these names too, and imports torch."""
 _GENERATION = "generation_config.json"
 _ADAPTER = "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -165,7 +161,7 @@ class ModelFolder:
         if found := [file for file in files if file.endswith(".safetensors")]:
             return (
                 f"{found[0]} is not a name by which transformers finds weights: save the model with "
-                f"save_pretrained, which writes {SAFE_WEIGHTS_NAME}"
+                f"save_pretrained, which writes {WEIGHTS}"
             )
         return ""
 
@@ -180,41 +176,47 @@ class ModelFolder:
         Raises:
           RecipeError: there are none, a file is missing, cut off or was never fetched.
         """
+        from transformers.modeling_utils import load_state_dict
+
         found: dict[str, Tensor] = {}
         for path in self._weight_files():
-            _refuse_pointer(path)
-            try:
+            with _whole(path):
                 found |= load_state_dict(path, map_location="meta")
-            except (SafetensorError, OSError, ValueError) as error:
-                raise RecipeError(
-                    f"{path} is cut off or damaged ({error}; it has {path.stat().st_size} bytes). Copy "
-                    "or download it again"
-                ) from error
         return found
 
+    def check_weights(self) -> None:
+        """Read the header of each file of weights, which says how long the file must be.
+
+        Raises:
+          RecipeError: as of `weights`.
+        """
+        for path in self._weight_files():
+            with _whole(path), safe_open(path, framework="numpy"):
+                pass
+
     def _weight_files(self) -> list[Path]:
-        self.fetch(SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+        self.fetch(WEIGHTS, INDEX)
         ranks = [path.name for path in self.path.iterdir() if _RANK_FILE.fullmatch(path.name)]
         if ranks:
             raise RecipeError(
                 f"{self.path} holds {min(ranks)}, a rank's share of a distributed checkpoint; save the "
                 "whole model with save_pretrained"
             )
-        if (self.path / SAFE_WEIGHTS_NAME).exists():
-            return [self.path / SAFE_WEIGHTS_NAME]
-        if (self.path / SAFE_WEIGHTS_INDEX_NAME).exists():
+        if (self.path / WEIGHTS).exists():
+            return [self.path / WEIGHTS]
+        if (self.path / INDEX).exists():
             return self._shards()
         raise RecipeError(
-            f"{self.path} has no {SAFE_WEIGHTS_NAME}. "
+            f"{self.path} has no {WEIGHTS}. "
             f"{self._format() or f'There are no weights in it; it holds {self._contents()}'}"
         )
 
     def _shards(self) -> list[Path]:
-        index = self.json(SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
+        index = self.json(INDEX).get("weight_map")
         named = isinstance(index, Mapping) and all(isinstance(n, str) for n in index.values())
         if not named or not index:
             raise RecipeError(
-                f"{self.path / SAFE_WEIGHTS_INDEX_NAME} has no `weight_map`, which says where the "
+                f"{self.path / INDEX} has no `weight_map`, which says where the "
                 "weights are. Copy the folder again"
             )
         names = sorted(set(index.values()))
@@ -223,7 +225,7 @@ class ModelFolder:
         if missing:
             raise RecipeError(
                 f"{self.path / missing[0]} is missing: {len(missing)} of {len(names)} files of weights "
-                f"that {SAFE_WEIGHTS_INDEX_NAME} names are not there. Copy or download them"
+                f"that {INDEX} names are not there. Copy or download them"
             )
         return [self.path / name for name in names]
 
@@ -237,21 +239,33 @@ def find(name: str) -> ModelFolder:
     Raises:
       RecipeError: there is no such folder, and no such repository that can be reached.
     """
+    return on_this_machine(name) or ModelFolder(name, _snapshot(name, _SMALL), hub=True)
+
+
+def on_this_machine(name: str) -> ModelFolder | None:
+    """The folder of a model that is given as a path; None for what may be an id of the hub.
+
+    Raises:
+      RecipeError: it is a path, and there is no folder.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return ModelFolder(name, path, hub=False)
     if path.exists():
         raise RecipeError(
-            f"{name!r} is a file; a model is a folder with {CONFIG} and {SAFE_WEIGHTS_NAME}. Did you "
+            f"{name!r} is a file; a model is a folder with {CONFIG} and {WEIGHTS}. Did you "
             f"mean {str(path.parent)!r}?"
         )
     if _is_path(name):
         raise RecipeError(f"there is no folder {name!r}.{_neighbours(path)}")
-    return ModelFolder(name, _snapshot(name, _SMALL), hub=True)
+    return None
 
 
 def _is_path(name: str) -> bool:
     """Whether a name that is not there is that of a folder: no id, or the folder around it is there."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -277,6 +291,13 @@ def _neighbours(path: Path) -> str:
 
 def _snapshot(name: str, patterns: Iterable[str]) -> Path:
     """The folder of a repository in the cache, with the files of those patterns."""
+    from huggingface_hub import is_offline_mode, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except GatedRepoError as error:
@@ -313,6 +334,19 @@ def _beside(name: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error.__cause__ or error).strip().partition("\n")[0]
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Open a file of weights, and say what is wrong with one that cannot be opened."""
+    _refuse_pointer(path)
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RecipeError(
+            f"{path} is cut off or damaged ({error}; it has {path.stat().st_size} bytes). Copy or "
+            "download it again"
+        ) from error
 
 
 def _refuse_pointer(path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,15 +118,27 @@ def _with_hashes(node: Any, hashes: Mapping[str, Mapping[str, Any]], path: str) 
     return node
 
 
+Look = Callable[[Recipe, Mapping[Path_, Chosen]], Iterable[tuple[Path_, str]]]
+"""(path, message) of each mistake that is found outside of the recipe: in data and folders of models.
+
+Sections of the recipe that are not valid are None, and components that are not valid are left out.
+"""
+
+
 def load_recipe(
-    path: Path, overrides: Iterable[str] = (), *, registry: Registry | None = None
+    path: Path,
+    overrides: Iterable[str] = (),
+    *,
+    registry: Registry | None = None,
+    look: Look | None = None,
 ) -> LoadedRecipe:
-    """Read a recipe and check everything that needs no model.
+    """Read a recipe and check its keys, names, components and that its files are there.
 
     Args:
       path: a YAML file.
       overrides: `key.path=value` or `~key.path`, applied in order.
       registry: the installed components; a fresh look at the environment if left out.
+      look: what else to look at, so that its mistakes come in one message with those of the recipe.
 
     Raises:
       RecipeError: any number of mistakes, each on a line of its own.
@@ -156,10 +168,13 @@ def load_recipe(
         if len(problems) > wording.MOST:
             break
         problems += _choose(where, spec, registry, chosen)
-    problems += _broken_names(_valid_sections(document.data), chosen)
+    valid = _valid_sections(document.data)
+    problems += _broken_names(valid, chosen)
     problems += _unusable(document, chosen)
     if recipe is not None:
         problems += [(at, message, RecipeError) for at, message in conflicts(recipe, chosen)]
+    if look is not None:
+        problems += [(at, message, RecipeError) for at, message in look(valid, chosen)]
     document.check(Problem(document.place(at), at, message, kind) for at, message, kind in problems)
     assert recipe is not None  # or a problem was found
     return LoadedRecipe(recipe, chosen, without_credentials(read_text(path)), document)
@@ -217,7 +232,8 @@ def _valid_sections(data: dict[str, Any]) -> Recipe:
     sections: dict[str, Any] = {}
     for name, field in Recipe.model_fields.items():
         annotation: Any = field.annotation
-        sections[name] = None if name in data else field.get_default(call_default_factory=True)
+        lacking = name in data or field.is_required()
+        sections[name] = None if lacking else field.get_default(call_default_factory=True)
         if name in data:
             with suppress(ValidationError):  # reported with the rest of the recipe
                 sections[name] = TypeAdapter(annotation).validate_python(data[name])

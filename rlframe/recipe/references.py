@@ -30,8 +30,13 @@ def _files(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     for name, data in recipe.data.items():
         paths = (data.path,) if isinstance(data.path, str) else data.path or ()
         for path in paths:
-            if not Path(path).exists() and not glob(path, recursive=True):
+            if not is_there(path):
                 yield ("data", name, "path"), _missing(path)
+
+
+def is_there(path: str) -> bool:
+    """Whether a `path` of the recipe, which may be a pattern, means any file."""
+    return Path(path).exists() or bool(glob(path, recursive=True))
 
 
 def _missing(path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,61 +12,10 @@ from rlframe.data.examples import equal_sides
 from rlframe.data.fitting import Pair
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import microbatches
-from rlframe.errors import RecipeError, listed
 from rlframe.runs.saving import Saver
 from rlframe.stages.supervised import FineTuningSettings, Progress, fit
-from rlframe.types import Row
 
 _IGNORED = -100  # the label of a pair that counts for nothing
-
-
-def pairs_from_labels(
-    rows: Sequence[Row], *, preferred: bool | int | str, count: int | None, seed: int
-) -> list[Row]:
-    """Pair texts of the preferred label with texts of the others, at random.
-
-    Args:
-      rows: each with `text` and `label`.
-      preferred: the label that wins.
-      count: pairs to draw; if left out, as many as the more frequent side has rows.
-      seed: of the pairing.
-
-    Returns:
-      Rows with `chosen` and `rejected`. Each text is used once before any is used again.
-
-    Raises:
-      RecipeError: one side is empty.
-    """
-    for row in rows:
-        if not isinstance(row.get("text"), str) or row.get("label") is None:
-            raise RecipeError(
-                "a row is neither a pair (chosen and rejected) nor a labelled text (text and label); "
-                f"it has {listed(row)}. Name the columns in `data.NAME.columns`"
-            )
-    sides = [
-        [row["text"] for row in rows if _is(row["label"], preferred) is wins]
-        for wins in (True, False)
-    ]
-    if not all(sides):
-        labels = listed({repr(row["label"]) for row in rows})
-        raise RecipeError(
-            f"reward_model.preferred_label: {len(sides[0])} rows are labelled {preferred!r} and "
-            f"{len(sides[1])} are not; pairs need both. The labels are {labels}"
-        )
-    number = count or max(map(len, sides))
-    rng = random.Random(seed)
-    columns = []
-    for texts in sides:
-        drawn: list[str] = []
-        while len(drawn) < number:
-            drawn += rng.sample(texts, len(texts))
-        columns.append(drawn[:number])
-    return [{"chosen": c, "rejected": r} for c, r in zip(*columns, strict=True)]
-
-
-def _is(label: object, preferred: bool | int | str) -> bool:
-    """Whether a label is the preferred one; the cells of CSV are text, whatever they say."""
-    return label == preferred or (isinstance(label, str) and label == str(preferred))
 
 
 def train_reward_model(

@@ -1,6 +1,8 @@
-"""Commands that only look answer at once: no torch, no schema for `--help`, half a second of CPU."""
+"""Commands that only look answer at once, since they import neither torch nor, for `--help`, a schema.
 
-import resource
+`tests/benchmarks/startup.py` measures how long they take.
+"""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -17,24 +19,6 @@ LOOKS = {
     "validate": ["validate", QUICKSTART],
     "show --resolved": ["show", QUICKSTART, "--resolved"],
 }
-
-
-def cpu_seconds(code, *arguments):
-    """User and system seconds of a fresh interpreter."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-c", code, *arguments]
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-@pytest.mark.parametrize("arguments", LOOKS.values(), ids=LOOKS)
-def test_a_look_takes_less_than_half_a_second_of_cpu(arguments):
-    # A busy machine is slower: then what counts is the import of the libraries, 0.17 s when it is idle.
-    baseline = "import typer, pydantic; pydantic.BaseModel"
-    pairs = [(cpu_seconds(MAIN, *arguments), cpu_seconds(baseline)) for _ in range(3)]
-    best, libraries = (min(times) for times in zip(*pairs, strict=True))
-    assert best < max(0.5, 3 * libraries)
 
 
 @pytest.mark.parametrize("arguments", LOOKS.values(), ids=LOOKS)

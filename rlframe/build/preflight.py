@@ -1,0 +1,312 @@
+"""What `rlframe validate` looks at outside of a recipe: its data, and the folders of its models.
+
+Everything here answers without torch and without opening a model. What needs a tokenizer or the network
+is left to `check`, which a run starts with; generators, which are code, do not run here either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rlframe.build.datasets import DataSets
+from rlframe.data import contents
+from rlframe.data.labelled import as_pairs, compares
+from rlframe.data.prompts import filled, template_columns
+from rlframe.data.rows import Mapped
+from rlframe.errors import RecipeError, RlframeError, did_you_mean
+from rlframe.hooks.references import references
+from rlframe.models import files
+from rlframe.recipe import Chosen
+from rlframe.recipe.data import DataNames, Dataset
+from rlframe.recipe.document import Path_
+from rlframe.recipe.references import is_there
+from rlframe.recipe.schema import NewModel, NewTokenizer, Recipe
+from rlframe.types import Row
+
+Found = tuple[Path_, str]
+"""(path in the recipe, what is wrong with what it names)."""
+
+
+def look(recipe: Recipe, chosen: Mapping[Path_, Chosen]) -> list[Found]:
+    """Every mistake of the data and the folders of models that a recipe names.
+
+    Args:
+      recipe: sections that are not valid are None.
+      chosen: the components at each path; without those that are not valid.
+    """
+    data = _Data(recipe, chosen)
+    return [*data.faults(), *_Folders(recipe, chosen).faults()]
+
+
+def columns_of(chosen: Chosen) -> set[str]:
+    """The columns of the prompts' data that a component reads."""
+    named = {r.name for r in references(chosen.config) if r.to == "column"}
+    return named | chosen.component.needs(chosen.config).columns
+
+
+class _Collected:
+    """Mistakes, each with its path."""
+
+    def __init__(self) -> None:
+        self.found: list[Found] = []
+
+    @contextmanager
+    def at(self, *path: str | int) -> Iterator[None]:
+        try:
+            yield
+        except (RlframeError, ValueError) as error:
+            self.found.append(_deeper(path, str(error)))
+
+
+def _deeper(path: Path_, message: str) -> Found:
+    """An error about a data set, whose words may begin with one of its keys: `columns.text: ...`."""
+    key, colon, rest = message.partition(": ")
+    if path[0] == "data" and colon and key.partition(".")[0] in Dataset.model_fields:
+        return (*path, *key.split(".")), rest
+    return path, message
+
+
+class _Data:
+    """The data sets that can be read here, and who reads them."""
+
+    def __init__(self, recipe: Recipe, chosen: Mapping[Path_, Chosen]) -> None:
+        self._recipe, self._chosen = recipe, chosen
+        stored = {
+            name: spec
+            for name, spec in (recipe.data or {}).items()
+            if spec.path is not None
+            and all(map(is_there, (spec.path,) if isinstance(spec.path, str) else spec.path))
+        }
+        self._sets = DataSets(stored, chosen, [])
+        self._problems = _Collected()
+        self._readable: set[str] = set()
+        for name in stored:
+            with self._problems.at("data", name):
+                self._sets.read(name)
+                self._readable.add(name)
+
+    def faults(self) -> list[Found]:
+        """All of them."""
+        recipe = self._recipe
+        if recipe.sft is not None:
+            self._check_rows("sft", recipe.sft.data, contents.check_example)
+        if recipe.reward_model is not None:
+            self._check_pairs(recipe.reward_model)
+        if recipe.prompts is not None and recipe.ppo is not None:
+            self._check_prompts(recipe.prompts)
+        for path, chosen in self._chosen.items():
+            self._check_component(path, chosen)
+        return self._problems.found
+
+    def _readers(self, data: DataNames) -> list[str] | None:
+        """The names of data sets that are all readable; None if one is not."""
+        names = [data] if isinstance(data, str) else list(data)
+        return names if self._readable.issuperset(names) else None
+
+    def _check_rows(self, stage: str, data: DataNames, check: Callable[[Row], None]) -> None:
+        with self._problems.at(stage, "data"):
+            self._require_rows(data, check)
+            self._require_both(data)
+
+    def _require_rows(self, data: DataNames, check: Callable[[Row], None]) -> None:
+        """Each row of each data set passes a check; the first that does not is named."""
+        for name in self._readers(data) or ():
+            split = self._sets.split(name)
+            for part in (split.train, split.heldout):
+                for _ in Mapped(part, check, within=f"data.{name}, "):
+                    pass
+
+    def _require_both(self, data: DataNames) -> None:
+        names = self._readers(data)
+        if names is not None:
+            splits = [self._sets.split(name) for name in names]
+            counts = {
+                "to train on": sum(len(split.train) for split in splits),
+                "held out to measure it": sum(len(split.heldout) for split in splits),
+            }
+            self._sets.require_both(counts, data)
+
+    def _check_pairs(self, stage: Any) -> None:
+        names = self._readers(stage.data)
+        if names is None:
+            return
+        parts = [p for n in names for p in (self._sets.split(n).train, self._sets.split(n).heldout)]
+        rows = [row for part in parts for row in part]
+        with self._problems.at("reward_model"):
+            if compares(rows):
+                self._require_rows(stage.data, contents.check_pair)
+            else:
+                as_pairs(rows, preferred=stage.preferred_label, count=1, seed=0)
+        with self._problems.at("reward_model", "data"):
+            self._require_both(stage.data)
+
+    def _check_prompts(self, section: Any) -> None:
+        if section.template is None:
+            check: Callable[[Row], Any] = partial(
+                contents.check_prompt, first_words=section.first_words is not None
+            )
+            self._check_rows("prompts", section.data, check)
+            return
+        with self._problems.at("prompts", "template"):
+            template_columns(section.template)
+            self._require_rows(section.data, lambda row: _ignored(filled(section.template, row)))
+        with self._problems.at("prompts", "data"):
+            self._require_both(section.data)
+
+    def _check_component(self, path: Path_, chosen: Chosen) -> None:
+        try:
+            needs = chosen.component.needs(chosen.config)
+            columns = columns_of(chosen)
+        except Exception:
+            return  # the recipe's own check has told it
+        section = self._recipe.prompts
+        if columns and section is not None and self._readers(section.data) is not None:
+            with self._problems.at(*path):
+                self._sets.require_columns(columns, section.data)
+        for wanted, check in (
+            (needs.texts, contents.check_example),
+            (needs.demonstrations, contents.check_demonstration),
+        ):
+            for name in sorted(wanted & self._readable):
+                with self._problems.at(*path):
+                    self._require_rows(name, check)
+
+
+def _ignored(_: object) -> None:
+    """What a row becomes does not matter, only whether it can."""
+
+
+class _Folders:
+    """The folders that a recipe names as models or tokenizers; ids of the hub are not looked up."""
+
+    def __init__(self, recipe: Recipe, chosen: Mapping[Path_, Chosen]) -> None:
+        self._recipe, self._chosen = recipe, chosen
+        self._problems = _Collected()
+
+    def faults(self) -> list[Found]:
+        """All of them."""
+        for path, name in self._models():
+            with self._problems.at(*path):
+                self._check_model(path, name)
+        policy = getattr(self._recipe.model, "policy", None)
+        if isinstance(policy, NewModel):
+            self._check_new(policy)
+        self._check_room()
+        return self._problems.found
+
+    def _models(self) -> Iterator[tuple[Path_, str]]:
+        """(path, name) of each saved model."""
+        model, stage = self._recipe.model, self._recipe.reward_model
+        named: list[tuple[Path_, Any]] = []
+        if model is not None:
+            named += [
+                (("model", "policy"), model.policy),
+                (("model", "reference"), model.reference),
+                (("model", "critic", "initial"), model.critic.initial),
+            ]
+        if stage is not None:
+            named.append((("reward_model", "initial"), stage.initial))
+        for path, chosen in self._chosen.items():
+            named += [
+                ((*path, *r.path), r.name) for r in references(chosen.config) if r.to == "model"
+            ]
+        for path, name in named:
+            copied = name == "policy" and path[-1] == "initial"
+            if isinstance(name, str) and not copied and not name.startswith("stage:"):
+                yield path, name
+
+    def _check_model(self, path: Path_, name: str) -> None:
+        folder = files.on_this_machine(name)
+        if folder is None:
+            return
+        folder.check_model()
+        _check_type(folder.json(files.CONFIG), str(folder.path / files.CONFIG))
+        folder.check_weights()
+        if path == ("model", "policy"):
+            folder.check_tokenizer()
+
+    def _check_new(self, policy: NewModel) -> None:
+        with self._problems.at("model", "policy", "architecture"):
+            if "model_type" not in policy.architecture:
+                raise RecipeError("`model_type` is required, as in `llama`")
+            _check_type(policy.architecture, "")
+        if isinstance(policy.tokenizer, NewTokenizer):
+            return
+        with self._problems.at("model", "policy", "tokenizer"):
+            folder = files.on_this_machine(policy.tokenizer)
+            if folder is not None:
+                folder.check_tokenizer()
+
+    def _check_room(self) -> None:
+        """A prompt and its response fit into what the policy reads."""
+        recipe, context = self._recipe, self._context()
+        if recipe.ppo is None or recipe.rollout is None or context is None:
+            return
+        response = recipe.rollout.max_new_tokens
+        prompt = recipe.prompts.max_tokens if recipe.prompts is not None else None
+        if context <= response:
+            with self._problems.at("rollout", "max_new_tokens"):
+                raise RecipeError(
+                    f"responses of {response} tokens leave no room for a prompt: the model reads "
+                    f"{context} tokens, prompt and response together"
+                )
+        elif prompt is not None and prompt + response > context:
+            with self._problems.at("prompts", "max_tokens"):
+                raise RecipeError(
+                    f"prompts of {prompt} and responses of {response} tokens "
+                    f"(rollout.max_new_tokens) are more than the {context} that the model reads"
+                )
+
+    def _context(self) -> int | None:
+        """Most tokens that the policy reads, if its config says so itself."""
+        policy = getattr(self._recipe.model, "policy", None)
+        written: Mapping[str, Any] = {}
+        if isinstance(policy, NewModel):
+            written = policy.architecture
+        elif isinstance(policy, str):
+            try:
+                folder = files.on_this_machine(policy)
+                written = {} if folder is None else folder.json(files.CONFIG)
+            except RecipeError:
+                return None  # told already
+        # Beware: a key that is not written has a default, which only transformers knows.
+        found = written.get("max_position_embeddings", written.get("n_positions"))
+        return found if isinstance(found, int) and found > 0 else None
+
+
+def _check_type(config: Mapping[str, Any], where: str) -> None:
+    """The model type is one that transformers knows, as far as its sources tell without its import."""
+    kind, known = config.get("model_type"), _model_types()
+    front = f"{where}: " if where else ""
+    if kind is None:
+        raise RecipeError(f"{where} has no `model_type`, so that nobody knows which model it is")
+    if known and kind not in known:
+        raise RecipeError(
+            f"{front}transformers has no model type {kind!r}.{did_you_mean(str(kind), known)}"
+        )
+
+
+_TYPE = re.compile(r'^ +\(?"([^"]+)"[,:] "\w+Config"', re.MULTILINE)
+
+
+def _model_types() -> frozenset[str]:
+    """The model types of transformers, read from the two files that list them; empty if it moved them.
+
+    Importing transformers to ask it takes seconds, since it imports torch.
+    """
+    spec = find_spec("transformers")
+    places = (spec.submodule_search_locations or ()) if spec is not None else ()
+    found: set[str] = set()
+    for place in places:
+        for name in ("auto_mappings.py", "configuration_auto.py"):
+            file = Path(place) / "models" / "auto" / name
+            if file.is_file():
+                found.update(_TYPE.findall(file.read_text(encoding="utf-8")))
+                found.update(re.findall(r'\{"([^"]+)": "\w+Config"\}', file.read_text("utf-8")))
+    return frozenset(found) if len(found) > 100 else frozenset()
