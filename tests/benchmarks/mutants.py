@@ -404,7 +404,7 @@ def tried(module: str, source: str | None, files: list[str], seconds: int) -> di
 
 def warm_up() -> None:
     """Import what rlframe imports, but not rlframe: a mutant's process begins with all of it."""
-    listed = "import rlframe.build, rlframe.cli.main, pytest, sys; print(*sys.modules)"
+    listed = "import rlframe.build.run, rlframe.cli.main, pytest, sys; print(*sys.modules)"
     names = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", listed],
         capture_output=True,
