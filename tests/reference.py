@@ -1,9 +1,4 @@
-"""PPO on language models after Ziegler et al. 2019 and Ouyang et al. 2022, one text at a time.
-
-The engine is compared with it: no padding, no micro-batches, no ranks, and nothing of the engine.
-"""
-
-from __future__ import annotations
+"""PPO after Ziegler et al. 2019 and Ouyang et al. 2022, one text at a time, without the engine."""
 
 import math
 from collections import defaultdict
@@ -13,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 
 class Network:
@@ -30,38 +24,31 @@ class Network:
             added = self.trained[f"{name} B"] @ self.trained[f"{name} A"]
             weights[name] = self.module.get_parameter(name) + self.scale * added
         given = {"output_hidden_states": True, "use_cache": False, "input_ids": torch.tensor([ids])}
-        out: Any = functional_call(self.module, weights, kwargs=given)
+        out: Any = torch.func.functional_call(self.module, weights, kwargs=given)
         logits = out.logits[:, first - 1 : -1]  # nobody asks a critic for them
         return torch.log_softmax(logits / tau, -1)[0], out.hidden_states[-1][0, first - 1 : -1]
 
 
 class PPO:
-    """A run. A text is a namespace: prompt and response (ids), ended, scores (name -> per token).
+    """A text is a namespace: prompt and response (ids), ended, scores (name -> per token). A critic
+    without a trunk shares the policy's. `auxiliary`: name -> (coefficient, step -> texts with their
+    context; None: the rollout's). `control`: (coefficient, memory, KL, responses) -> both."""
 
-    A critic without a trunk of its own shares the policy's. `auxiliary` maps names to a coefficient and
-    step -> texts with their context tokens (None: the rollout's); `control` is
-    (coefficient, memory, KL, responses) -> (coefficient, memory).
-    """
-
-    def __init__(
-        self, policy: Network, reference: Network, critic: Network, settings: Any,
-        auxiliary: Mapping[str, Any], control: Callable[..., Any],
-    ) -> None:  # fmt: skip
+    def __init__(self, policy: Network, reference: Network, critic: Network, settings: Any,
+                 auxiliary: Mapping[str, Any], control: Callable[..., Any]) -> None:  # fmt: skip
         self.policy, self.reference, self.critic, self.s = policy, reference, critic, settings
         self.auxiliary, self.control = auxiliary, control
         named = {"policy": policy.trained, "critic": critic.trained}
         self.trained = {f"{who} {n}": t for who, owned in named.items() for n, t in owned.items()}
         self.moments = {n: (0 * t.detach(), 0 * t.detach()) for n, t in self.trained.items()}
         self.coefficient, self.memory = settings.coefficient, settings.memory
-        self.history: dict[str, list[float]] = defaultdict(list)
-        self.updates = self.steps = 0
+        self.updates, self.steps, self.history = 0, 0, defaultdict[str, list[float]](list)
 
     def look(self, text: Any) -> tuple[Tensor, Tensor, Tensor]:
         """(log π over the vocabulary, log π of the response's tokens, values)."""
         ids, first = [*text.prompt, *text.response], len(text.prompt)
         every, hidden = self.policy(ids, first, self.s.temperature)
-        if list(self.critic.module.children()):
-            _, hidden = self.critic(ids, first)
+        hidden = self.critic(ids, first)[1] if list(self.critic.module.children()) else hidden
         values = hidden @ self.critic.trained["score.weight"][0]
         return every, every[range(len(text.response)), text.response], values
 
@@ -71,14 +58,13 @@ class PPO:
         every, text.logprobs, text.values = self.look(text)
         ids, first = [*text.prompt, *text.response], len(text.prompt)
         others, _ = self.reference(ids, first, self.s.temperature)
+        text.score = torch.zeros_like(text.values)
         text.reference = others[range(len(text.response)), text.response]
         exact, x = (every.exp() * (every - others)).sum(-1), text.logprobs - text.reference
         text.kl = exact if self.s.estimator == "full" else estimate(self.s.estimator, x)
 
     def mix(self, texts: Sequence[Any], out: dict[str, float]) -> None:
         """Weighted token rewards; what normalises them is measured over all responses so far."""
-        for text in texts:
-            text.score = torch.zeros(len(text.response), dtype=torch.float64)
         for name, (weight, normalize) in self.s.rewards.items():
             rows = [torch.tensor(text.scores[name], dtype=torch.float64) for text in texts]
             raw, seen = [float(row.sum()) for row in rows], self.history[name]
@@ -134,8 +120,7 @@ class PPO:
             log["val/ratio"].append(ratio)
         total = torch.cat(losses).mean()
         for name, (coefficient, examples) in self.auxiliary.items():
-            own = [([*text.prompt, *text.response], len(text.prompt)) for text in texts]
-            nats = []
+            own, nats = [([*text.prompt, *text.response], len(text.prompt)) for text in texts], []
             for ids, context in own if examples is None else examples(self.steps):
                 every, _ = self.policy(ids, max(context, 1))
                 nats.append(-every[range(len(every)), ids[-len(every) :]])
@@ -162,8 +147,7 @@ class PPO:
     def update(self, texts: Sequence[Any]) -> dict[str, float]:
         """Learn from one rollout; returns every metric."""
         s, number, norms, epochs, moved = self.s, self.updates, [], 0, -math.inf
-        log: dict[str, list[Tensor]] = defaultdict(list)
-        out: dict[str, float] = {"kl/coefficient": self.coefficient}
+        log, out = defaultdict[str, list[Tensor]](list), {"kl/coefficient": self.coefficient}
         for text in texts:
             self.see(text)
         self.mix(texts, out)
@@ -171,7 +155,7 @@ class PPO:
         gone = max(number - s.warmup_updates, 0) / max(s.updates - s.warmup_updates, 1)
         decay = {"constant": 1, "linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}
         self.factor = min(1.0, (number + 1) / (s.warmup_updates + 1)) * decay[s.decay]
-        self.gradients: list[dict[str, Tensor]] = []
+        self.gradients = list[dict[str, Tensor]]()
         while epochs < s.epochs and moved <= (s.stop_approx_kl or math.inf):
             seed, before = (s.seed * 1_000_003 + number) * 1_009 + epochs, len(log["val/ratio"])
             order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
@@ -180,8 +164,10 @@ class PPO:
             moved = float(torch.cat(log["policy/approxkl_avg"][before:]).detach().mean())
             epochs += 1
         out |= {"train/grad_norm": fmean(norms), "train/epochs": epochs, "train/skipped_steps": 0}
-        out["lr"] = s.learning_rates["policy"] * self.factor
-        out["episode"] = (number + 1) * len(texts)
+        out |= {
+            "lr": s.learning_rates["policy"] * self.factor,
+            "episode": (number + 1) * len(texts),
+        }
         out |= {name: fmean(torch.cat(tokens).tolist()) for name, tokens in log.items()}
         out["val/ratio_var"] = pvariance(torch.cat(log["val/ratio"]).tolist())
         totals, kl = [float(t.score.sum()) for t in texts], [float(t.kl.sum()) for t in texts]
@@ -190,11 +176,11 @@ class PPO:
         out |= {"objective/scores": fmean(totals), "objective/scores_std": pstdev(totals)}
         out |= {"objective/non_score_reward": -paid, "objective/rlhf_reward": fmean(totals) - paid}
         out |= {"objective/kl": fmean(kl), "kl/nats_per_response": fmean(kl)}
-        out["kl/nats_per_token"] = sum(kl) / len(values)
         out["objective/entropy"] = fmean([-float(t.logprobs.sum()) for t in texts])
         unexplained = pvariance((targets - values).tolist()) / pvariance(targets.tolist())
         out["critic/explained_variance"] = 1 - unexplained
-        out["response/length_mean"] = len(values) / len(texts)
+        tokens = len(values)
+        out |= {"kl/nats_per_token": sum(kl) / tokens, "response/length_mean": tokens / len(texts)}
         out["response/truncated_share"] = fmean([t.ended == "length" for t in texts])
         out["val/num_eos_tokens"] = sum(t.ended == "eos" for t in texts)
         measured = (self.coefficient, self.memory, out[f"kl/{s.unit}"], len(texts))
