@@ -46,6 +46,7 @@ LEFT_OUT = ("VariableInserter", "VariableReplacer")
 WHOLE_RUNS = ("tests/build/test_run.py", "tests/build/test_resume.py")
 REFERENCE = "tests/engine/test_reference.py"
 VALUES = "tests/test_values.py"
+CHATS = "tests/build/test_chat_policy.py"
 
 WATCHERS: dict[str, tuple[str, ...]] = {
     "engine": ("tests/engine/test_learner.py", REFERENCE, "tests/build/test_run.py"),
@@ -61,7 +62,12 @@ WATCHERS: dict[str, tuple[str, ...]] = {
     "stages": ("tests/stages/test_sft.py", "tests/stages/test_reward_model.py", *WHOLE_RUNS),
     "runs": WHOLE_RUNS,
     "runs/recorder": (REFERENCE, "tests/build/test_run.py"),
+    "runs/durable": ("tests/runs/test_power.py", *WHOLE_RUNS),
+    "runs/resuming": ("tests/runs/test_fingerprints.py", *WHOLE_RUNS),
+    "runs/sealed": ("tests/runs/test_power.py", *WHOLE_RUNS),
     "builtin": ("tests/testing/test_builtins.py",),
+    "builtin/classifier": ("tests/builtin/test_reward_model.py", CHATS),
+    "builtin/reward_input": ("tests/builtin/test_reward_model.py", CHATS),
 }
 """Module, or package for those that are not named -> test files, after the one that mirrors it."""
 
