@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rlframe_math import MathVerify
 
-from rlframe.errors import RecipeError
 from rlframe.hooks import Prompt, RewardBatch, StopReason
+from rlframe.hooks.references import references
 from rlframe.recipe import load_recipe
 
 CONTEXT: Any = None  # nothing of it is used
@@ -85,10 +84,9 @@ def test_outside_the_main_thread_a_time_limit_is_refused_and_going_without_one_w
     assert in_a_thread(reward(timeout_seconds=None)) == [[1.0]]
 
 
-def test_a_missing_column_is_told_before_anything_trains() -> None:
-    context: Any = SimpleNamespace(columns=frozenset({"answers", "prompt"}))
-    with pytest.raises(RecipeError, match="Did you mean 'answers'"):
-        MathVerify.check(MathVerify.Config(), context)
+def test_validate_knows_the_column_that_it_reads() -> None:
+    (reference,) = references(MathVerify.Config(column="gold"))
+    assert (reference.to, reference.name) == ("column", "gold")
 
 
 def test_the_recipe_names_this_reward(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -172,11 +171,10 @@ def test_a_wrong_number_of_values_is_an_error_and_what_a_reward_raises_comes_thr
         hook.rlframe_score(provider=Scripted(), batch=batch("a"))
 
 
-def test_a_name_that_no_reward_has_is_told_before_anything_trains() -> None:
-    config = RewardCache.Config.model_validate({"rewards": ["lenght"]})
-    context: Any = SimpleNamespace(rewards={"length", "sense"})
-    with pytest.raises(RecipeError, match=r"no reward 'lenght'\. Did you mean 'length'\?.*sense"):
-        RewardCache.check(config, context)
+def test_a_name_that_no_reward_has_is_told_with_the_recipe() -> None:
+    recipe = Path(__file__).parent.parent / "recipe.yaml"
+    with pytest.raises(RecipeError, match=r"rewards\.0: there is no reward 'lenght'\. "):
+        load_recipe(recipe, ["hooks.cache.rewards=[lenght]"])
 
 
 @pytest.mark.parametrize("cache_first", [True, False])

@@ -9,12 +9,13 @@ from typing import Any
 from math_verify import parse, verify  # type: ignore[import-untyped]
 from pydantic import Field, PositiveInt
 
-from rlframe.errors import RecipeError, did_you_mean, listed
-from rlframe.hooks import Context, PluginConfig, RewardBatch, RewardProvider
+from rlframe.hooks import ColumnName, Context, PluginConfig, RewardBatch, RewardProvider
 
 
 class MathVerifyConfig(PluginConfig):
-    column: str = Field("answer", description="column with the gold answer alone, LaTeX or plain")
+    column: ColumnName = Field(
+        "answer", description="column with the gold answer alone, LaTeX or plain"
+    )
     correct: float = Field(1.0, description="score of the right answer")
     wrong: float = Field(0.0, description="of another one; between the two others: partial credit")
     unreadable: float = Field(0.0, description="of a response in which no answer was found")
@@ -40,14 +41,6 @@ class MathVerify(RewardProvider[MathVerifyConfig]):
     def __init__(self, config: MathVerifyConfig, context: Context) -> None:
         super().__init__(config, context)
         self._gold = lru_cache(maxsize=10_000)(self._read_gold)  # groups share their answer
-
-    @classmethod
-    def check(cls, config: MathVerifyConfig, context: Context) -> None:
-        if config.column not in context.columns:
-            raise RecipeError(
-                f"the prompts have no column {config.column!r} with the gold answer."
-                f"{did_you_mean(config.column, context.columns)} They have {listed(context.columns)}"
-            )
 
     def score(self, batch: RewardBatch) -> list[float]:
         limited = self.config.timeout_seconds is not None

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from rlframe.errors import RecipeError, did_you_mean, listed
 from rlframe.hooks import (
     Context,
     ContractError,
     HookPlugin,
     PluginConfig,
     RewardBatch,
+    RewardName,
     RewardProvider,
     hookimpl,
     raw_scores,
@@ -27,7 +27,7 @@ Score = float | Sequence[float]
 
 
 class RewardCacheConfig(PluginConfig):
-    rewards: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+    rewards: Annotated[tuple[RewardName, ...], Field(min_length=1)] = Field(
         description="names of rewards in the recipe, each of which judges a response by itself"
     )
     size: PositiveInt = Field(10_000, description="scores kept; the one longest unused goes first")
@@ -49,15 +49,6 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
         self.hits = self.misses = 0
         """Responses that no reward was asked about, and those that one was."""
         self._scores: OrderedDict[str, Score] = OrderedDict()
-
-    @classmethod
-    def check(cls, config: RewardCacheConfig, context: Context) -> None:
-        for name in config.rewards:
-            if name not in context.rewards:
-                raise RecipeError(
-                    f"there is no reward {name!r}.{did_you_mean(name, context.rewards)} The recipe's "
-                    f"rewards are: {listed(context.rewards)}"
-                )
 
     @hookimpl
     def rlframe_score(
