@@ -71,12 +71,7 @@ def test_fine_tuning_alone_goes_on_bit_for_bit_in_a_later_epoch_on_two_processes
     tiny_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     nothing = dict.fromkeys(("prompts", "rollout", "rewards", "kl", "ppo", "evaluation"))
-    stage = {
-        "data": "reviews",
-        "batch_size": 16,
-        "learning_rate": 1e-2,
-        "epochs": 30,
-    }  # 9 steps each
+    stage = {"data": "reviews", "batch_size": 16, "learning_rate": 1e-2, "epochs": 6}  # of 9 steps
     recipe = tiny_recipe(**nothing, sft=stage, checkpoints={"every": 1})
     calm, run = tmp_path / "calm", tmp_path / "run"
     assert rlframe("train", recipe, "--output", calm, "--processes", 2).returncode == 0
