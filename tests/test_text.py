@@ -69,6 +69,7 @@ def test_what_is_said_holds_nothing_that_a_terminal_obeys(
 def test_nothing_is_said_where_there_is_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     say("nobody hears")
+    assert sys.stdout is None
 
 
 @pytest.mark.parametrize("text", [*MARKUP, "".join(UNSEEN)])

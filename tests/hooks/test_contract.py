@@ -85,6 +85,8 @@ WEIGHT = torch.ones((), requires_grad=True)
 def test_a_sum_with_a_gradient_and_its_count_are_taken(count: Any) -> None:
     refuse_bad_term(LossTerm(3 * WEIGHT, count), 4.0)
     refuse_bad_term(LossTerm(math.nan * WEIGHT, count), 4.0)  # the engine skips that step
+    with pytest.raises(ContractError):
+        refuse_bad_term(LossTerm(3 * WEIGHT, count), 5.0)
 
 
 def test_a_sum_over_nothing_is_0() -> None:
@@ -131,6 +133,8 @@ def test_examples_with_something_to_learn_are_taken() -> None:
     refuse_bad_examples([EXAMPLE, TokenExample((1, 2), 0)], vocabulary=8)
     refuse_bad_examples((), vocabulary=8)
     refuse_bad_examples([TokenExample((1, 5, 7, 2, 4), 1, ((1, 2), (3, 5)))], vocabulary=8)
+    with pytest.raises(ContractError):
+        refuse_bad_examples([EXAMPLE], vocabulary=7)  # whose largest id is 6
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_conflict_is_told_with_its_path(
     ids=lambda case: str(case)[:50],
 )
 def test_what_does_something_is_no_conflict(load, minimal, overrides: list[str]) -> None:
-    load(minimal, *overrides)
+    assert load(minimal, *overrides).recipe.ppo is not None
 
 
 @pytest.mark.parametrize("seed", [2**32, 2**63, 2**64, 10**30, -1])
