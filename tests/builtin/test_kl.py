@@ -30,6 +30,11 @@ def test_fixed_never_moves(build):
     assert betas(build(Fixed, coefficient=0.2), kls) == [0.2] * 7
 
 
+def test_the_recipe_knows_beta_before_anything_is_built():
+    assert Fixed.initial_coefficient(Fixed.Config(coefficient=0.3)) == 0.3
+    assert Adaptive.initial_coefficient(Adaptive.Config(target=6, initial=0.07)) == 0.07
+
+
 def test_fixed_may_be_0(build):
     assert betas(build(Fixed, coefficient=0), [5.0]) == [0.0, 0.0]
 

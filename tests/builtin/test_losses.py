@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rlframe.builtin.losses import PTX, SFT
 from rlframe.engine.streams import token_batch
 from rlframe.errors import RecipeError
-from rlframe.hooks import TokenBatch, TokenExample
+from rlframe.hooks import Needs, TokenBatch, TokenExample
 
 # Two demonstrations: (prompt), response. Token 1 stands first, 2 ends.
 EXAMPLES = {
@@ -121,6 +121,11 @@ def test_the_number_of_examples_a_step_is_the_recipes(loss, component):
 def test_a_coefficient_is_not_negative_and_the_data_has_a_name(component, keys):
     with pytest.raises(ValidationError):
         component.Config.model_validate(keys)
+
+
+def test_the_recipe_knows_what_the_data_has_to_hold_before_anything_is_built():
+    assert SFT.needs(SFT.Config(data="some")) == Needs(demonstrations=frozenset({"some"}))
+    assert PTX.needs(PTX.Config(data="some", gamma=1)) == Needs(texts=frozenset({"some"}))
 
 
 def test_sft_refuses_rows_without_a_prompt_and_points_to_ptx(loss):

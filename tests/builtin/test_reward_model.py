@@ -272,6 +272,7 @@ def test_a_model_with_other_tokens_is_refused_with_the_way_out(
         told = str(caught.value)
         assert "has another vocabulary than the policy" in told
         assert f"({len(other_tokenizer)} tokens, an embedding of {len(other_tokenizer)})" in told
+        assert told.partition("such as ")[2].partition(", have")[0].count("'") == 6  # three of them
         assert told.endswith("Use `input: chat` or `input: text`")
         refuse(path, input="text")  # which is no mistake
         refuse(path)  # which is the same
@@ -372,6 +373,7 @@ def test_text_is_cut_at_its_beginning_where_the_recipe_says_so(
     inside = run(other_tokenizer)
     with pytest.raises(RecipeError, match=r"max_tokens is 65, but .* reads 64"):
         RewardModel.check(RewardModel.Config(model=path, input="text", max_tokens=65), inside)
+    RewardModel.check(RewardModel.Config(model=path, input="text", max_tokens=64), inside)
 
 
 def test_text_that_is_longer_than_the_model_reads_is_cut_with_a_warning(
@@ -553,6 +555,19 @@ def test_a_model_trained_to_the_end_of_an_answer_reads_to_there(
     ids = words.encode(text.removesuffix(behind), add_special_tokens=False)
     model = build(RewardModel, inside=run(foreign.tokenizer("thinking", seed=7)), model=str(path))
     assert model.score(chat)[1] == pytest.approx(alone(path, ids), rel=1e-5)
+
+
+def test_where_the_template_writes_no_end_a_model_reads_to_eos(build, run, batch, tmp_path):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    words = foreign.tokenizer("base")
+    words.chat_template = template
+    keys = {"head": "sequence", "num_labels": 1, ENDS_WITH_TURN: True}
+    path = foreign.saved(tmp_path, "base", words=words, **keys)
+    ids = words.encode("user: Is it?\nassistant: no", add_special_tokens=False)
+    model = build(RewardModel, inside=run(foreign.tokenizer("thinking", seed=7)), model=str(path))
+    found = model.score(batch(["no"], prompts=["Is it?"]))
+    expected = alone(path, [*ids, words.eos_token_id])
+    assert found == pytest.approx([expected], rel=1e-5)
 
 
 def test_the_policys_own_template_and_tokens_are_read_as_they_were_sampled(build, run, tmp_path):
