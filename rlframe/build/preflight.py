@@ -18,15 +18,15 @@ from rlframe.build.datasets import DataSets
 from rlframe.data import contents
 from rlframe.data.labelled import as_pairs, compares
 from rlframe.data.prompts import filled, template_columns
-from rlframe.data.rows import Mapped
+from rlframe.data.rows import Joined, Mapped
 from rlframe.errors import RecipeError, RlframeError, did_you_mean
 from rlframe.hooks.references import references
 from rlframe.models import files
 from rlframe.recipe import Chosen
 from rlframe.recipe.data import DataNames, Dataset
-from rlframe.recipe.document import Path_
+from rlframe.recipe.document import Path_, dotted
 from rlframe.recipe.references import is_there
-from rlframe.recipe.schema import NewModel, NewTokenizer, Recipe
+from rlframe.recipe.schema import NewModel, NewTokenizer, Recipe, RewardModelStage
 from rlframe.types import Row
 
 Found = tuple[Path_, str]
@@ -50,6 +50,21 @@ def columns_of(chosen: Chosen) -> set[str]:
     return named | chosen.component.needs(chosen.config).columns
 
 
+def left_out(recipe: Recipe, chosen: Mapping[Path_, Chosen]) -> list[str]:
+    """What a valid recipe names that takes the network, or running code, to look at."""
+    found = [
+        f"data.{name} (a generator)"
+        if spec.hub is None
+        else f"data.{name} ({spec.hub.id!r} of the hub)"
+        for name, spec in recipe.data.items()
+        if spec.path is None
+    ]
+    for path, name in _Folders(recipe, chosen).named():
+        if files.on_this_machine(name) is None:
+            found.append(f"{dotted(path)} ({name!r} of the hub)")
+    return found
+
+
 class _Collected:
     """Mistakes, each with its path."""
 
@@ -65,9 +80,11 @@ class _Collected:
 
 
 def _deeper(path: Path_, message: str) -> Found:
-    """An error about a data set, whose words may begin with one of its keys: `columns.text: ...`."""
+    """An error whose words may begin with a key of what it is about: `columns.text: ...`."""
     key, colon, rest = message.partition(": ")
-    if path[0] == "data" and colon and key.partition(".")[0] in Dataset.model_fields:
+    keys = {"data": Dataset.model_fields, "reward_model": RewardModelStage.model_fields}
+    known = keys.get(str(path[0]), ())
+    if colon and re.fullmatch(r"[\w.]+", key) and key.partition(".")[0] in known:
         return (*path, *key.split(".")), rest
     return path, message
 
@@ -137,7 +154,7 @@ class _Data:
         if names is None:
             return
         parts = [p for n in names for p in (self._sets.split(n).train, self._sets.split(n).heldout)]
-        rows = [row for part in parts for row in part]
+        rows = Joined(parts)
         with self._problems.at("reward_model"):
             if compares(rows):
                 self._require_rows(stage.data, contents.check_pair)
@@ -191,7 +208,7 @@ class _Folders:
 
     def faults(self) -> list[Found]:
         """All of them."""
-        for path, name in self._models():
+        for path, name in self.named():
             with self._problems.at(*path):
                 self._check_model(path, name)
         policy = getattr(self._recipe.model, "policy", None)
@@ -200,7 +217,7 @@ class _Folders:
         self._check_room()
         return self._problems.found
 
-    def _models(self) -> Iterator[tuple[Path_, str]]:
+    def named(self) -> Iterator[tuple[Path_, str]]:
         """(path, name) of each saved model."""
         model, stage = self._recipe.model, self._recipe.reward_model
         named: list[tuple[Path_, Any]] = []

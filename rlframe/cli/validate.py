@@ -26,7 +26,7 @@ def validate(
     allow_local_code: AllowLocalCode = False,
 ) -> None:
     """Check a recipe and what it names without opening a model: keys, plugins, data, model folders."""
-    from rlframe.build.preflight import look
+    from rlframe.build.preflight import left_out, look
 
     registry = installed(no_plugin, allow_local_code=allow_local_code)
     try:
@@ -36,12 +36,20 @@ def validate(
             say(json.dumps({"valid": False, "problems": _problems(error)}))
         raise
     stages = [s for s in ("sft", "reward_model", "ppo") if getattr(loaded.recipe, s) is not None]
+    unseen = left_out(loaded.recipe, loaded.chosen)
     if as_json:
         plugins = {".".join(map(str, path)): c.offer.qualified for path, c in loaded.chosen.items()}
-        found = {"digest": loaded.digest, "stages": stages, "plugins": plugins}
+        found = {
+            "digest": loaded.digest,
+            "stages": stages,
+            "plugins": plugins,
+            "not_looked_at": unseen,
+        }
         say(json.dumps({"valid": True, **found}))
         return
     say(f"{recipe} is valid: {', '.join(stages)}; digest {loaded.digest[:12]}")
+    if unseen:
+        say(f"not looked at: {', '.join(unseen)}")
 
 
 def _problems(error: RlframeError) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from rlframe.data.rows import Lazy, lazy
+from rlframe.data.rows import Lazy, Mapped, lazy
 from rlframe.errors import RecipeError, listed
 from rlframe.types import Row
 
@@ -44,20 +44,15 @@ def pairs_from_labels(
     Raises:
       RecipeError: one side is empty.
     """
-    for row in rows:
-        if not isinstance(row.get("text"), str) or row.get("label") is None:
-            raise RecipeError(
-                "a row is neither a pair (chosen and rejected) nor a labelled text (text and label); "
-                f"it has {listed(row)}. Name the columns in `data.NAME.columns`"
-            )
+    labelled = list(Mapped(lazy(rows), _labelled))
     sides = [
-        [row["text"] for row in rows if _is(row["label"], preferred) is wins]
+        [text for text, label in labelled if _is(label, preferred) is wins]
         for wins in (True, False)
     ]
     if not all(sides):
-        labels = listed({repr(row["label"]) for row in rows})
+        labels = listed({repr(label) for _, label in labelled})
         raise RecipeError(
-            f"reward_model.preferred_label: {len(sides[0])} rows are labelled {preferred!r} and "
+            f"preferred_label: {len(sides[0])} rows are labelled {preferred!r} and "
             f"{len(sides[1])} are not; pairs need both. The labels are {labels}"
         )
     number = count or max(map(len, sides))
@@ -69,6 +64,15 @@ def pairs_from_labels(
             drawn += rng.sample(texts, len(texts))
         columns.append(drawn[:number])
     return [{"chosen": c, "rejected": r} for c, r in zip(*columns, strict=True)]
+
+
+def _labelled(row: Row) -> tuple[str, object]:
+    if not isinstance(row.get("text"), str) or row.get("label") is None:
+        raise RecipeError(
+            "this row is neither a pair (chosen and rejected) nor a labelled text (text and label); "
+            f"it has {listed(row)}. Name the columns in `data.NAME.columns`"
+        )
+    return row["text"], row["label"]
 
 
 def _is(label: object, preferred: bool | int | str) -> bool:

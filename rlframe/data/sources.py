@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,9 @@ def _loading(what: str) -> Iterator[None]:
 
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
+    logger = logging.getLogger("huggingface_hub")  # it warns of a README that is no data set's card
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     except RlframeError:
@@ -109,5 +113,6 @@ def _loading(what: str) -> Iterator[None]:
     except Exception as error:  # the library raises a dozen unrelated classes
         raise RecipeError(f"{what} cannot be loaded: {error}") from error
     finally:
+        logger.setLevel(level)
         if shown:
             datasets.enable_progress_bars()

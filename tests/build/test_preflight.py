@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from rlframe.build.preflight import look
+from rlframe.build.preflight import left_out, look
 from rlframe.errors import RlframeError
 from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
@@ -143,7 +143,7 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
     "pairs without pairs": (
         merged(reward_model={"data": "answered"}),
         "reward_model",
-        "neither a pair (chosen and rejected) nor a labelled text",
+        "answered.jsonl:1: this row is neither a pair (chosen and rejected) nor a labelled text",
     ),
     "half of a pair": (
         file("pairs.jsonl", '{"chosen": "a", "rejected": "b"}\n{"chosen": "c"}\n' * 9),
@@ -152,7 +152,7 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
     ),
     "a label that nobody has": (
         merged(reward_model={"data": "texts", "preferred_label": "good"}),
-        "reward_model",
+        "reward_model.preferred_label",
         "0 rows are labelled 'good'",
     ),
     "prompts without a prompt": (
@@ -303,6 +303,11 @@ def test_what_lies_on_the_hub_is_not_looked_for(folder: Path) -> None:
         data["data"]["answered"] = {"hub": {"id": "somebody/some-data"}}
 
     assert problems(folder, hub) == {}
+    loaded = load_recipe(folder / "recipe.yaml")
+    assert left_out(loaded.recipe, loaded.chosen) == [
+        "data.answered ('somebody/some-data' of the hub)",
+        "model.policy ('somebody/some-model' of the hub)",
+    ]
 
 
 def test_files_and_models_are_looked_at_without_torch(folder: Path) -> None:
