@@ -56,7 +56,7 @@ WATCHERS: dict[str, tuple[str, ...]] = {
     "engine": ("tests/engine/test_learner.py", REFERENCE, "tests/build/test_run.py"),
     "engine/average": ("tests/build/test_ema.py",),
     "engine/batching": (REFERENCE,),
-    "engine/checkpoint": WHOLE_RUNS,
+    "engine/checkpoint": ("tests/build/test_ema.py", *WHOLE_RUNS),
     "engine/judge": (REFERENCE, "tests/build/test_run.py"),
     "engine/kl_control": (REFERENCE,),
     "engine/metrics": (REFERENCE,),

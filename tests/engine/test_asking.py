@@ -100,6 +100,7 @@ def test_the_search_ends_with_the_limit(forever: Any) -> None:
     limit, began = TimeLimit(0.3, name="reward"), time.monotonic()
     found = culprit(lambda part: forever(), batch(["a", "b"], [0, 1]), ValueError(), limit)
     assert found.startswith("The time was over before the response was found")
+    assert "ask 0" in found
     assert time.monotonic() - began < 10
 
 
