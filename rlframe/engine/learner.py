@@ -40,14 +40,14 @@ def learning_rate_factor(
     """What the peak learning rate is multiplied with: a ramp, then a decay that ends just above 0.
 
     Args:
-      update: from 0.
+      update: from 0, below `updates`.
       updates: of the whole run.
       warmup: updates of the ramp; the first one already learns.
       decay: after the ramp.
     """
     if update < warmup:
         return (update + 1) / (warmup + 1)
-    left = 1 - (update - warmup) / max(updates - warmup, 1)
+    left = 1 - (update - warmup) / (updates - warmup)
     return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[decay]
 
 

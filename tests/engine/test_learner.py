@@ -528,6 +528,21 @@ def test_a_loss_that_is_never_finite_is_named_when_its_steps_have_been_skipped(
         learner_with(models, Infinite, max_bad_steps=1)(experience, beta=0.1)
 
 
+def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(language_model: Any) -> None:
+    class Beyond(Entropyish):
+        def loss(self, policy: Any, batch: Any) -> LossTerm:
+            term = super().loss(policy, batch)
+            return LossTerm(term.total + math.inf if term.count else term.total, term.count)
+
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    before = torch.cat([p.detach().flatten().clone() for p in models.parameters()])
+    experience = experience_of(models, models.policy, budget=40)
+    with pytest.warns(SkippedUpdateWarning):
+        _, figures = learner_with(models, Beyond)(experience, beta=0.1)
+    assert figures["train/skipped_steps"] == 1
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in models.parameters()]))
+
+
 def test_the_learning_rate_ramps_up_and_decays_to_just_above_zero() -> None:
     def rates(**kw: Any) -> list[float]:
         return [round(learning_rate_factor(u, updates=6, **kw), 4) for u in range(6)]
