@@ -25,7 +25,7 @@ def validate(
     no_plugin: NoPlugin = None,
     allow_local_code: AllowLocalCode = False,
 ) -> None:
-    """Check a recipe and what it names without opening a model: keys, plugins, data, model folders."""
+    """Check a recipe, its data and its folders of models, without opening a model."""
     from rlframe.build.preflight import left_out, look
 
     registry = installed(no_plugin, allow_local_code=allow_local_code)

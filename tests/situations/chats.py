@@ -168,7 +168,7 @@ SITUATIONS = [
         "labels of which none is the preferred one",
         _stage("reward_model", "base", [{"text": f"row {n}", "label": "yes"} for n in range(20)]),
         3,
-        ("reward_model.preferred_label", "are labelled 1", "The labels are 'yes'"),
+        ("reward_model: preferred_label: ", "are labelled 1", "The labels are 'yes'"),
     ),
     Situation(
         "pairs that have a column of labels as well",
