@@ -18,6 +18,7 @@ EXAMPLES = {
     "text": TokenExample((1, 11, 2), 0),  # no prompt
     "two": TokenExample((1, 30, 5, 2, 40, 7, 2), 2, ((2, 4), (5, 7))),  # responses 5 2 and 7 2
     "silent": TokenExample((1, 30), 2),  # a prompt without a response
+    "long": TokenExample(tuple(range(1, 13)), 12),  # the same
     "empty": TokenExample((2,), 0),  # a text of no words, by a tokenizer without BOS
 }
 KEYS = {SFT: {"data": "some"}, PTX: {"data": "some", "gamma": 0.5}}
@@ -150,6 +151,7 @@ def test_a_data_set_that_is_not_there_is_refused_before_anything_trains(loss, co
     ("component", "names", "told"),
     [
         (SFT, ("first", "silent"), r"1 of 2 examples of data set 'some' .* with ids \[1, 30\]"),
+        (SFT, ("long",), r"with ids \[1, 2, 3, 4, 5, 6, 7, 8\]: an empty text"),
         (PTX, ("text", "empty"), "1 of 2 examples of data set 'some' have no token to learn"),
     ],
 )
