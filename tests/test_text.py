@@ -66,10 +66,14 @@ def test_what_is_said_holds_nothing_that_a_terminal_obeys(
     assert err == "".join(MARKUP) + "\n"
 
 
-def test_nothing_is_said_where_there_is_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    say("nobody hears")
-    assert sys.stdout is None
+def test_nothing_is_said_where_there_is_no_stream(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as without:
+        without.setattr(sys, "stdout", None)
+        say("nobody hears")
+        say("somebody does", err=True)
+    assert capsys.readouterr() == ("", "somebody does\n")
 
 
 @pytest.mark.parametrize("text", [*MARKUP, "".join(UNSEEN)])

@@ -7,19 +7,21 @@ is left to `check`, which a run starts with; generators, which are code, do not 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rlframe.build.datasets import DataSets
 from rlframe.data import contents
-from rlframe.data.labelled import as_pairs, compares
-from rlframe.data.prompts import filled, template_columns
+from rlframe.data.labelled import as_pairs
+from rlframe.data.prompts import filled, longest_prompt, template_columns
 from rlframe.data.rows import Joined, Mapped
 from rlframe.errors import RecipeError, RlframeError, did_you_mean
+from rlframe.hooks.lengths import context_tokens
 from rlframe.hooks.references import references
 from rlframe.models import files
 from rlframe.recipe import Chosen
@@ -82,8 +84,12 @@ class _Collected:
 def _deeper(path: Path_, message: str) -> Found:
     """An error whose words may begin with a key of what it is about: `columns.text: ...`."""
     key, colon, rest = message.partition(": ")
-    keys = {"data": Dataset.model_fields, "reward_model": RewardModelStage.model_fields}
-    known = keys.get(str(path[0]), ())
+    keys: Mapping[str, Collection[str]] = {
+        "": Recipe.model_fields,
+        "data": Dataset.model_fields,
+        "reward_model": RewardModelStage.model_fields,
+    }
+    known = keys.get(str(path[0]) if path else "", ())
     if colon and re.fullmatch(r"[\w.]+", key) and key.partition(".")[0] in known:
         return (*path, *key.split(".")), rest
     return path, message
@@ -115,7 +121,7 @@ class _Data:
             self._check_rows("sft", recipe.sft.data, contents.check_example)
         if recipe.reward_model is not None:
             self._check_pairs(recipe.reward_model)
-        if recipe.prompts is not None and recipe.ppo is not None:
+        if recipe.prompts is not None:  # which a recipe without PPO may not have
             self._check_prompts(recipe.prompts)
         for path, chosen in self._chosen.items():
             self._check_component(path, chosen)
@@ -131,13 +137,12 @@ class _Data:
             self._require_rows(data, check)
             self._require_both(data)
 
-    def _require_rows(self, data: DataNames, check: Callable[[Row], None]) -> None:
+    def _require_rows(self, data: DataNames, check: Callable[[Row], object]) -> None:
         """Each row of each data set passes a check; the first that does not is named."""
         for name in self._readers(data) or ():
             split = self._sets.split(name)
             for part in (split.train, split.heldout):
-                for _ in Mapped(part, check, within=f"data.{name}, "):
-                    pass
+                _all(Mapped(part, check, within=f"data.{name}, "))
 
     def _require_both(self, data: DataNames) -> None:
         names = self._readers(data)
@@ -150,16 +155,12 @@ class _Data:
             self._sets.require_both(counts, data)
 
     def _check_pairs(self, stage: Any) -> None:
-        names = self._readers(stage.data)
-        if names is None:
-            return
-        parts = [p for n in names for p in (self._sets.split(n).train, self._sets.split(n).heldout)]
-        rows = Joined(parts)
-        with self._problems.at("reward_model"):
-            if compares(rows):
-                self._require_rows(stage.data, contents.check_pair)
-            else:
-                as_pairs(rows, preferred=stage.preferred_label, count=1, seed=0)
+        splits = [self._sets.split(name) for name in self._readers(stage.data) or ()]
+        for part in ("train", "heldout") if splits else ():  # each is paired by itself
+            rows = Joined([getattr(split, part) for split in splits])
+            with self._problems.at("reward_model"):
+                pairs = as_pairs(rows, preferred=stage.preferred_label, count=1, seed=0)
+                _all(Mapped(pairs, contents.check_pair))
         with self._problems.at("reward_model", "data"):
             self._require_both(stage.data)
 
@@ -172,7 +173,7 @@ class _Data:
             return
         with self._problems.at("prompts", "template"):
             template_columns(section.template)
-            self._require_rows(section.data, lambda row: _ignored(filled(section.template, row)))
+            self._require_rows(section.data, partial(filled, section.template))
         with self._problems.at("prompts", "data"):
             self._require_both(section.data)
 
@@ -181,7 +182,7 @@ class _Data:
             needs = chosen.component.needs(chosen.config)
             columns = columns_of(chosen)
         except Exception:
-            return  # the recipe's own check has told it
+            return  # reported with the recipe
         section = self._recipe.prompts
         if columns and section is not None and self._readers(section.data) is not None:
             with self._problems.at(*path):
@@ -195,8 +196,10 @@ class _Data:
                     self._require_rows(name, check)
 
 
-def _ignored(_: object) -> None:
-    """What a row becomes does not matter, only whether it can."""
+def _all(rows: Iterable[object]) -> None:
+    """Make every row, for the errors of those that cannot be made."""
+    for _ in rows:
+        pass
 
 
 class _Folders:
@@ -215,6 +218,7 @@ class _Folders:
         if isinstance(policy, NewModel):
             self._check_new(policy)
         self._check_room()
+        self._check_system()
         return self._problems.found
 
     def named(self) -> Iterator[tuple[Path_, str]]:
@@ -222,8 +226,9 @@ class _Folders:
         model, stage = self._recipe.model, self._recipe.reward_model
         named: list[tuple[Path_, Any]] = []
         if model is not None:
+            named.append((("model", "policy"), model.policy))
+        if model is not None and (self._recipe.ppo or self._recipe.kl):  # or one that is not valid
             named += [
-                (("model", "policy"), model.policy),
                 (("model", "reference"), model.reference),
                 (("model", "critic", "initial"), model.critic.initial),
             ]
@@ -243,16 +248,19 @@ class _Folders:
         if folder is None:
             return
         folder.check_model()
-        _check_type(folder.json(files.CONFIG), str(folder.path / files.CONFIG))
+        folder.check_config(_model_types())
         folder.check_weights()
         if path == ("model", "policy"):
             folder.check_tokenizer()
 
     def _check_new(self, policy: NewModel) -> None:
         with self._problems.at("model", "policy", "architecture"):
-            if "model_type" not in policy.architecture:
+            kind, known = policy.architecture.get("model_type"), _model_types()
+            if kind is None:
                 raise RecipeError("`model_type` is required, as in `llama`")
-            _check_type(policy.architecture, "")
+            if known is not None and kind not in known:
+                guess = did_you_mean(str(kind), known)
+                raise RecipeError(f"transformers has no model type {kind!r}.{guess}")
         if isinstance(policy.tokenizer, NewTokenizer):
             return
         with self._problems.at("model", "policy", "tokenizer"):
@@ -265,20 +273,18 @@ class _Folders:
         recipe, context = self._recipe, self._context()
         if recipe.ppo is None or recipe.rollout is None or context is None:
             return
+        wanted = recipe.prompts.max_tokens if recipe.prompts is not None else None
         response = recipe.rollout.max_new_tokens
-        prompt = recipe.prompts.max_tokens if recipe.prompts is not None else None
-        if context <= response:
-            with self._problems.at("rollout", "max_new_tokens"):
-                raise RecipeError(
-                    f"responses of {response} tokens leave no room for a prompt: the model reads "
-                    f"{context} tokens, prompt and response together"
-                )
-        elif prompt is not None and prompt + response > context:
-            with self._problems.at("prompts", "max_tokens"):
-                raise RecipeError(
-                    f"prompts of {prompt} and responses of {response} tokens "
-                    f"(rollout.max_new_tokens) are more than the {context} that the model reads"
-                )
+        with self._problems.at():
+            longest_prompt(context, response=response, wanted=wanted, model="the model")
+
+    def _check_system(self) -> None:
+        """A system's message needs a chat template, which a new tokenizer never has."""
+        policy, section = getattr(self._recipe.model, "policy", None), self._recipe.prompts
+        new = isinstance(policy, NewModel) and isinstance(policy.tokenizer, NewTokenizer)
+        if new and section is not None and section.system is not None:
+            with self._problems.at("prompts", "system"):
+                raise RecipeError("a new tokenizer has no chat template, so nothing can hold it")
 
     def _context(self) -> int | None:
         """Most tokens that the policy reads, if its config says so itself."""
@@ -291,29 +297,19 @@ class _Folders:
                 folder = files.on_this_machine(policy)
                 written = {} if folder is None else folder.json(files.CONFIG)
             except RecipeError:
-                return None  # told already
+                return None  # reported with the folder
         # Beware: a key that is not written has a default, which only transformers knows.
-        found = written.get("max_position_embeddings", written.get("n_positions"))
-        return found if isinstance(found, int) and found > 0 else None
-
-
-def _check_type(config: Mapping[str, Any], where: str) -> None:
-    """The model type is one that transformers knows, as far as its sources tell without its import."""
-    kind, known = config.get("model_type"), _model_types()
-    front = f"{where}: " if where else ""
-    if kind is None:
-        raise RecipeError(f"{where} has no `model_type`, so that nobody knows which model it is")
-    if known and kind not in known:
-        raise RecipeError(
-            f"{front}transformers has no model type {kind!r}.{did_you_mean(str(kind), known)}"
-        )
+        inner = written.get("text_config")
+        text = SimpleNamespace(**{**written, **(inner if isinstance(inner, dict) else {})})
+        text.get_text_config = lambda **_: text
+        return context_tokens(text)
 
 
 _TYPE = re.compile(r'^ +\(?"([^"]+)"[,:] "\w+Config"', re.MULTILINE)
 
 
-def _model_types() -> frozenset[str]:
-    """The model types of transformers, read from the two files that list them; empty if it moved them.
+def _model_types() -> frozenset[str] | None:
+    """The model types of transformers, read from the two files that list them; None if it moved them.
 
     Importing transformers to ask it takes seconds, since it imports torch.
     """
@@ -326,4 +322,4 @@ def _model_types() -> frozenset[str]:
             if file.is_file():
                 found.update(_TYPE.findall(file.read_text(encoding="utf-8")))
                 found.update(re.findall(r'\{"([^"]+)": "\w+Config"\}', file.read_text("utf-8")))
-    return frozenset(found) if len(found) > 100 else frozenset()
+    return frozenset(found) if len(found) > 100 else None

@@ -9,7 +9,7 @@ from rlframe.build.encoded import EncodedData, within_of
 from rlframe.build.places import at
 from rlframe.data.encode import RowEncoder
 from rlframe.data.mixture import mixed
-from rlframe.data.prompts import PromptFormat, Shortening, template_columns
+from rlframe.data.prompts import PromptFormat, Shortening, longest_prompt, template_columns
 from rlframe.data.rows import Lazy, Mapped, Picked
 from rlframe.data.split import asked, number_of
 from rlframe.errors import RecipeError
@@ -110,18 +110,7 @@ class PromptSource:
         if shortest is None:
             return wanted
         which, context = shortest
-        model = _called(which)
-        if context <= response:
-            raise RecipeError(
-                f"rollout.max_new_tokens: responses of {response} tokens leave no room for a prompt: "
-                f"{model} reads {context} tokens, prompt and response together"
-            )
-        if wanted is not None and wanted + response > context:
-            raise RecipeError(
-                f"prompts.max_tokens: prompts of {wanted} and responses of {response} tokens "
-                f"(rollout.max_new_tokens) are more than the {context} that {model} reads"
-            )
-        return wanted or context - response
+        return longest_prompt(context, response=response, wanted=wanted, model=_called(which))
 
     def _encode(self, row: Row) -> Prompt:
         return self._encoder.prompt(row, first_words=self._section.first_words)

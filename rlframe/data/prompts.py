@@ -61,6 +61,31 @@ def filled(template: str, row: Row) -> str:
     return "".join(parts)
 
 
+def longest_prompt(context: int, *, response: int, wanted: int | None, model: str) -> int:
+    """Most tokens of a prompt beside a response of full length.
+
+    Args:
+      context: tokens that the model reads, prompt and response together.
+      response: longest, in tokens.
+      wanted: `prompts.max_tokens` of the recipe.
+      model: as a message calls it.
+
+    Raises:
+      RecipeError: nothing is left for a prompt, or less than is wanted; begins with the recipe's path.
+    """
+    if context <= response:
+        raise RecipeError(
+            f"rollout.max_new_tokens: responses of {response} tokens leave no room for a prompt: "
+            f"{model} reads {context} tokens, prompt and response together"
+        )
+    if wanted is not None and wanted + response > context:
+        raise RecipeError(
+            f"prompts.max_tokens: prompts of {wanted} and responses of {response} tokens "
+            f"(rollout.max_new_tokens) are more than the {context} that {model} reads"
+        )
+    return wanted or context - response
+
+
 @dataclass(frozen=True)
 class PromptFormat:
     """What the recipe writes around a row before it is asked."""

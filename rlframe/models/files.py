@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,36 @@ class ModelFolder:
             raise RecipeError(f"{self.path} is no model: it has no {CONFIG}. {self._guess()}")
         if (self.path / _GENERATION).exists():
             self.json(_GENERATION)  # transformers takes a broken one for none, and its ends with it
+
+    def check_config(self, known: Collection[str] | None) -> dict[str, Any]:
+        """The config as it is written, of a model that can be trained.
+
+        Args:
+          known: the model types of transformers; no type is refused if they are not known.
+
+        Raises:
+          RecipeError: it is damaged, of weights that are quantised, or of a type that is not known.
+        """
+        written, path = self.json(CONFIG), self.path / CONFIG
+        parts = (written, *(part for part in written.values() if isinstance(part, dict)))
+        quantised = next((q for part in parts if (q := part.get("quantization_config"))), None)
+        if quantised:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+            raise RecipeError(
+                f"{path}: the weights are quantised ({method or 'quantization_config'}), and those "
+                "cannot be trained. Name the model that they were made from"
+            )
+        kind = written.get("model_type")
+        if kind is None:
+            raise RecipeError(f"{path} has no `model_type`, so that nobody knows which model it is")
+        if known is not None and kind not in known:
+            own = ", and the code that comes with the folder is never run" * ("auto_map" in written)
+            raise RecipeError(
+                f"{path}: this transformers has no model type {kind!r}{own}."
+                f"{did_you_mean(str(kind), known)} A newer version may have it: "
+                "pip install -U transformers"
+            )
+        return written
 
     def _adapter(self) -> str:
         about = self.json(_ADAPTER)

@@ -29,11 +29,10 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedTokenizerBase,
-    __version__,
 )
 from transformers.utils.logging import get_verbosity, set_verbosity
 
-from rlframe.errors import RecipeError, RunError, did_you_mean
+from rlframe.errors import RecipeError, RunError
 from rlframe.models import files
 from rlframe.models.whole import Fit, some
 
@@ -87,38 +86,11 @@ class Pretrained:
         """
         with self._naming():
             self._folder.check_model()
-            written = self._folder.json(files.CONFIG)
-            self._check_type(written)
+            self._folder.check_config(CONFIG_MAPPING)
             with _opening(f"{self._folder.path / files.CONFIG} makes no model"):
                 config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
         _without_code(config)
         return config
-
-    def _check_type(self, written: Mapping[str, Any]) -> None:
-        kind, path = written.get("model_type"), self._folder.path / files.CONFIG
-        quantised = written.get("quantization_config") or next(
-            (
-                part["quantization_config"]
-                for part in written.values()
-                if isinstance(part, dict) and part.get("quantization_config")
-            ),
-            None,
-        )
-        if quantised:
-            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-            raise RecipeError(
-                f"{path}: the weights are quantised ({method or 'quantization_config'}), and those "
-                "cannot be trained. Name the model that they were made from"
-            )
-        if kind is None:
-            raise RecipeError(f"{path} has no `model_type`, so that nobody knows which model it is")
-        if kind not in CONFIG_MAPPING:
-            own = ", and the code that comes with the folder is never run" * ("auto_map" in written)
-            raise RecipeError(
-                f"{path}: transformers {__version__} has no model type {kind!r}{own}."
-                f"{did_you_mean(str(kind), CONFIG_MAPPING)} A newer version may have it: "
-                "pip install -U transformers"
-            )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

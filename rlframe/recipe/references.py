@@ -23,7 +23,8 @@ def broken_references(recipe: Recipe) -> list[tuple[Path_, str]]:
 
 def broken_lookups(recipe: Recipe) -> list[tuple[Path_, str]]:
     """The same of names and files alone; sections may be None. Without `data` nothing is known."""
-    return [*_files(recipe), *_datasets(recipe)] if recipe.data is not None else []
+    named = [*_files(recipe), *_datasets(recipe)] if recipe.data is not None else []
+    return [*named, *_settings(recipe)]
 
 
 def _files(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
@@ -32,6 +33,12 @@ def _files(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
         for path in paths:
             if not is_there(path):
                 yield ("data", name, "path"), _missing(path)
+
+
+def _settings(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    file = None if recipe.runtime is None else recipe.runtime.deepspeed_config
+    if file is not None and not Path(file).is_file():
+        yield ("runtime", "deepspeed_config"), _missing(file)
 
 
 def is_there(path: str) -> bool:

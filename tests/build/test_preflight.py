@@ -92,6 +92,16 @@ def reward(**keys: Any) -> Change:
     return merged(rewards={"mine": keys})
 
 
+def both(*changes: Change) -> Change:
+    """One change after the other."""
+
+    def change(data: dict[str, Any], folder: Path) -> None:
+        for one in changes:
+            one(data, folder)
+
+    return change
+
+
 def saved(family: str, spoil: Callable[[Path], object], *, place: str = "policy") -> Change:
     """A policy, or another model, of a folder that something happened to."""
 
@@ -143,7 +153,7 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
     "pairs without pairs": (
         merged(reward_model={"data": "answered"}),
         "reward_model",
-        "answered.jsonl:1: this row is neither a pair (chosen and rejected) nor a labelled text",
+        "answered.jsonl:2: this row is neither a pair (chosen and rejected) nor a labelled text",
     ),
     "half of a pair": (
         file("pairs.jsonl", '{"chosen": "a", "rejected": "b"}\n{"chosen": "c"}\n' * 9),
@@ -154,6 +164,14 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
         merged(reward_model={"data": "texts", "preferred_label": "good"}),
         "reward_model.preferred_label",
         "0 rows are labelled 'good'",
+    ),
+    "labels of which the held-out side has one": (
+        both(
+            merged(reward_model={"data": "texts"}),
+            dataset("texts", heldout=0.01),
+        ),
+        "reward_model.preferred_label",
+        "pairs need both",
     ),
     "prompts without a prompt": (
         merged(prompts={"data": "texts"}),
@@ -220,6 +238,11 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
         "model.policy",
         "no model type 'llama9'",
     ),
+    "weights that are quantised": (
+        saved("llama3", edited("config.json", quantization_config={"quant_method": "gptq"})),
+        "model.policy",
+        "the weights are quantised (gptq)",
+    ),
     "a policy without a tokenizer": (
         saved("llama3", lambda path: [file.unlink() for file in path.glob("tokenizer*")]),
         "model.policy",
@@ -238,6 +261,21 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
         merged(rollout={"max_new_tokens": 128}),
         "rollout.max_new_tokens",
         "the model reads 128 tokens",
+    ),
+    "a context that a published config calls otherwise": (
+        saved("llama3", edited("config.json", max_position_embeddings=None, n_ctx=8)),
+        "rollout.max_new_tokens",
+        "the model reads 8 tokens",
+    ),
+    "a system's message without a template": (
+        merged(prompts={"data": "answered", "system": "Be brief."}),
+        "prompts.system",
+        "no chat template",
+    ),
+    "settings of DeepSpeed that are not there": (
+        merged(runtime={"strategy": "deepspeed", "deepspeed_config": "zero.json"}),
+        "runtime.deepspeed_config",
+        "there is no file 'zero.json'",
     ),
     "prompts that leave no room": (
         merged(prompts={"data": "answered", "max_tokens": 125}),
@@ -295,6 +333,18 @@ def test_a_column_that_a_component_reads_has_a_value_in_every_row(folder: Path) 
         "answered.jsonl:41 has none"
         in problems(folder, reward(type="./mine.py:Mine"))["rewards.mine"]
     )
+
+
+def test_what_nothing_limits_or_reads_is_no_mistake(folder: Path) -> None:
+    alibi = edited("config.json", max_position_embeddings=4, alibi=True)
+    assert problems(folder, saved("llama3", alibi)) == {}
+
+    def without_ppo(data: dict[str, Any], folder: Path) -> None:
+        data["model"]["critic"] = {"initial": "./nowhere"}
+        for name in ("prompts", "rollout", "rewards", "kl", "ppo", "evaluation"):
+            del data[name]
+
+    assert problems(folder, without_ppo) == {}
 
 
 def test_what_lies_on_the_hub_is_not_looked_for(folder: Path) -> None:

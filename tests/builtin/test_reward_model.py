@@ -269,11 +269,13 @@ def test_a_model_with_other_tokens_is_refused_with_the_way_out(
     for refuse in (check, reward):
         with pytest.raises(RecipeError) as caught:
             refuse(path, input="ids")
-        told = str(caught.value)
-        assert "has another vocabulary than the policy" in told
-        assert f"({len(other_tokenizer)} tokens, an embedding of {len(other_tokenizer)})" in told
-        assert told.partition("such as ")[2].partition(", have")[0].count("'") == 6  # three of them
-        assert told.endswith("Use `input: chat` or `input: text`")
+        message = str(caught.value)
+        assert "has another vocabulary than the policy" in message
+        assert f"({len(other_tokenizer)} tokens, an embedding of {len(other_tokenizer)})" in message
+        assert (
+            message.partition("such as ")[2].partition(", have")[0].count("'") == 6
+        )  # three of them
+        assert message.endswith("Use `input: chat` or `input: text`")
         refuse(path, input="text")  # which is no mistake
         refuse(path)  # which is the same
 

@@ -10,8 +10,8 @@ from rlframe.recipe import load_recipe
 def test_a_valid_recipe_is_told_with_its_stages_and_its_digest(rlframe, recipe):
     ended = rlframe("validate", recipe)
     digest = load_recipe(recipe).digest
-    told = f"{recipe} is valid: sft, ppo; digest {digest[:12]}\n"
-    assert ended == (0, told + "not looked at: data.reviews (a generator)\n", "")
+    valid = f"{recipe} is valid: sft, ppo; digest {digest[:12]}\n"
+    assert ended == (0, valid + "not looked at: data.reviews (a generator)\n", "")
 
 
 def test_json_is_json_alone(rlframe, recipe):
