@@ -281,10 +281,17 @@ class _Folders:
     def _check_system(self) -> None:
         """A system's message needs a chat template, which a new tokenizer never has."""
         policy, section = getattr(self._recipe.model, "policy", None), self._recipe.prompts
-        new = isinstance(policy, NewModel) and isinstance(policy.tokenizer, NewTokenizer)
-        if new and section is not None and section.system is not None:
+        name = policy.tokenizer if isinstance(policy, NewModel) else policy
+        if name is None or section is None or section.system is None:
+            return
+        try:
+            folder = files.on_this_machine(name) if isinstance(name, str) else None
+            lacks = folder is not None and not folder.has_template()
+        except RecipeError:
+            return  # reported with the folder
+        if lacks or isinstance(name, NewTokenizer):
             with self._problems.at("prompts", "system"):
-                raise RecipeError("a new tokenizer has no chat template, so nothing can hold it")
+                raise RecipeError("the tokenizer has no chat template, so nothing can hold it")
 
     def _context(self) -> int | None:
         """Most tokens that the policy reads, if its config says so itself."""

@@ -91,6 +91,13 @@ class ModelFolder:
         """Whether there is a vocabulary in it."""
         return any(any(self.path.glob(pattern)) for pattern in _VOCABULARIES)
 
+    def has_template(self) -> bool:
+        """Whether its tokenizer writes chats."""
+        if any(self.path.glob("chat_template.*")):
+            return True
+        settings = "tokenizer_config.json"
+        return (self.path / settings).exists() and bool(self.json(settings).get("chat_template"))
+
     def check_tokenizer(self) -> None:
         """Refuse a folder without a tokenizer, or with files that were never fetched.
 

@@ -272,6 +272,14 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
         "prompts.system",
         "no chat template",
     ),
+    "a system's message for a tokenizer without a template": (
+        both(
+            merged(prompts={"data": "answered", "system": "Be brief."}),
+            saved("base", lambda path: None),
+        ),
+        "prompts.system",
+        "no chat template",
+    ),
     "settings of DeepSpeed that are not there": (
         merged(runtime={"strategy": "deepspeed", "deepspeed_config": "zero.json"}),
         "runtime.deepspeed_config",
@@ -338,6 +346,8 @@ def test_a_column_that_a_component_reads_has_a_value_in_every_row(folder: Path) 
 def test_what_nothing_limits_or_reads_is_no_mistake(folder: Path) -> None:
     alibi = edited("config.json", max_position_embeddings=4, alibi=True)
     assert problems(folder, saved("llama3", alibi)) == {}
+    brief = merged(prompts={"data": "answered", "system": "Be brief."})
+    assert problems(folder, saved("llama3", lambda path: None), brief) == {}
 
     def without_ppo(data: dict[str, Any], folder: Path) -> None:
         data["model"]["critic"] = {"initial": "./nowhere"}
