@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 
-from rlframe.build import alignment
+from rlframe.compose import alignment
 
 SMOOTH = 1e-3
 """Adam's epsilon, in the unit of gradients: about as large as they are."""

@@ -14,13 +14,14 @@ LAYERS = (  # an import points to an earlier line, or stays inside its own packa
     {"redaction"},
     {"errors", "text", "types"},
     {"functional"},
-    {"hooks"},
+    {"api"},
+    {"registry"},
     {"recipe"},
     {"builtin", "models", "rollout", "data", "distributed", "planning"},
     {"engine"},
     {"runs"},
     {"stages"},
-    {"build"},
+    {"compose"},
     {"testing"},
     {"cli"},
 )
@@ -79,7 +80,7 @@ def test_the_maths_imports_torch_and_no_other_library() -> None:
 
 
 def test_builtins_import_what_a_third_party_may() -> None:
-    contract = ("rlframe.hooks", "rlframe.types", "rlframe.functional", "rlframe.errors")
+    contract = ("rlframe.api", "rlframe.types", "rlframe.functional", "rlframe.errors")
     allowed = (*contract, "rlframe.builtin.")  # a distribution has modules of its own
     for path in (ROOT / "builtin").glob("*.py"):
         for name, _ in imports(path):
@@ -90,11 +91,14 @@ def test_builtins_import_what_a_third_party_may() -> None:
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("pluggy", "hooks"), ("importlib.metadata", "hooks"), ("accelerate", "distributed"),
+    [("pluggy", "registry"), ("importlib.metadata", "registry"), ("accelerate", "distributed"),
      ("deepspeed", "distributed"), ("torch.distributed", "distributed"), ("peft", "models")],
 )  # fmt: skip
 def test_some_libraries_have_one_home(library: str, home: str) -> None:
-    exceptions = {("importlib.metadata", "runs")}  # versions for the manifest
+    exceptions = {
+        ("importlib.metadata", "runs"),  # versions for the manifest
+        ("pluggy", "api"),  # the markers of hooks
+    }
     for path in FILES:
         if package(path) != home and (library, package(path)) not in exceptions:
             names = [name for name, _ in imports(path)]
@@ -131,10 +135,10 @@ def called(path: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("part", ["errors.py", "types.py", "hooks", "recipe", "cli"])
+@pytest.mark.parametrize("part", ["errors.py", "types.py", "api", "registry", "recipe", "cli"])
 def test_what_reads_recipes_does_not_import_torch_at_the_top(part: str) -> None:
     paths = [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).glob("*.py"))
-    heavy = ("torch", "transformers", "rlframe.functional", "rlframe.engine", "rlframe.build")
+    heavy = ("torch", "transformers", "rlframe.functional", "rlframe.engine", "rlframe.compose")
     for path in paths:
         top = ast.parse(path.read_text()).body
         for node in top:
@@ -145,7 +149,7 @@ def test_what_reads_recipes_does_not_import_torch_at_the_top(part: str) -> None:
 
 def test_only_the_composition_root_and_the_command_line_know_the_recipe() -> None:
     for path in FILES:
-        if package(path) not in ("build", "cli", "recipe"):
+        if package(path) not in ("compose", "cli", "recipe"):
             assert not any(name.startswith("rlframe.recipe") for name, _ in imports(path)), path
 
 

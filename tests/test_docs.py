@@ -15,13 +15,13 @@ import typer
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from rlframe.hooks import PluginConfig
-from rlframe.hooks.component import Instance, Section
-from rlframe.hooks.events import Metrics
-from rlframe.hooks.registry import KINDS, Registry
-from rlframe.hooks.relay import Relay
+from rlframe.api import PluginConfig
+from rlframe.api.component import Instance, Section
+from rlframe.api.events import Metrics
 from rlframe.recipe import data, schema
 from rlframe.recipe.schema import Recipe
+from rlframe.registry.discovery import KINDS, Registry
+from rlframe.registry.relay import Relay
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = [
@@ -130,7 +130,7 @@ def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
 
 @pytest.mark.parametrize("number", range(6))
 def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
-    from rlframe.hooks import Component
+    from rlframe.api import Component
 
     space = run_snippet(number)
     made = [
@@ -165,8 +165,8 @@ def test_the_entry_points_of_the_guide_are_in_known_groups() -> None:
 
 
 def test_every_hook_is_documented_with_its_arguments() -> None:
-    from rlframe.hooks.lint import HOOKS
-    from rlframe.hooks.spec import Specification
+    from rlframe.api.spec import Specification
+    from rlframe.registry.lint import HOOKS
 
     rows = {
         row.split("|")[1].strip(" `"): row

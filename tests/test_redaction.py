@@ -22,7 +22,7 @@ TOKEN = "ghp_q8w7e6r5t4"
 
 PLUGIN = """
 from pydantic import SecretStr
-from rlframe.hooks import PluginConfig, RewardProvider
+from rlframe.api import PluginConfig, RewardProvider
 
 
 class JudgeConfig(PluginConfig):
@@ -193,7 +193,7 @@ def test_a_url_that_has_lost_its_credentials_is_not_used(tiny_recipe: Callable[.
 def test_a_secret_field_takes_no_literal(
     tiny_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlframe.hooks.registry import Registry
+    from rlframe.registry.discovery import Registry
 
     monkeypatch.setenv("RLFRAME_KEY", SECRET)
     monkeypatch.setenv("RLFRAME_WORD", WORD)

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import tests.situations
-from rlframe.build.preflight import look
 from rlframe.cli.main import main
-from rlframe.hooks.registry import Registry
+from rlframe.compose.preflight import look
 from rlframe.recipe import load_recipe
+from rlframe.registry.discovery import Registry
 from tests.situations import Situation
 
 AREAS = [name for _, name, _ in pkgutil.iter_modules(tests.situations.__path__)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from rlframe.hooks import AdvantageEstimator, PluginConfig
+from rlframe.api import AdvantageEstimator, PluginConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

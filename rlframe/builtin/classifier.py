@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlframe.api import Context, PretrainedModel, context_tokens
 from rlframe.builtin.reward_input import Reader
 from rlframe.errors import RecipeError, did_you_mean, listed
-from rlframe.hooks import Context, PretrainedModel, context_tokens
 from rlframe.types import ENDS_WITH_TURN
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
-from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider, StopReason
+from rlframe.api import PluginConfig, RewardBatch, RewardProvider, StopReason
 
 if TYPE_CHECKING:
     from torch import Tensor

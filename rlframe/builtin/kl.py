@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from rlframe.hooks import KLController, KLMeasurement, KLState, PluginConfig
+from rlframe.api import KLController, KLMeasurement, KLState, PluginConfig
 
 
 class FixedConfig(PluginConfig):

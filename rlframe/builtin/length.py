@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
-from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider
+from rlframe.api import PluginConfig, RewardBatch, RewardProvider
 
 
 class LengthConfig(PluginConfig):

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat
 
-from rlframe.errors import RecipeError
-from rlframe.hooks import (
+from rlframe.api import (
     AuxiliaryLoss,
     Context,
     DataName,
@@ -18,6 +17,7 @@ from rlframe.hooks import (
     TokenBatch,
     TokenExample,
 )
+from rlframe.errors import RecipeError
 
 
 def _next_token_loss(policy: PolicyView, batch: TokenBatch) -> LossTerm:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlframe.hooks import (
+from rlframe.api import (
     ColumnName,
     Context,
     ContractError,

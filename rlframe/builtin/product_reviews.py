@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from pydantic import Field, NonNegativeInt
 
-from rlframe.hooks import DataGenerator, PluginConfig, Row
+from rlframe.api import DataGenerator, PluginConfig, Row
 
 
 class Family(NamedTuple):

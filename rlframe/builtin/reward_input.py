@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from rlframe.api import Prompt
 from rlframe.errors import RecipeError
-from rlframe.hooks import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

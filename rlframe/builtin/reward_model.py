@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from rlframe.api import Context, ModelName, PluginConfig, RewardBatch, RewardProvider
 from rlframe.builtin.classifier import Classifier, Output
 from rlframe.builtin.reward_input import DESCRIPTIONS, ModelInput, Reader, input_of
 from rlframe.errors import RecipeError
-from rlframe.hooks import Context, ModelName, PluginConfig, RewardBatch, RewardProvider
 
 
 class RewardModelConfig(PluginConfig):

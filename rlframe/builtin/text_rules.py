@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import re2
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from rlframe.hooks import Context, PluginConfig, RewardBatch, RewardProvider
+from rlframe.api import Context, PluginConfig, RewardBatch, RewardProvider
 
 
 class RegexConfig(PluginConfig):

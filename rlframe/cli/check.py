@@ -13,12 +13,12 @@ import typer
 from rlframe.cli import completion
 from rlframe.cli.options import AllowLocalCode
 from rlframe.errors import PluginError, RecipeError, did_you_mean
-from rlframe.hooks.local import is_local
-from rlframe.hooks.registry import KINDS, Offer, Registry
+from rlframe.registry.discovery import KINDS, Offer, Registry
+from rlframe.registry.local import is_local
 from rlframe.text import cell, console, say, table
 
 if TYPE_CHECKING:
-    from rlframe.hooks.component import Component
+    from rlframe.api.component import Component
     from rlframe.testing.check import Result
 
 KIND_WORDS = {

@@ -14,7 +14,7 @@ import typer
 
 def components(incomplete: str) -> list[str]:
     """Names that `type:` takes; `distribution/name` once there is a slash."""
-    from rlframe.hooks.registry import KINDS, Registry
+    from rlframe.registry.discovery import KINDS, Registry
 
     registry = Registry()
     offers = [offer for kind in KINDS for offer in registry.offers(kind)]
@@ -24,7 +24,7 @@ def components(incomplete: str) -> list[str]:
 
 def distributions(incomplete: str) -> list[str]:
     """Distributions with components, and distribution/name, as --no-plugin takes them."""
-    from rlframe.hooks.registry import CORE, KINDS, Registry
+    from rlframe.registry.discovery import CORE, KINDS, Registry
 
     registry = Registry()
     offers = [offer for kind in KINDS for offer in registry.offers(kind)]

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from rlframe.api.component import Component
 from rlframe.cli.check import ComponentName, find
 from rlframe.cli.options import AllowLocalCode
-from rlframe.hooks.component import Component
-from rlframe.hooks.local import is_local
-from rlframe.hooks.registry import KINDS, Offer, Registry
+from rlframe.registry.discovery import KINDS, Offer, Registry
+from rlframe.registry.local import is_local
 from rlframe.text import cell, console, say, table
 
 

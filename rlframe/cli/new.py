@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from rlframe.cli.check import KIND_WORDS
-from rlframe.hooks.registry import CORE, Registry
+from rlframe.registry.discovery import CORE, Registry
 from rlframe.text import say
 
 

@@ -8,7 +8,7 @@ import typer
 
 from rlframe.cli import completion
 from rlframe.errors import did_you_mean
-from rlframe.hooks.registry import KINDS, Registry
+from rlframe.registry.discovery import KINDS, Registry
 
 Overrides = Annotated[
     list[str] | None,

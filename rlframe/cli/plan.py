@@ -42,7 +42,7 @@ def plan(
     registry = installed(no_plugin, allow_local_code=allow_local_code)
     loaded = load_recipe(recipe, overrides or [], registry=registry)
     # The recipe is checked first: a typo answers at once, and torch is imported only now.
-    from rlframe.build.plan import strategy, workload
+    from rlframe.compose.plan import strategy, workload
     from rlframe.planning.strategies import STRATEGIES
 
     work, asked = workload(loaded, registry), strategy(loaded.recipe)

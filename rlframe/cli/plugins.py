@@ -10,7 +10,7 @@ import typer
 
 from rlframe.cli import check, describe, new
 from rlframe.cli.options import NoPlugin, installed
-from rlframe.hooks.registry import KINDS, Offer
+from rlframe.registry.discovery import KINDS, Offer
 from rlframe.text import cell, console, say, table
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)

@@ -14,8 +14,8 @@ import typer
 from rlframe.distributed.child import refuse_odd_environment
 from rlframe.distributed.copies import refuse_copies, unused_tasks
 from rlframe.errors import Stopped
-from rlframe.hooks.registry import Registry
 from rlframe.recipe import LoadedRecipe
+from rlframe.registry.discovery import Registry
 from rlframe.text import console, say
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def run(
         raise typer.Exit(_launched(command, again, processes=processes, threads=threads))
     from transformers.utils.logging import disable_progress_bar
 
-    from rlframe.build import run_recipe
+    from rlframe.compose import run_recipe
     from rlframe.distributed.child import refuse_missing_gpus
     from rlframe.distributed.runtime import leave
     from rlframe.runs.display import make_display

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from rlframe.errors import SetupError
-from rlframe.hooks.registry import Registry
 from rlframe.recipe.json_schema import recipe_schema
+from rlframe.registry.discovery import Registry
 from rlframe.text import say
 
 

@@ -26,7 +26,7 @@ def validate(
     allow_local_code: AllowLocalCode = False,
 ) -> None:
     """Check a recipe, its data and its folders of models, without opening a model."""
-    from rlframe.build.preflight import left_out, look
+    from rlframe.compose.preflight import left_out, look
 
     registry = installed(no_plugin, allow_local_code=allow_local_code)
     try:

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from rlframe.api.answers import ContractError
+from rlframe.api.component import AdvantageEstimator, Instance
+from rlframe.api.contract import credited
 from rlframe.errors import RunError
-from rlframe.hooks.answers import ContractError
-from rlframe.hooks.component import AdvantageEstimator, Instance
-from rlframe.hooks.contract import credited
-from rlframe.hooks.relay import Relay
+from rlframe.registry.relay import Relay
 
 
 def estimated(

@@ -19,13 +19,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlframe.api.answers import LARGEST, ContractError, shown, token_scores
+from rlframe.api.component import Instance, RewardProvider
 from rlframe.engine.asking import TimeLimit, culprit, described
 from rlframe.errors import RunError
 from rlframe.functional.rewards import response_mask
 from rlframe.functional.running import Running, normalised, statistics
-from rlframe.hooks.answers import LARGEST, ContractError, shown, token_scores
-from rlframe.hooks.component import Instance, RewardProvider
-from rlframe.hooks.relay import Relay
+from rlframe.registry.relay import Relay
 from rlframe.rollout.seeds import stream
 from rlframe.types import RewardBatch, Rollout
 

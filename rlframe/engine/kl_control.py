@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rlframe.api.answers import ContractError
+from rlframe.api.component import Instance, KLController
+from rlframe.api.contract import as_json, is_finite, out_of_bounds, refuse_bad_state
 from rlframe.errors import RecipeError, RunError
-from rlframe.hooks.answers import ContractError
-from rlframe.hooks.component import Instance, KLController
-from rlframe.hooks.contract import as_json, is_finite, out_of_bounds, refuse_bad_state
-from rlframe.hooks.relay import Relay
+from rlframe.registry.relay import Relay
 from rlframe.types import KLMeasurement, KLState
 
 MOST_KEPT = 10

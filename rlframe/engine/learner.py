@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlframe.api.component import AuxiliaryLoss, Instance
 from rlframe.distributed.runtime import Runtime, out_of_memory
 from rlframe.distributed.training import Training
 from rlframe.engine.batching import Rows, microbatches, spread
@@ -20,7 +21,6 @@ from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import MicroBatch, Normaliser, Objective, count_of
 from rlframe.engine.streams import Shuffled, in_parts, no_tokens, padded_tokens, token_batch
 from rlframe.errors import OutOfMemoryError, RunError
-from rlframe.hooks.component import AuxiliaryLoss, Instance
 from rlframe.types import TokenBatch, TokenExample
 
 

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlframe.api.answers import ContractError
+from rlframe.api.component import AuxiliaryLoss, Instance
+from rlframe.api.contract import counted, refuse_bad_term
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
 from rlframe.errors import RunError, place_of
 from rlframe.functional import kl as kl_estimators
 from rlframe.functional.losses import clipped_policy_loss, clipped_value_loss, policy_ratio
 from rlframe.functional.masked import masked_sum
-from rlframe.hooks.answers import ContractError
-from rlframe.hooks.component import AuxiliaryLoss, Instance
-from rlframe.hooks.contract import counted, refuse_bad_term
-from rlframe.hooks.relay import Relay
 from rlframe.models.actor_critic import ActorCritic
+from rlframe.registry.relay import Relay
 from rlframe.types import TokenBatch
 
 

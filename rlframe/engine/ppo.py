@@ -20,13 +20,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlframe.api.events import ExperienceReady, RolloutFinished, UpdateFinished
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Crediting, Experience
 from rlframe.engine.judge import Judge, Judgement
 from rlframe.engine.kl_control import KLControl
 from rlframe.engine.learner import Learner
 from rlframe.engine.metrics import Clock, Meter
-from rlframe.hooks.events import ExperienceReady, RolloutFinished, UpdateFinished
 from rlframe.types import KLMeasurement, KLState, Rollout
 
 

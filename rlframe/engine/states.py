@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlframe.api.component import Component
 from rlframe.engine.trees import check_tree
 from rlframe.errors import RlframeError, RunError, place_of
-from rlframe.hooks.blame import exit_told
-from rlframe.hooks.component import Component
+from rlframe.registry.blame import exit_told
 
 
 def component_states(components: Mapping[str, Component[Any]]) -> dict[str, dict[str, Any]]:

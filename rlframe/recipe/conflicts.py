@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from rlframe.hooks.component import Component, KLController, PluginConfig
-from rlframe.hooks.contract import out_of_bounds
+from rlframe.api.component import Component, KLController, PluginConfig
+from rlframe.api.contract import out_of_bounds
 from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import NewModel, Recipe
 

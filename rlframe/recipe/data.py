@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from rlframe.hooks.component import ComponentSpec
+from rlframe.api.component import ComponentSpec
 from rlframe.recipe.section import RecipeSection, Share
 
 DataNames = str | Annotated[dict[str, PositiveFloat], Field(min_length=1)]

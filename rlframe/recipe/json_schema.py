@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from rlframe.api.component import Component, ComponentSpec
 from rlframe.errors import PluginError
-from rlframe.hooks.component import Component, ComponentSpec
-from rlframe.hooks.local import LOCAL
-from rlframe.hooks.registry import Offer, Registry
 from rlframe.recipe.document import REMOVE
 from rlframe.recipe.schema import Recipe
+from rlframe.registry.discovery import Offer, Registry
+from rlframe.registry.local import LOCAL
 
 Schema = dict[str, Any]
 

@@ -16,9 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel, SecretBytes, SecretStr, TypeAdapter, ValidationError
 
+from rlframe.api.component import Component, ComponentSpec, Needs, PluginConfig
 from rlframe.errors import PluginError, RecipeError, RlframeError, listed, place_of
-from rlframe.hooks.component import Component, ComponentSpec, Needs, PluginConfig
-from rlframe.hooks.registry import KINDS, Offer, Registry, unmet
 from rlframe.recipe import wording
 from rlframe.recipe.compose import compose
 from rlframe.recipe.conflicts import conflicts
@@ -32,6 +31,7 @@ from rlframe.recipe.references import (
 from rlframe.recipe.schema import Recipe
 from rlframe.recipe.yaml12 import read_text
 from rlframe.redaction import digest_of_secret, lacks_credentials, without_credentials
+from rlframe.registry.discovery import KINDS, Offer, Registry, unmet
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from glob import glob, has_magic
 from pathlib import Path
 
+from rlframe.api.component import Needs, PluginConfig
+from rlframe.api.references import Reference, references
 from rlframe.errors import did_you_mean, listed
-from rlframe.hooks.component import Needs, PluginConfig
-from rlframe.hooks.references import Reference, references
 from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import Models, NewModel, NewTokenizer, Recipe
 

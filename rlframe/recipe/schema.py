@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlframe.hooks.component import ComponentSpec, RewardSpec
+from rlframe.api.component import ComponentSpec, RewardSpec
 from rlframe.recipe.data import DATA, DataNames, Dataset, Prompts
 from rlframe.recipe.section import Count, RecipeSection, Share
 

@@ -11,8 +11,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from rlframe.api.component import ComponentSpec
 from rlframe.errors import did_you_mean, listed
-from rlframe.hooks.component import ComponentSpec
 from rlframe.recipe.data import GeneratorSpec
 from rlframe.recipe.document import Path_, dotted
 from rlframe.recipe.renamed import RENAMED

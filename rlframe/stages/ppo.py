@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlframe.api.component import Component
+from rlframe.api.events import CheckpointSaved, Metrics, RunFinished, RunStarted
 from rlframe.distributed.runtime import Runtime
 from rlframe.distributed.training import Training
 from rlframe.engine.average import Average
@@ -29,10 +31,8 @@ from rlframe.engine.metrics import Clock
 from rlframe.engine.ppo import Run, Update, train
 from rlframe.engine.states import component_states, restore_states
 from rlframe.errors import RunError
-from rlframe.hooks.component import Component
-from rlframe.hooks.events import CheckpointSaved, Metrics, RunFinished, RunStarted
-from rlframe.hooks.relay import Relay
 from rlframe.models.actor_critic import ActorCritic
+from rlframe.registry.relay import Relay
 from rlframe.runs.directory import RunDirectory
 from rlframe.runs.display import Display
 from rlframe.runs.evaluation import Answer, HeldOut, Watch, before_and_after, what_changed

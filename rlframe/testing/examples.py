@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlframe.hooks.component import Component
+from rlframe.api.component import Component
 
 BUILT_IN: dict[str, Mapping[str, Any]] = {
     "rlframe.builtin.length:Length": {"target_tokens": 20},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from rlframe.hooks import Context, RewardBatch
+    from rlframe.api import Context, RewardBatch
     from rlframe.models.policy import Policy
 
 

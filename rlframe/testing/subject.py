@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from rlframe.api.component import Component, Context, PluginConfig
 from rlframe.errors import RecipeError
-from rlframe.hooks.component import Component, Context, PluginConfig
 from rlframe.testing.examples import example_config, example_data, example_responses
 from rlframe.testing.world import tiny_context
 

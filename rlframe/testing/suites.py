@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from rlframe.hooks.component import Component, Context
-from rlframe.hooks.registry import KINDS
+from rlframe.api.component import Component, Context
+from rlframe.registry.discovery import KINDS
 from rlframe.testing.check import Check, DoesNotApply
 from rlframe.testing.checks import CHECKS
 from rlframe.testing.run import refuse_bad_skips

@@ -19,14 +19,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from rlframe.api.component import Context, RewardProvider, RewardSpec
 from rlframe.builtin.product_reviews import product_reviews
 from rlframe.data.encode import RowEncoder
 from rlframe.data.tokenizer import train_tokenizer
-from rlframe.hooks.component import Context, RewardProvider, RewardSpec
-from rlframe.hooks.registry import Registry
 from rlframe.models.loading import new_language_model, scalar_model_from
 from rlframe.models.policy import Policy
 from rlframe.models.pretrained import Pretrained
+from rlframe.registry.discovery import Registry
 from rlframe.types import Prompt, RewardBatch, Row, StopReason
 
 SAMPLES_PER_PROMPT = 2

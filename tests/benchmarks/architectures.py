@@ -26,7 +26,7 @@ import transformers
 from transformers import AutoConfig, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from rlframe.build import probe
+from rlframe.compose import probe
 from rlframe.errors import RecipeError
 from rlframe.models import loading
 from rlframe.models.actor_critic import Critic

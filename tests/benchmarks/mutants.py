@@ -47,17 +47,17 @@ HANGS = 60
 LEFT_OUT = ("VariableInserter", "VariableReplacer")
 """Operators that want the names of variables."""
 
-WHOLE_RUNS = ("tests/build/test_run.py", "tests/build/test_resume.py")
+WHOLE_RUNS = ("tests/compose/test_run.py", "tests/compose/test_resume.py")
 REFERENCE = "tests/engine/test_reference.py"
 VALUES = "tests/test_values.py"
-CHATS = "tests/build/test_chat_policy.py"
+CHATS = "tests/compose/test_chat_policy.py"
 
 WATCHERS: dict[str, tuple[str, ...]] = {
-    "engine": ("tests/engine/test_learner.py", REFERENCE, "tests/build/test_run.py"),
-    "engine/average": ("tests/build/test_ema.py",),
+    "engine": ("tests/engine/test_learner.py", REFERENCE, "tests/compose/test_run.py"),
+    "engine/average": ("tests/compose/test_ema.py",),
     "engine/batching": (REFERENCE,),
-    "engine/checkpoint": ("tests/build/test_ema.py", *WHOLE_RUNS),
-    "engine/judge": (REFERENCE, "tests/build/test_run.py"),
+    "engine/checkpoint": ("tests/compose/test_ema.py", *WHOLE_RUNS),
+    "engine/judge": (REFERENCE, "tests/compose/test_run.py"),
     "engine/kl_control": (REFERENCE,),
     "engine/metrics": (REFERENCE,),
     "engine/sharing": (),
@@ -65,7 +65,7 @@ WATCHERS: dict[str, tuple[str, ...]] = {
     "engine/trees": (),
     "stages": ("tests/stages/test_sft.py", "tests/stages/test_reward_model.py", *WHOLE_RUNS),
     "runs": WHOLE_RUNS,
-    "runs/recorder": (REFERENCE, "tests/build/test_run.py"),
+    "runs/recorder": (REFERENCE, "tests/compose/test_run.py"),
     "runs/durable": ("tests/runs/test_power.py", *WHOLE_RUNS),
     "runs/resuming": ("tests/runs/test_fingerprints.py", *WHOLE_RUNS),
     "runs/sealed": ("tests/runs/test_power.py", *WHOLE_RUNS),
@@ -417,7 +417,7 @@ def tried(module: str, source: str | None, files: list[str], seconds: int) -> di
 
 def warm_up() -> None:
     """Import what rlframe imports, but not rlframe: a mutant's process begins with all of it."""
-    listed = "import rlframe.build.run, rlframe.cli.main, pytest, sys; print(*sys.modules)"
+    listed = "import rlframe.compose.run, rlframe.cli.main, pytest, sys; print(*sys.modules)"
     names = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", listed],
         capture_output=True,

@@ -149,12 +149,12 @@ def predict(args):
     """The plan of the same recipe for this machine."""
     import torch
 
-    from rlframe.build.plan import strategy, workload
-    from rlframe.hooks.registry import Registry
+    from rlframe.compose.plan import strategy, workload
     from rlframe.planning.duration import Efficiency, seconds
     from rlframe.planning.gpus import cpu
     from rlframe.planning.memory import memory
     from rlframe.recipe import load_recipe
+    from rlframe.registry.discovery import Registry
 
     torch.set_num_threads(args.threads)
     registry = Registry()

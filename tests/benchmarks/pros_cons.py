@@ -50,10 +50,10 @@ from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from rlframe.build import run_recipe
-from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider
-from rlframe.hooks.registry import Registry
+from rlframe.api import PluginConfig, RewardBatch, RewardProvider
+from rlframe.compose import run_recipe
 from rlframe.recipe import load_recipe
+from rlframe.registry.discovery import Registry
 from rlframe.runs.display import PlainDisplay
 
 ROOT = Path(__file__).resolve().parents[2]

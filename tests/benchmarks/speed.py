@@ -89,8 +89,8 @@ def rlframe_side(args):
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # rlframe/cli/running.py says why
     from transformers.utils.logging import disable_progress_bar
 
-    import rlframe.build.alignment as alignment
-    from rlframe.build import run_recipe
+    import rlframe.compose.alignment as alignment
+    from rlframe.compose import run_recipe
     from rlframe.recipe import load_recipe
 
     disable_progress_bar()

@@ -37,10 +37,10 @@ from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlframe.build import run_recipe
-from rlframe.hooks import PluginConfig, RewardBatch, RewardProvider
-from rlframe.hooks.registry import Registry
+from rlframe.api import PluginConfig, RewardBatch, RewardProvider
+from rlframe.compose import run_recipe
 from rlframe.recipe import load_recipe
+from rlframe.registry.discovery import Registry
 from rlframe.runs.display import PlainDisplay
 
 VOCABULARY, PROMPT, RESPONSE, WANTED = 64, 8, 16, 7

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlframe.hooks import Context, Prompt, RewardBatch, StopReason, TokenExample
+from rlframe.api import Context, Prompt, RewardBatch, StopReason, TokenExample
 from rlframe.models.pretrained import Pretrained
 
 

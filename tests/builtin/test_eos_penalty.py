@@ -4,8 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from rlframe.api import StopReason
 from rlframe.builtin.eos_penalty import EosPenalty
-from rlframe.hooks import StopReason
 
 EOS, STOP, LENGTH = StopReason.EOS, StopReason.STOP_STRING, StopReason.LENGTH
 

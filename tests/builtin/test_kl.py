@@ -5,8 +5,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
+from rlframe.api import KLMeasurement, KLState
 from rlframe.builtin.kl import Adaptive, Fixed
-from rlframe.hooks import KLMeasurement, KLState
 
 KEYS = {"target": 6.0, "horizon": 100, "initial": 0.1}
 

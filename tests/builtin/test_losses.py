@@ -6,10 +6,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from rlframe.api import Needs, TokenBatch, TokenExample
 from rlframe.builtin.losses import PTX, SFT
 from rlframe.engine.streams import token_batch
 from rlframe.errors import RecipeError
-from rlframe.hooks import Needs, TokenBatch, TokenExample
 
 # Two demonstrations: (prompt), response. Token 1 stands first, 2 ends.
 EXAMPLES = {

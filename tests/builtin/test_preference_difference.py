@@ -4,11 +4,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from rlframe.api import ContractError, PluginConfig, RewardProvider, StopReason
+from rlframe.api.references import references
 from rlframe.builtin.length import Length
 from rlframe.builtin.preference_difference import PreferenceDifference
 from rlframe.data.encode import RowEncoder
-from rlframe.hooks import ContractError, PluginConfig, RewardProvider, StopReason
-from rlframe.hooks.references import references
 from tests import foreign
 
 INNER = {"type": "length", "target_tokens": 10}

@@ -17,11 +17,11 @@ from transformers import (
     pipeline,
 )
 
+from rlframe.api import Prompt
 from rlframe.builtin.reward_input import TruncationWarning
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.data.tokenizer import train_tokenizer
 from rlframe.errors import RecipeError
-from rlframe.hooks import Prompt
 from rlframe.types import ENDS_WITH_TURN
 from tests import foreign
 

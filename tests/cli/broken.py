@@ -3,7 +3,7 @@
 from pathlib import Path
 
 REWARD = """\
-from rlframe.hooks import PluginConfig, RewardProvider
+from rlframe.api import PluginConfig, RewardProvider
 
 
 class Config(PluginConfig):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 WHITENS = """\
 import torch
-from rlframe.hooks import PluginConfig, RewardProvider
+from rlframe.api import PluginConfig, RewardProvider
 
 
 class Config(PluginConfig):
@@ -30,7 +30,7 @@ class Reward(RewardProvider[Config]):
 """
 
 EXACT = """\
-from rlframe.hooks import PluginConfig, RewardProvider
+from rlframe.api import PluginConfig, RewardProvider
 
 
 class Exact(RewardProvider[PluginConfig]):

@@ -286,7 +286,7 @@ def status(run: Path) -> str:
 
 TALKS = """\
 import os, sys
-from rlframe.hooks import PluginConfig, RewardProvider
+from rlframe.api import PluginConfig, RewardProvider
 
 
 class Talks(RewardProvider[PluginConfig]):

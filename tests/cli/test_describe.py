@@ -5,12 +5,12 @@ import json
 import pytest
 
 from rlframe.builtin.kl import Adaptive
-from rlframe.hooks.registry import KINDS, Registry
+from rlframe.registry.discovery import KINDS, Registry
 
 LOCAL = '''
 from typing import Literal
 from pydantic import Field
-from rlframe.hooks import PluginConfig, RewardProvider
+from rlframe.api import PluginConfig, RewardProvider
 
 
 class Config(PluginConfig):

@@ -70,7 +70,7 @@ def test_every_type_is_shown_in_full_since_it_is_there_to_be_copied(rlframe):
 
 _API = "\n\nReward.rlframe_api = {api}\n"
 _HOOK = """
-from rlframe.hooks import HookPlugin, PluginConfig, hookimpl
+from rlframe.api import HookPlugin, PluginConfig, hookimpl
 
 class Plugin(HookPlugin[PluginConfig]):
     @hookimpl

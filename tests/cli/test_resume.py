@@ -96,7 +96,7 @@ def test_where_ranks_wait_for_each_other_new_ones_go_on_with_half_the_budget(
     (tmp_path / "cramped.py").write_text(
         """
 import torch
-from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig
+from rlframe.api import AuxiliaryLoss, LossTerm, PluginConfig
 
 
 class Cramped(AuxiliaryLoss[PluginConfig]):

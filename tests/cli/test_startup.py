@@ -25,7 +25,7 @@ LOOKS = {
 def test_a_look_imports_no_torch_and_help_builds_no_schema(arguments):
     script = (
         "import sys, atexit\n"
-        "heavy = ['torch', 'transformers', 'datasets', 'rlframe.recipe', 'rlframe.hooks']\n"
+        "heavy = ['torch', 'transformers', 'datasets', 'rlframe.recipe', 'rlframe.api']\n"
         "atexit.register(lambda: print('imported:', [n for n in heavy if n in sys.modules]))\n"
         + MAIN
     )
@@ -36,6 +36,6 @@ def test_a_look_imports_no_torch_and_help_builds_no_schema(arguments):
         text=True,
         check=True,
     )
-    ours = {"--help": [], "recipes": [], "plugins": ["rlframe.hooks"]}
-    expected = ours.get(arguments[0], ["rlframe.recipe", "rlframe.hooks"])
+    ours = {"--help": [], "recipes": [], "plugins": ["rlframe.api"]}
+    expected = ours.get(arguments[0], ["rlframe.recipe", "rlframe.api"])
     assert done.stdout.splitlines()[-1] == f"imported: {expected}"

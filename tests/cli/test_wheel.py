@@ -39,7 +39,7 @@ from dataclasses import replace
 
 from pydantic import PositiveFloat
 
-from rlframe.hooks import (
+from rlframe.api import (
     AdvantageEstimator, AuxiliaryLoss, KLController, KLState, LossTerm, PluginConfig, RewardProvider,
 )
 

@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from rlframe.build.alignment import PPOParts
-from rlframe.build.project import Project
+from rlframe.api import AuxiliaryLoss, LossTerm, PluginConfig
+from rlframe.compose.alignment import PPOParts
+from rlframe.compose.project import Project
 from rlframe.distributed.child import finished, take_reports
 from rlframe.distributed.training import Replicated, State, Training
 from rlframe.engine.experience import Crediting, Experience
@@ -39,10 +40,9 @@ from rlframe.engine.objective import Objective
 from rlframe.engine.ppo import Update, train
 from rlframe.functional.masked import Moments, moments
 from rlframe.functional.running import statistics
-from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig
-from rlframe.hooks.registry import Registry
 from rlframe.models.policy import Policy
 from rlframe.recipe import load_recipe
+from rlframe.registry.discovery import Registry
 from rlframe.runs.recorder import update_metrics
 from rlframe.types import KLState
 from tests.rounding import smooth_adam

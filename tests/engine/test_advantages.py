@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlframe.api import AdvantageEstimator, HookPlugin, PluginConfig, hookimpl
+from rlframe.api.component import Instance
 from rlframe.engine.advantages import estimated
 from rlframe.errors import RunError
-from rlframe.hooks import AdvantageEstimator, HookPlugin, PluginConfig, hookimpl
-from rlframe.hooks.component import Instance
-from rlframe.hooks.relay import Relay
+from rlframe.registry.relay import Relay
 
 MASK = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
 REWARDS = torch.where(MASK, torch.arange(9.0).reshape(3, 3), 7.0)

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlframe.engine.judge import Judge, WeightedReward
-from rlframe.errors import RunError
-from rlframe.hooks import (
+from rlframe.api import (
     HookPlugin,
     PluginConfig,
     Prompt,
@@ -18,8 +16,10 @@ from rlframe.hooks import (
     StopReason,
     hookimpl,
 )
-from rlframe.hooks.component import Instance
-from rlframe.hooks.relay import Relay
+from rlframe.api.component import Instance
+from rlframe.engine.judge import Judge, WeightedReward
+from rlframe.errors import RunError
+from rlframe.registry.relay import Relay
 from rlframe.rollout.sampler import pack
 from rlframe.types import Rollout
 

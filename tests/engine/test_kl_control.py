@@ -7,9 +7,7 @@ from typing import Any
 import numpy
 import pytest
 
-from rlframe.engine.kl_control import MOST_KEPT, KLControl
-from rlframe.errors import RecipeError, RunError
-from rlframe.hooks import (
+from rlframe.api import (
     HookPlugin,
     KLController,
     KLMeasurement,
@@ -17,8 +15,10 @@ from rlframe.hooks import (
     PluginConfig,
     hookimpl,
 )
-from rlframe.hooks.component import Instance
-from rlframe.hooks.relay import Relay
+from rlframe.api.component import Instance
+from rlframe.engine.kl_control import MOST_KEPT, KLControl
+from rlframe.errors import RecipeError, RunError
+from rlframe.registry.relay import Relay
 
 
 class Scripted(KLController[PluginConfig]):

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from rlframe.api import AuxiliaryLoss, LossTerm, PluginConfig, TokenExample
+from rlframe.api.component import Instance
 from rlframe.builtin.losses import PTX, SFT, PTXConfig, SFTConfig
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import Schedule
@@ -29,12 +31,10 @@ from rlframe.engine.objective import NothingCountedWarning, Objective
 from rlframe.engine.streams import Shuffled
 from rlframe.errors import OutOfMemoryError, RunError
 from rlframe.functional.advantages import gae
-from rlframe.hooks import AuxiliaryLoss, LossTerm, PluginConfig, TokenExample
-from rlframe.hooks.component import Instance
-from rlframe.hooks.relay import Relay
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.loading import scalar_model_from, value_head
 from rlframe.models.policy import Policy
+from rlframe.registry.relay import Relay
 from rlframe.rollout.sampler import pack
 from rlframe.types import Prompt, Rollout, StopReason
 

@@ -21,13 +21,7 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from rlframe.build.alignment import PPOParts
-from rlframe.build.project import Project
-from rlframe.engine.experience import Experience
-from rlframe.engine.metrics import Clock
-from rlframe.engine.ppo import Update, train
-from rlframe.engine.streams import Shuffled
-from rlframe.hooks import (
+from rlframe.api import (
     AuxiliaryLoss,
     KLController,
     KLMeasurement,
@@ -37,9 +31,15 @@ from rlframe.hooks import (
     RewardBatch,
     RewardProvider,
 )
-from rlframe.hooks.registry import Registry
+from rlframe.compose.alignment import PPOParts
+from rlframe.compose.project import Project
+from rlframe.engine.experience import Experience
+from rlframe.engine.metrics import Clock
+from rlframe.engine.ppo import Update, train
+from rlframe.engine.streams import Shuffled
 from rlframe.models.lora import adapted
 from rlframe.recipe import load_recipe
+from rlframe.registry.discovery import Registry
 from rlframe.runs.recorder import update_metrics
 from tests import reference
 from tests.distributed.worker import RECIPE

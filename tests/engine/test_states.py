@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from rlframe.api.component import Component
 from rlframe.engine.states import component_states, restore_states
 from rlframe.errors import RecipeError, RunError
-from rlframe.hooks.component import Component
 
 
 class Remembers(Component[Any]):

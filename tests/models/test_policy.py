@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlframe.build.probe import check_policy
+from rlframe.compose.probe import check_policy
 from rlframe.errors import RecipeError
 from rlframe.models.cache import GrowingCache
 from rlframe.models.policy import Policy, exact_kl

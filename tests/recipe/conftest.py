@@ -1,8 +1,8 @@
 import pytest
 
 from rlframe.errors import RecipeError
-from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
+from rlframe.registry.discovery import Registry
 
 MINIMAL = """\
 version: 1

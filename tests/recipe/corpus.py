@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import rlframe
 from rlframe.errors import RlframeError
-from rlframe.hooks.registry import CORE, Registry
 from rlframe.recipe import load_recipe
+from rlframe.registry.discovery import CORE, Registry
 
 FOLDER = Path(__file__).parent / "broken"
 

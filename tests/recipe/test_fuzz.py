@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlframe.errors import RlframeError
-from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
 from rlframe.recipe.compose import compose
 from rlframe.recipe.document import Document, leaves
+from rlframe.registry.discovery import Registry
 from tests.recipe.conftest import MINIMAL
 
 REGISTRY = Registry()

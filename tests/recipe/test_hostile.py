@@ -15,9 +15,9 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from rlframe.errors import RlframeError, did_you_mean
-from rlframe.hooks.registry import KINDS, Registry
 from rlframe.recipe import load_recipe
 from rlframe.recipe.schema import Recipe
+from rlframe.registry.discovery import KINDS, Registry
 
 SECONDS = 2.0
 PLAIN = "version: 1\n"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rlframe.hooks.registry import Registry
 from rlframe.recipe import schema
 from rlframe.recipe.json_schema import recipe_schema
 from rlframe.recipe.yaml12 import read_file
+from rlframe.registry.discovery import Registry
 from tests.cli.broken import distribution
 from tests.recipe.corpus import FOLDER
 

@@ -9,10 +9,10 @@ import pytest
 from ruamel.yaml import YAML
 
 import rlframe
+from rlframe.api import registry as registry_module
 from rlframe.errors import PluginError
-from rlframe.hooks import registry as registry_module
-from rlframe.hooks.registry import Registry
 from rlframe.recipe import load_recipe
+from rlframe.registry.discovery import Registry
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"

@@ -5,9 +5,9 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
+from rlframe.api import ColumnName, DataName, PluginConfig, RewardName
+from rlframe.api.references import references
 from rlframe.builtin.reward_model import RewardModelConfig
-from rlframe.hooks import ColumnName, DataName, PluginConfig, RewardName
-from rlframe.hooks.references import references
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from rlframe.hooks.registry import KINDS, Registry
 from rlframe.recipe.renamed import RENAMED
 from rlframe.recipe.schema import Recipe
 from rlframe.recipe.wording import _models_in
+from rlframe.registry.discovery import KINDS, Registry
 
 
 def keys_of_components():

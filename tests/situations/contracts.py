@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from rlframe.hooks import *
+from rlframe.api import *
 
 
 class Nothing(PluginConfig):

@@ -12,9 +12,9 @@ from tests.situations import Situation, recipe
 
 HEADER = """\
 import sys, torch
-from rlframe.hooks import *
+from rlframe.api import *
 from rlframe.types import *
-from rlframe.hooks import hookimpl
+from rlframe.api import hookimpl
 
 class Config(PluginConfig):
     at: str = ""

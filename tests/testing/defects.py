@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 
-from rlframe.hooks import (
+from rlframe.api import (
     AdvantageEstimator,
     AuxiliaryLoss,
     KLController,

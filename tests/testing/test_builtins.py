@@ -11,7 +11,7 @@ from rlframe.builtin.losses import PTX
 from rlframe.builtin.preference_difference import PreferenceDifference
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.builtin.text_rules import Keyword
-from rlframe.hooks.registry import CORE, Registry
+from rlframe.registry.discovery import CORE, Registry
 from rlframe.testing import (
     AdvantageEstimatorSuite,
     AuxiliaryLossSuite,

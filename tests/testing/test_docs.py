@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from rlframe.hooks import Component
+from rlframe.api import Component
 from rlframe.testing import Subject, check_component
 from rlframe.testing.checks import CHECKS
 from rlframe.testing.suites import Suite

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlframe.hooks import Component
+from rlframe.api import Component
 from rlframe.testing import Subject, check_component
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()

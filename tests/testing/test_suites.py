@@ -194,7 +194,7 @@ def test_the_context_may_be_the_authors():
 def test_pytest_starts_without_torch_and_the_kit(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import sys\n\n\ndef test_it():\n"
-        "    heavy = {'torch', 'transformers', 'pydantic', 'rlframe.hooks'}\n"
+        "    heavy = {'torch', 'transformers', 'pydantic', 'rlframe.api'}\n"
         "    assert not heavy & set(sys.modules)\n"
         "    assert 'rlframe.testing.pytest_plugin' in sys.modules\n"
         "    assert 'rlframe.testing.check' not in sys.modules\n"

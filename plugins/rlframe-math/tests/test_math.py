@@ -8,8 +8,8 @@ import pytest
 import torch
 from rlframe_math import MathVerify
 
-from rlframe.hooks import Prompt, RewardBatch, StopReason
-from rlframe.hooks.references import references
+from rlframe.api import Prompt, RewardBatch, StopReason
+from rlframe.api.references import references
 from rlframe.recipe import load_recipe
 
 CONTEXT: Any = None  # nothing of it is used

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rlframe_pid import PID
 
-from rlframe.hooks import KLMeasurement, KLState
+from rlframe.api import KLMeasurement, KLState
 from rlframe.recipe import load_recipe
 
 CONTEXT: Any = None  # nothing of it is used

@@ -10,9 +10,7 @@ import torch
 from pydantic import ValidationError
 from rlframe_reward_cache import RewardCache
 
-from rlframe.engine.trees import load_tree, save_tree
-from rlframe.errors import RecipeError
-from rlframe.hooks import (
+from rlframe.api import (
     ContractError,
     PluginConfig,
     Prompt,
@@ -21,7 +19,9 @@ from rlframe.hooks import (
     StopReason,
     hookimpl,
 )
-from rlframe.hooks.spec import plugin_manager
+from rlframe.api.spec import plugin_manager
+from rlframe.engine.trees import load_tree, save_tree
+from rlframe.errors import RecipeError
 from rlframe.recipe import load_recipe
 
 CONTEXT: Any = None  # nothing of it is used

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from rlframe_sentiment import Vader
 
-from rlframe.hooks import Prompt, RewardBatch, StopReason
+from rlframe.api import Prompt, RewardBatch, StopReason
 from rlframe.recipe import load_recipe
 
 CONTEXT: Any = None  # nothing of it is used

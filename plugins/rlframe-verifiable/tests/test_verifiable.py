@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from rlframe_verifiable import COLUMN, HELDOUT_SEED, Scorer, Tasks
 
+from rlframe.api import Prompt, RewardBatch, Row, StopReason
 from rlframe.errors import RecipeError
-from rlframe.hooks import Prompt, RewardBatch, Row, StopReason
 from rlframe.recipe import load_recipe
 
 CONTEXT: Any = None  # nothing of it is used

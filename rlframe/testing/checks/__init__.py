@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlframe.hooks.component import Component
-from rlframe.hooks.registry import KINDS
+from rlframe.api.component import Component
+from rlframe.registry.discovery import KINDS
 from rlframe.testing.check import Check
 from rlframe.testing.checks.advantage import ADVANTAGE
 from rlframe.testing.checks.controller import CONTROLLER

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlframe.api.answers import ContractError
+from rlframe.api.component import AdvantageEstimator
+from rlframe.api.contract import refuse_bad_shapes
 from rlframe.functional.rewards import response_mask
-from rlframe.hooks.answers import ContractError
-from rlframe.hooks.component import AdvantageEstimator
-from rlframe.hooks.contract import refuse_bad_shapes
 from rlframe.testing.check import Broken, check
 from rlframe.testing.checks.common import COMMON, random_states_moved
 from rlframe.testing.subject import Subject

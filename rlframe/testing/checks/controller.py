@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from rlframe.api.answers import ContractError
+from rlframe.api.component import KLController
+from rlframe.api.contract import is_finite, refuse_bad_state
 from rlframe.engine.kl_control import UNITS
-from rlframe.hooks.answers import ContractError
-from rlframe.hooks.component import KLController
-from rlframe.hooks.contract import is_finite, refuse_bad_state
 from rlframe.testing.check import Broken, DoesNotApply, check
 from rlframe.testing.checks.common import COMMON
 from rlframe.testing.subject import Subject

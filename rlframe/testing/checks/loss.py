@@ -11,11 +11,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from rlframe.api.answers import ContractError, shown
+from rlframe.api.component import AuxiliaryLoss
+from rlframe.api.contract import counted, refuse_bad_examples, refuse_bad_term
 from rlframe.engine.streams import token_batch
 from rlframe.errors import RecipeError
-from rlframe.hooks.answers import ContractError, shown
-from rlframe.hooks.component import AuxiliaryLoss
-from rlframe.hooks.contract import counted, refuse_bad_examples, refuse_bad_term
 from rlframe.models.policy import Policy
 from rlframe.testing.check import Broken, DoesNotApply, check
 from rlframe.testing.checks.common import COMMON, random_states_moved

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from rlframe.hooks.answers import LARGEST, ContractError, raw_scores
-from rlframe.hooks.component import Context, RewardProvider
+from rlframe.api.answers import LARGEST, ContractError, raw_scores
+from rlframe.api.component import Context, RewardProvider
 from rlframe.testing.check import Broken, check
 from rlframe.testing.checks.common import COMMON, random_states_moved
 from rlframe.testing.subject import Subject

@@ -9,7 +9,7 @@ from typing import Any
 from math_verify import parse, verify  # type: ignore[import-untyped]
 from pydantic import Field, PositiveInt
 
-from rlframe.hooks import ColumnName, Context, PluginConfig, RewardBatch, RewardProvider
+from rlframe.api import ColumnName, Context, PluginConfig, RewardBatch, RewardProvider
 
 
 class MathVerifyConfig(PluginConfig):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from rlframe.hooks import KLController, KLMeasurement, KLState, PluginConfig
+from rlframe.api import KLController, KLMeasurement, KLState, PluginConfig
 
 _LARGEST_LOG = 700.0  # exp overflows a little above; the engine's bound is far below
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from rlframe.hooks import (
+from rlframe.api import (
     Context,
     ContractError,
     HookPlugin,

@@ -9,7 +9,7 @@ from vaderSentiment.vaderSentiment import (  # type: ignore[import-untyped]
     SentimentIntensityAnalyzer,
 )
 
-from rlframe.hooks import Context, PluginConfig, RewardBatch, RewardProvider
+from rlframe.api import Context, PluginConfig, RewardBatch, RewardProvider
 
 
 class VaderConfig(PluginConfig):

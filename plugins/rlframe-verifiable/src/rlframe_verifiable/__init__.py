@@ -11,8 +11,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from reasoning_gym.factory import DATASETS  # type: ignore[import-untyped]
 from reasoning_gym.utils import extract_answer  # type: ignore[import-untyped]
 
+from rlframe.api import Context, DataGenerator, PluginConfig, RewardBatch, RewardProvider, Row
 from rlframe.errors import RecipeError, did_you_mean
-from rlframe.hooks import Context, DataGenerator, PluginConfig, RewardBatch, RewardProvider, Row
 
 COLUMN = "reasoning_gym"
 """The column that holds what a scorer needs: the task, its config, the entry with its metadata."""

@@ -1,0 +1,267 @@
+"""What controllers, losses and estimators return, held against the contract by engine and kit alike."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlframe.api.answers import ContractError, kind_of, shown
+from rlframe.types import KLState, LossTerm, TokenExample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+# ---- KL controllers
+
+
+def refuse_bad_state(state: Any) -> None:
+    """Raise unless a KL controller's state can be used and kept: types, names, no negative coefficient.
+
+    A number that is not finite passes: the engine goes on with the last finite state.
+
+    Raises:
+      ContractError: it cannot.
+    """
+    if not isinstance(state, KLState):
+        raise ContractError(f"returned {shown(state)} instead of a KLState")
+    if not _plain_number(state.coefficient):
+        raise ContractError(
+            f"returned a coefficient of {shown(state.coefficient)}, which is "
+            f"{kind_of(state.coefficient)}; it must be a float: checkpoints keep it as JSON"
+        )
+    if state.coefficient < 0:
+        raise ContractError(
+            f"returned a coefficient of {state.coefficient:g}, which would pay for leaving the "
+            "reference; end with `max(coefficient, 0)`"
+        )
+    memory = state.memory
+    if not isinstance(memory, Mapping):
+        raise ContractError(f"returned a memory of {shown(memory)}; it must map names to numbers")
+    for name, value in memory.items():
+        if not isinstance(name, str) or not _plain_number(value):
+            raise ContractError(
+                f"returned a memory with {name!r}: {shown(value)} ({kind_of(value)}); it must map "
+                f"names to plain numbers: checkpoints keep it as JSON"
+            )
+
+
+def is_finite(state: KLState) -> bool:
+    """Whether coefficient and memory are; of a state that `refuse_bad_state` lets pass."""
+    try:
+        return all(map(math.isfinite, (state.coefficient, *state.memory.values())))
+    except OverflowError:  # an int that no float holds
+        return False
+
+
+def out_of_bounds(coefficient: float, minimum: float, maximum: float) -> str | None:
+    """What is wrong where a run would begin with another coefficient than its controller says."""
+    if minimum <= coefficient <= maximum:
+        return None
+    side, key, bound = (
+        ("below", "minimum", minimum) if coefficient < minimum else ("above", "maximum", maximum)
+    )
+    return (
+        f"starts with a coefficient of {coefficient:g}, {side} kl.{key}, which is {bound:g}: "
+        f"change one of the two"
+    )
+
+
+def as_json(state: KLState) -> str:
+    """A finite state in a canonical form, by which ranks are compared."""
+    return json.dumps([state.coefficient, dict(state.memory)], sort_keys=True, allow_nan=False)
+
+
+def _plain_number(value: Any) -> bool:
+    # A NumPy float is a float, and goes into JSON as one; its integers and a tensor do not.
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ---- auxiliary losses
+
+
+def refuse_bad_term(term: Any, promised: float) -> None:
+    """Raise unless what an auxiliary loss returned is a sum with a gradient, and its count.
+
+    Args:
+      term: what `loss` returned.
+      promised: what `count` said before the forward pass, as a number.
+
+    A total that is not finite passes where something is counted: the engine skips that step.
+
+    Raises:
+      ContractError: it is not.
+    """
+    if not isinstance(term, LossTerm):
+        raise ContractError(f"returned {shown(term)} instead of a LossTerm(total, count)")
+    count = counted(term.count, "count")
+    if count != promised:
+        raise ContractError(
+            f"returned a count of {count:g}, but its `count` said {promised:g}: the loss would be "
+            "divided by the wrong number"
+        )
+    total: Any = term.total
+    if tuple(getattr(total, "shape", (0,))) != () or not hasattr(total, "requires_grad"):
+        raise ContractError(
+            f"returned a total of {shown(total)}; it must be a tensor without dimensions: the sum of "
+            "the loss, not its value for each token"
+        )
+    if count == 0 and float(total.detach()) != 0:
+        raise ContractError(
+            f"returned a total of {float(total.detach()):g} with a count of 0: a sum over nothing "
+            f"is 0. A mean, a division by the count, or a term without `batch.mask` gives "
+            f"something else"
+        )
+    if not total.requires_grad:
+        raise ContractError(
+            "returned a total without a gradient, so nothing would be learned from it; compute it from "
+            "`policy.logprobs`, without `no_grad`, `detach` or `item`. Also where nothing counts: "
+            "every rank has to make the same forward passes"
+        )
+
+
+def counted(count: Any, name: str) -> float:
+    """A count as a number: finite, not negative, without a gradient.
+
+    Args:
+      count: a number, or a tensor without dimensions.
+      name: what an error calls it.
+
+    Raises:
+      ContractError: it is none.
+    """
+    if getattr(count, "requires_grad", False):
+        raise ContractError(f"returned a {name} with a gradient: it would be divided by a weight")
+    if getattr(count, "ndim", None) == 0 and hasattr(count, "tolist"):
+        count = count.tolist()
+    if not isinstance(count, int | float) or not 0 <= count < math.inf:
+        raise ContractError(
+            f"returned a {name} of {shown(count)}; it must be one number, 0 or more: what the total is "
+            "a sum over"
+        )
+    return float(count)
+
+
+def refuse_bad_examples(examples: Any, *, vocabulary: int) -> None:
+    """Raise unless an auxiliary loss's own data can be learned from, each example of it.
+
+    Args:
+      examples: what `examples` returned, not None.
+      vocabulary: token ids are below it.
+
+    Raises:
+      ContractError: it cannot.
+    """
+    if not isinstance(examples, Sequence) or isinstance(examples, str | bytes):
+        raise ContractError(
+            f"`examples` returned {shown(examples)}; it must return a list of TokenExample, or None to "
+            "work on the rollout"
+        )
+    for number, example in enumerate(examples):
+        if not isinstance(example, TokenExample):
+            raise ContractError(
+                f"`examples` returned {shown(example)} as number {number}, which is no TokenExample"
+            )
+        problem = _unlearnable(example, vocabulary)
+        if problem:
+            raise ContractError(f"`examples` returned number {number} with {problem}")
+
+
+def _unlearnable(example: TokenExample, vocabulary: int) -> str:
+    """What is wrong with an example; nothing if it can be learned from."""
+    ids, start, spans = example.ids, example.context_tokens, example.learned
+    # By whole passes in C: there may be millions of tokens.
+    ints = isinstance(ids, list | tuple) and set(map(type, ids)) <= {int}
+    if not ints or (ids and not 0 <= min(ids) <= max(ids) < vocabulary):
+        wrong = [i for i in ids if not 0 <= i < vocabulary][:3] if ints else ids
+        return (
+            f"{shown(wrong)} as tokens; `ids` must be a tuple of ints from 0 to {vocabulary - 1}, the "
+            "tokens of the policy"
+        )
+    if type(start) is not int or start < 0:
+        return f"context_tokens={start!r}; it must be an int, 0 or more"
+    try:
+        flat = [i for span in spans or () for i in (span[0], span[1])]
+        sound = sorted(flat) == flat and all(type(i) is int and 0 <= i <= len(ids) for i in flat)
+    except (TypeError, IndexError):
+        sound = False
+    if not sound:
+        return (
+            f"learned={shown(spans)}; it must hold (start, end) pairs within its {len(ids)} tokens"
+        )
+    if not any(example.counts()):
+        return (
+            f"nothing to learn: of its {len(ids)} tokens, the first {max(start, 1)} are read only. "
+            "Leave such examples out"
+        )
+    return ""
+
+
+# ---- advantage estimators
+
+
+def credited(answer: Any, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """An advantage estimator's answer: (advantages, returns), as the contract wants them.
+
+    Args:
+      answer: what `estimate` returned.
+      rewards: [B, T] that it was given; gives type and device.
+      values: [B, T] that it was given. Where rewards or values are not finite, advantages may be
+        so too.
+      mask: [B, T] bool; advantages and returns are 0 elsewhere.
+
+    Raises:
+      ContractError: it is anything else.
+    """
+    refuse_bad_shapes(answer, rewards)
+    sound = bool(rewards[mask].isfinite().all() and values[mask].isfinite().all())
+    for name, found in zip(_CREDIT, answer, strict=True):
+        bad = (~found.isfinite() & mask).any(-1)
+        if sound and bool(bad.any()):
+            raise ContractError(
+                f"returned {name} that are not finite for rewards and values that are; the first "
+                f"in row {int(bad.nonzero()[0])}. A division by a spread, a length or a sum that "
+                f"can be 0?"
+            )
+        if bool((found[~mask] != 0).any()):
+            raise ContractError(
+                f"returned {name} that are not 0 where the mask is False; end with "
+                "`x.masked_fill(~mask, 0)`"
+            )
+    advantages, returns = answer
+    return advantages, returns
+
+
+_CREDIT = ("advantages", "returns")
+
+
+def refuse_bad_shapes(answer: Any, rewards: Tensor) -> None:
+    """Raise unless an estimator's answer is two tensors like the rewards, without a gradient.
+
+    Raises:
+      ContractError: it is not.
+    """
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        pair = isinstance(answer, tuple | list)
+        found = f"{kind_of(answer)} of {len(answer)}" if pair else shown(answer)
+        raise ContractError(f"returned {found}; it must return (advantages, returns)")
+    shape = tuple(rewards.shape)
+    for name, found in zip(_CREDIT, answer, strict=True):
+        if not isinstance(found, type(rewards)):
+            raise ContractError(
+                f"returned {shown(found)} as {name}; it must be a tensor of shape {shape}"
+            )
+        if found.shape != rewards.shape:
+            raise ContractError(
+                f"returned {name} of shape {tuple(found.shape)} for rewards of shape {shape}: one "
+                f"value per token is needed, 0 in the padding"
+            )
+        if (found.dtype, found.device) != (rewards.dtype, rewards.device):
+            raise ContractError(
+                f"returned {name} in {found.dtype} on {found.device} for rewards in {rewards.dtype} on "
+                f"{rewards.device}; make new tensors from those given, as `torch.zeros_like(rewards)`"
+            )
+        if found.requires_grad:
+            raise ContractError(f"returned {name} with a gradient; return `.detach()`")

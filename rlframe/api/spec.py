@@ -1,0 +1,178 @@
+"""Hooks: the moments of a run at which the engine calls a component, each of which can be wrapped.
+
+As pytest calls a test function through `pytest_pyfunc_call`, the engine calls components through
+these hooks; the implementation that does the work ships here and runs last. A wrapper (`@hookimpl(
+wrapper=True)`) can cache, time, retry or veto without the component knowing.
+
+The hooks that call a component are `firstresult`: the first implementation that returns something other
+than None decides. The rest are observers: they are told a frozen event, and what they return is thrown
+away. An observer that raises is warned about and counted; a wrapper that raises ends the run by name.
+
+Who may take part is said by the recipe's `hooks:`, in its order: the first one named is the outermost
+wrapper and the first observer to be told. Nothing is active because it is installed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from rlframe.api.component import (
+    AdvantageEstimator,
+    AuxiliaryLoss,
+    KLController,
+    RewardProvider,
+)
+from rlframe.api.events import (
+    CheckpointSaved,
+    ExperienceReady,
+    Metrics,
+    RolloutFinished,
+    RunFinished,
+    RunStarted,
+    UpdateFinished,
+)
+from rlframe.types import KLMeasurement, KLState, LossTerm, PolicyView, RewardBatch, TokenBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+hookspec = pluggy.HookspecMarker("rlframe")
+hookimpl = pluggy.HookimplMarker("rlframe")
+
+
+class Specification:
+    """The hooks and when they are called."""
+
+    @hookspec(firstresult=True)
+    def rlframe_score(
+        self, provider: RewardProvider[Any], batch: RewardBatch
+    ) -> Sequence[float | Sequence[float] | None] | None:
+        """Score a rollout with one provider.
+
+        Called once per provider and rollout on every rank, in the recipe's order, under
+        `torch.no_grad()`, with that rank's share of the batch. Must not call a collective: ranks may
+        hold different numbers of responses.
+
+        Wrappers are within the reward's `time_limit_seconds`, in a thread of its own if there is one. A
+        provider that has raised, and says that it is `cheap_to_repeat`, is called again for the
+        responses of one prompt, and for one response, to find the one at fault.
+
+        What comes out has to be what `RewardProvider.score` may return; an implementation that asks the
+        provider itself reads its answer with `rlframe.api.raw_scores`.
+
+        Example: a wrapper that measures time.
+
+            @hookimpl(wrapper=True)
+            def rlframe_score(provider, batch):
+                start = time.perf_counter()
+                scores = yield
+                print(type(provider).__name__, time.perf_counter() - start)
+                return scores
+        """
+
+    @hookspec(firstresult=True)
+    def rlframe_update_kl(
+        self, controller: KLController[Any], state: KLState, measured: KLMeasurement
+    ) -> KLState | None:
+        """Ask the controller for its next state.
+
+        Called once per rollout on every rank, with the same measurement, after the policy was
+        updated. The result must depend on the arguments alone: ranks compare it, and a difference ends
+        the run.
+        """
+
+    @hookspec(firstresult=True)
+    def rlframe_auxiliary_loss(
+        self, loss: AuxiliaryLoss[Any], policy: PolicyView, batch: TokenBatch
+    ) -> LossTerm | None:
+        """Compute one auxiliary loss on one micro-batch.
+
+        Called for every micro-batch of every optimiser step, inside the forward pass of the model in
+        training and under autograd. Must not call `backward` or a collective. The total has to keep its
+        gradient, and the count has to stay what `AuxiliaryLoss.count` said.
+        """
+
+    @hookspec(firstresult=True)
+    def rlframe_compute_advantages(
+        self, estimator: AdvantageEstimator[Any], rewards: Tensor, values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Compute advantages and returns of this rank's share, once per rollout, without gradient.
+
+        Whitening over all ranks follows; it is not this hook's business.
+        """
+
+    # Observers
+
+    @hookspec
+    def rlframe_run_started(self, event: RunStarted) -> None:
+        """PPO begins. Called once on every rank, before the first look at the held-out prompts."""
+
+    @hookspec
+    def rlframe_rollout_finished(self, event: RolloutFinished) -> None:
+        """Responses were sampled. Called once an update on every rank, with that rank's share."""
+
+    @hookspec
+    def rlframe_experience_ready(self, event: ExperienceReady) -> None:
+        """Rewards and advantages are known. Called once an update on every rank, with its share."""
+
+    @hookspec
+    def rlframe_update_finished(self, event: UpdateFinished) -> None:
+        """The policy was updated and beta chosen. Called once an update on every rank."""
+
+    @hookspec
+    def rlframe_metrics(self, event: Metrics) -> None:
+        """The figures of an update. Called once an update on every rank, with the same figures.
+
+        Example: an observer that keeps the scores.
+
+            class Scores(HookPlugin[PluginConfig]):
+                @hookimpl
+                def rlframe_metrics(self, event):
+                    print(event.update, event.figures["objective/scores"])
+        """
+
+    @hookspec
+    def rlframe_checkpoint_saved(self, event: CheckpointSaved) -> None:
+        """A checkpoint is complete on disk. Called on every rank, the result of the run included."""
+
+    @hookspec
+    def rlframe_run_finished(self, event: RunFinished) -> None:
+        """PPO is over. Called once on every rank, also when an error ends the run."""
+
+
+class Defaults:
+    """What happens when nobody wraps anything: the component is called."""
+
+    @hookimpl(trylast=True)
+    def rlframe_score(self, provider: RewardProvider[Any], batch: RewardBatch) -> Any:
+        return provider.score(batch)
+
+    @hookimpl(trylast=True)
+    def rlframe_update_kl(
+        self, controller: KLController[Any], state: KLState, measured: KLMeasurement
+    ) -> KLState:
+        return controller.update(state, measured)
+
+    @hookimpl(trylast=True)
+    def rlframe_auxiliary_loss(
+        self, loss: AuxiliaryLoss[Any], policy: PolicyView, batch: TokenBatch
+    ) -> LossTerm:
+        return loss.loss(policy, batch)
+
+    @hookimpl(trylast=True)
+    def rlframe_compute_advantages(
+        self, estimator: AdvantageEstimator[Any], rewards: Tensor, values: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return estimator.estimate(rewards, values, mask)
+
+
+def plugin_manager() -> pluggy.PluginManager:
+    """A fresh manager with the specification and the defaults."""
+    manager = pluggy.PluginManager("rlframe")
+    manager.add_hookspecs(Specification)
+    manager.register(Defaults(), name="rlframe")
+    return manager

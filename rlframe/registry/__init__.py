@@ -1,0 +1,1 @@
+"""Finding plugins, loading them, and calling them: entry points, local files, pluggy."""
