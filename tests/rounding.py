@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 
-from rlframe.compose import alignment
+from rlframe.compose import ppo
 
 SMOOTH = 1e-3
 """Adam's epsilon, in the unit of gradients: about as large as they are."""
@@ -22,7 +22,7 @@ def smooth_adam() -> Iterator[None]:
     With the usual 1e-8, Adam's first step is the learning rate times g / |g|. Where the exact gradient
     of a weight is close to 0, its rounding decides about a whole step, so that two correct runs differ.
     """
-    right = alignment._optimizer
+    right = ppo._optimizer
 
     def smooth(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = right(*args, **kwargs)
@@ -30,5 +30,5 @@ def smooth_adam() -> Iterator[None]:
             group["eps"] = SMOOTH
         return optimizer
 
-    with patch.object(alignment, "_optimizer", smooth):
+    with patch.object(ppo, "_optimizer", smooth):
         yield

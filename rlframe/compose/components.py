@@ -15,8 +15,8 @@ from rlframe.api.contract import refuse_bad_examples
 from rlframe.compose.project import Project
 from rlframe.data.fitting import Fitter
 from rlframe.engine.kl_control import KLControl
-from rlframe.engine.learner import AuxiliaryData
 from rlframe.engine.streams import Shuffled
+from rlframe.engine.updater import AuxiliaryData
 from rlframe.errors import PluginError, RecipeError, RlframeError, RunError, place_of
 from rlframe.registry.relay import Relay
 

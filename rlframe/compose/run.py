@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlframe.compose.alignment import alignment, check_adapters
 from rlframe.compose.checks import check
 from rlframe.compose.components import check_controller
 from rlframe.compose.inputs import inputs_of
 from rlframe.compose.machine import saver_of
+from rlframe.compose.ppo import alignment, check_adapters
 from rlframe.compose.project import Project
-from rlframe.compose.rollouts import list_ends
+from rlframe.engine.generation import list_ends
 from rlframe.errors import RlframeError, RunError, Stopped, keep_traceback
 from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe

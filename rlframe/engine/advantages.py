@@ -1,7 +1,8 @@
-"""Asking an advantage estimator, whose answer becomes the policy's and the critic's targets."""
+"""Credit assignment: the advantage estimator, whose answer becomes the targets of policy and critic."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,38 +14,45 @@ from rlframe.errors import RunError
 from rlframe.registry.relay import Relay
 
 
-def estimated(
-    relay: Relay,
-    estimator: Instance[AdvantageEstimator[Any]],
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """(advantages, returns), [B, T] each, as the contract wants them.
+@dataclass(frozen=True)
+class CreditAssignment:
+    """The advantage estimator of a recipe, held to its contract.
 
     Args:
-      relay: the estimator is called through it.
       estimator: of the recipe.
-      rewards: [B, T] reward of each token, KL penalty included.
-      values: [B, T] the critic's estimate before each token.
-      mask: [B, T] bool.
-
-    Raises:
-      RunError: it raised, returned something else, or changed what it was given.
+      relay: the estimator is called through it.
     """
-    given = {"rewards": rewards, "values": values, "mask": mask}
-    kept = {name: tensor.clone() for name, tensor in given.items()}
-    with relay.named("advantage estimator", estimator):
-        answer = relay.hook.rlframe_compute_advantages(estimator=estimator.component, **given)
-    whose = f"advantage estimator {estimator}{relay.around('rlframe_compute_advantages')}"
-    for name, before in kept.items():
-        # NaN equals nothing, and a diverged critic gives it.
-        if not bool(((given[name] == before) | (before != before)).all()):
-            raise RunError(
-                f"{whose} changed the {name} that it was given, which are used after it; work on new "
-                "tensors, as `masked_fill` makes one and `x[~mask] = 0` does not"
+
+    estimator: Instance[AdvantageEstimator[Any]]
+    relay: Relay
+
+    def assign(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(advantages, returns), [B, T] each.
+
+        Args:
+          rewards: [B, T] reward of each token, KL penalty included.
+          values: [B, T] the critic's estimate before each token.
+          mask: [B, T] bool.
+
+        Raises:
+          RunError: the estimator raised, returned something else, or changed what it was given.
+        """
+        given = {"rewards": rewards, "values": values, "mask": mask}
+        kept = {name: tensor.clone() for name, tensor in given.items()}
+        with self.relay.named("advantage estimator", self.estimator):
+            answer = self.relay.hook.rlframe_compute_advantages(
+                estimator=self.estimator.component, **given
             )
-    try:
-        return credited(answer, rewards, values, mask)
-    except ContractError as error:
-        raise RunError(f"{whose} {error}") from error
+        around = self.relay.around("rlframe_compute_advantages")
+        whose = f"advantage estimator {self.estimator}{around}"
+        for name, before in kept.items():
+            # NaN equals nothing, and a diverged critic gives it.
+            if not bool(((given[name] == before) | (before != before)).all()):
+                raise RunError(
+                    f"{whose} changed the {name} that it was given, which are used after it; work on "
+                    "new tensors, as `masked_fill` makes one and `x[~mask] = 0` does not"
+                )
+        try:
+            return credited(answer, rewards, values, mask)
+        except ContractError as error:
+            raise RunError(f"{whose} {error}") from error

@@ -8,9 +8,12 @@ to a budget of padded tokens, they change no result beyond rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy
 import torch
+
+from rlframe.types import Rollout
 
 Rows = list[int]
 
@@ -29,7 +32,7 @@ def microbatches(lengths: Sequence[int], rows: Rows, *, budget: int) -> list[Row
     Args:
       lengths: tokens of each sequence, indexed by row.
       rows: the rows to divide.
-      budget: padded tokens a pass; a single sequence longer than it gets a pass of its own.
+      budget: padded tokens per forward pass; a single sequence longer than it gets a pass of its own.
     """
     ordered = sorted(rows, key=lambda row: (-lengths[row], row))
     widths = numpy.array([lengths[row] for row in ordered], dtype=numpy.float64)
@@ -76,7 +79,7 @@ class Schedule:
       samples: the global number of each local row.
       lengths: tokens of each local row.
       total: responses in the global batch.
-      minibatches: optimiser steps an epoch.
+      minibatches: optimiser steps per epoch.
       budget: padded tokens in a forward pass.
       key: seeds the shuffling, equal on all ranks.
       most: the largest over all ranks of each of some numbers.
@@ -104,7 +107,7 @@ class Schedule:
     def steps(self, epoch: int) -> list[list[Rows]]:
         """The optimiser steps of an epoch: local rows by forward pass, as many passes on every rank.
 
-        Every rank has to call it.
+        Collective: call on all ranks.
         """
         generator = torch.Generator().manual_seed(
             (self._seed * 1_000_003 + self._update) * 1_009 + epoch
@@ -120,3 +123,37 @@ class Schedule:
         ]
         counts = self._most([len(passes) for passes in steps])
         return [spread(passes, count) for passes, count in zip(steps, counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """Makes the schedule of each rollout.
+
+    Args:
+      total: responses in a rollout, over all ranks.
+      minibatches: optimiser steps per epoch.
+      seed: of the run.
+      most: the largest over all ranks of each of some numbers.
+    """
+
+    total: int
+    minibatches: int
+    seed: int
+    most: Callable[[list[int]], list[int]]
+
+    def schedule(self, rollout: Rollout, *, budget: int) -> Schedule:
+        """The optimiser steps that will be made of a rank's responses.
+
+        Args:
+          rollout: this rank's responses, rebalanced.
+          budget: padded tokens in a forward pass.
+        """
+        return Schedule(
+            rollout.samples,
+            rollout.sequences.lengths.tolist(),
+            total=self.total,
+            minibatches=self.minibatches,
+            budget=budget,
+            key=(self.seed, rollout.update),
+            most=self.most,
+        )

@@ -1,9 +1,9 @@
-"""Weights as transformers saves them, everything else as JSON; nothing is pickled."""
+"""The trained models in a checkpoint: weights as transformers saves them; nothing is pickled."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlframe.distributed.training import State
-from rlframe.engine.trees import load_tree, save_tree
+from rlframe.distributed.training import State, Training
+from rlframe.engine.ema import EMA
 from rlframe.models import lora
 from rlframe.models.actor_critic import ActorCritic, Critic
 from rlframe.models.pretrained import reload
-from rlframe.types import KLState
 
 
 def save_models(
@@ -113,38 +112,44 @@ def _dtype(directory: Path) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a PPO run stands between two updates, beside its models."""
+class PolicyWeights:
+    """Policy and critic, and the policy's moving average, as folders of a checkpoint or a result.
 
-    updates: int
-    """Done."""
-    kl: KLState
-    """For the next update."""
-    learner: Mapping[str, int]
-    episodes: int
-    last_kl: float
-    """Nats a response, of the last rollout."""
-    observer_errors: int
-    components: Sequence[Mapping[str, Any]]
-    """Of each rank: recipe path -> state."""
-    judge: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Statistics of rewards that are normalised, the same on all ranks; none in an older checkpoint."""
+    Args:
+      training: holds the weights, in parts where the strategy shards them.
+      models: what they belong to.
+      tokenizer: is written beside the policy.
+      ema: the moving average, if the recipe asks for one.
+    """
 
-    def of_rank(self, rank: int) -> Mapping[str, Any]:
-        """States of the components of a rank; of rank 0 where the run had fewer processes."""
-        return self.components[rank] if rank < len(self.components) else self.components[0]
+    training: Training
+    models: ActorCritic
+    tokenizer: PreTrainedTokenizerBase
+    ema: EMA | None
+
+    def gather(self) -> Callable[[Path], None]:
+        """Something that writes the weights of now into a directory. Collective: call on all ranks."""
+        weights = self.training.weights()
+        average = None if self.ema is None else self.ema.weights
+        return lambda path: save_models(weights, self.models, self.tokenizer, path, average=average)
+
+    def load(self, directory: Path) -> None:
+        """Take back what was written. Collective: call on all ranks."""
+        self.training.load_weights(load_weights(directory, self.models))
+        if self.ema is not None:  # after the weights: it begins from them if it was not kept then
+            self.ema.begin(load_average(directory, self.models))
 
 
-def save_progress(directory: Path, progress: Progress, memory: State | None) -> None:
-    """Write state.json and, for a checkpoint, the optimiser's memory, which a result does without."""
-    save_tree(directory / "state", asdict(progress))
-    if memory is not None:
-        save_tree(directory / "optimizer", memory)
+@dataclass(frozen=True)
+class OptimizerMemory:
+    """The optimiser's memory by parameter name, whole, whatever strategy holds it in parts."""
 
+    training: Training
 
-def load_progress(directory: Path) -> tuple[Progress, State | None]:
-    """What `save_progress` wrote; no memory of the optimiser from a result."""
-    found = load_tree(directory / "state")
-    kept = (directory / "optimizer.json").exists()
-    memory = load_tree(directory / "optimizer") if kept else None
-    return Progress(**{**found, "kl": KLState(**found["kl"])}), memory
+    def state_dict(self) -> State:
+        """Whole on rank 0 alone. Collective: call on all ranks."""
+        return self.training.optimizer_state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; every rank hands in the same."""
+        self.training.load_optimizer_state(dict(state))

@@ -1,22 +1,20 @@
-"""From judged responses to what PPO learns from: KL, token rewards, advantages, returns."""
+"""From scored and evaluated responses to what PPO learns from: token rewards, advantages, returns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rlframe.distributed.runtime import out_of_memory
+from rlframe.engine.advantages import CreditAssignment
 from rlframe.engine.batching import Schedule
+from rlframe.engine.evaluation import Evaluation
+from rlframe.engine.scoring import Scores
 from rlframe.errors import RunError
-from rlframe.functional import kl as kl_estimators
 from rlframe.functional.masked import Moments, masked_sum, moments, whiten
-from rlframe.functional.rewards import penalised, response_mask
-from rlframe.models.actor_critic import ActorCritic
-from rlframe.models.policy import Policy, exact_kl
+from rlframe.functional.rewards import apply_kl_penalty, response_mask
 from rlframe.types import KLMeasurement, Rollout, Sequences
 
 Reduce = Callable[[Tensor], Tensor]
@@ -24,7 +22,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Experience:
-    """One rank's share of a rollout, ready to learn from. All tensors but `sequences` are [B, T]."""
+    """One rank's part of a rollout, ready to learn from. All tensors but `sequences` are [B, T]."""
 
     sequences: Sequences
     mask: Tensor
@@ -34,7 +32,7 @@ class Experience:
     """log π_ref, nats."""
     values: Tensor
     kl: Tensor
-    """The estimate that the penalty used, nats a token."""
+    """The estimate that the penalty used, nats per token."""
     rewards: Tensor
     """Score and KL penalty, after any whitening."""
     advantages: Tensor
@@ -50,7 +48,7 @@ class Experience:
         parts = {name: getattr(self, name)[chosen, :width] for name in _COLUMNS}
         return Experience(batch, **parts, schedule=self.schedule, update=self.update)
 
-    def nothing(self) -> Experience:
+    def dummy(self) -> Experience:
         """One response that counts for nothing: what a rank works on when it has no rows left."""
         blank = self.rows([0])
         zeros = {name: torch.zeros_like(getattr(blank, name)[:, :1]) for name in _COLUMNS}
@@ -77,56 +75,59 @@ _COLUMNS = ("mask", "logprobs", "reference", "values", "kl", "rewards", "advanta
 
 
 @dataclass(frozen=True)
-class Crediting:
-    """Turns a rollout and its rewards into experience.
+class ExperienceBuilder:
+    """Turns an evaluated rollout and its scores into experience.
 
     Args:
-      models: policy and critic as they sampled.
-      reference: the frozen policy.
-      advantages: (rewards, values, mask) -> (advantages, returns), raw.
+      credit: makes advantages and returns.
       reduce: sums a tensor over ranks.
-      estimator: of the KL.
       penalty: whether -β KL goes into the rewards.
     """
 
-    models: ActorCritic
-    reference: Policy
-    advantages: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    credit: CreditAssignment
     reduce: Reduce
-    estimator: Literal["k1", "k2", "k3", "abs", "full"]
     penalty: bool
     whiten_rewards: bool
     whiten_advantages: bool
 
     @torch.no_grad()
-    def __call__(
-        self, rollout: Rollout, scores: Tensor, schedule: Schedule, *, beta: float
+    def build(
+        self,
+        rollout: Rollout,
+        scores: Scores,
+        evaluation: Evaluation,
+        schedule: Schedule,
+        *,
+        kl_coefficient: float,
     ) -> Experience:
         """Credit each token.
 
         Args:
           rollout: this rank's responses.
-          scores: [B, T] rewards, usually on the last token alone.
-          schedule: the optimiser steps that will be made of it.
-          beta: score units per nat.
+          scores: of these responses.
+          evaluation: of these responses.
+          schedule: the optimiser steps that will be made of them.
+          kl_coefficient: β, score units per nat.
+
+        Raises:
+          RunError: a token's reward is not finite.
         """
-        batch = rollout.sequences
-        lengths = batch.response_lengths
+        lengths = rollout.sequences.response_lengths
         mask = response_mask(lengths, width=int(lengths.max()))
-        seen = self._evaluate(batch, mask, schedule)
-        kl = seen["kl"]
-        rewards = penalised(scores, kl, coefficient=beta) if self.penalty else scores
-        rewards = rewards.to(seen["values"].dtype)
-        self._refuse_infinite(rewards, scores, kl, mask, beta=beta, update=rollout.update)
+        kl, values, rewards = evaluation.kl, evaluation.values, scores.rewards
+        if self.penalty:
+            rewards = apply_kl_penalty(rewards, kl, kl_coefficient=kl_coefficient)
+        rewards = rewards.to(values.dtype)
+        self._refuse_infinite(rewards, scores, kl, mask, kl_coefficient, rollout.update)
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, center=False, over=self._moments(rewards, mask))
-        advantages, returns = self.advantages(rewards, seen["values"], mask)
+        advantages, returns = self.credit.assign(rewards, values, mask)
         if self.whiten_advantages:
             advantages = whiten(advantages, mask, center=True, over=self._moments(advantages, mask))
         return Experience(
-            sequences=batch,
+            sequences=rollout.sequences,
             mask=mask,
-            **seen,
+            **vars(evaluation),
             rewards=rewards,
             advantages=advantages,
             returns=returns,
@@ -135,7 +136,13 @@ class Crediting:
         )
 
     def _refuse_infinite(
-        self, rewards: Tensor, scores: Tensor, kl: Tensor, mask: Tensor, *, beta: float, update: int
+        self,
+        rewards: Tensor,
+        scores: Scores,
+        kl: Tensor,
+        mask: Tensor,
+        kl_coefficient: float,
+        update: int,
     ) -> None:
         """Scores are finite each by itself; their mix, in the precision of values, need not be.
 
@@ -146,8 +153,12 @@ class Crediting:
         """
         if not int(self.reduce((~rewards.isfinite() & mask).sum().double())):
             return
-        score, nats = (float(x.abs().masked_fill(~mask, 0).max()) for x in (scores, kl))
-        penalty = f", and a KL of up to {nats:.3g} nats times {beta:.3g}" if self.penalty else ""
+        score, nats = (float(x.abs().masked_fill(~mask, 0).max()) for x in (scores.rewards, kl))
+        penalty = (
+            f", and a KL of up to {nats:.3g} nats times {kl_coefficient:.3g}"
+            if self.penalty
+            else ""
+        )
         raise RunError(
             f"update {update}: the rewards of tokens are not finite in {rewards.dtype}. They are made "
             f"of scores of up to {score:.3g} (on this rank){penalty}. Lower the `weight` of the reward "
@@ -156,48 +167,3 @@ class Crediting:
 
     def _moments(self, x: Tensor, mask: Tensor) -> Moments:
         return Moments(*self.reduce(torch.stack(moments(x, mask))))
-
-    def _evaluate(self, batch: Sequences, mask: Tensor, schedule: Schedule) -> dict[str, Tensor]:
-        """Log-probabilities of both policies, values and KL, in the passes of the first epoch.
-
-        The same rows in the same rectangles as in training: before the first update, every ratio
-        is exactly 1 and the KL to an equal reference exactly 0, not merely close. A pass for which
-        there is no memory is halved.
-        """
-        found: dict[str, Tensor] = {}
-        passes = [rows for step in schedule.steps(0) for rows in step if rows]
-        while passes:
-            rows = passes.pop()
-            index = torch.tensor(rows, device=mask.device)
-            try:
-                values = self._one_pass(batch.rows(index))
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                if len(rows) == 1:
-                    raise RunError(
-                        f"no memory was left to credit a single response: {error}. Make "
-                        "ppo.logits_chunk smaller, or choose another runtime.strategy or "
-                        "runtime.frozen: `rlframe plan RECIPE` says what fits"
-                    ) from error
-                passes += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-                continue
-            for name, value in values.items():
-                whole = found.setdefault(name, value.new_zeros(mask.shape))
-                whole[index, : value.shape[1]] = value
-        return found
-
-    def _one_pass(self, part: Sequences) -> dict[str, Tensor]:
-        seen = self.models.evaluate(part)
-        reference, _ = self.reference.response_logprobs(part, self.reference.trunk(part))
-        return {
-            "logprobs": seen.logprobs,
-            "reference": reference,
-            "values": seen.values,
-            "kl": self._kl(part, seen.logprobs, reference),
-        }
-
-    def _kl(self, batch: Sequences, logprobs: Tensor, reference: Tensor) -> Tensor:
-        if self.estimator == "full":
-            return exact_kl(self.models.policy, self.reference, batch)
-        return kl_estimators.ESTIMATORS[self.estimator](logprobs, reference)

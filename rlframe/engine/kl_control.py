@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from rlframe.api.answers import ContractError
 from rlframe.api.component import Instance, KLController
 from rlframe.api.contract import as_json, is_finite, out_of_bounds, refuse_bad_state
+from rlframe.engine.experience import Experience
 from rlframe.errors import RecipeError, RunError
 from rlframe.registry.relay import Relay
 from rlframe.types import KLMeasurement, KLState
@@ -25,6 +28,10 @@ def _alone(value: str) -> list[str]:
     return [value]
 
 
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass
 class KLControl:
     """A controller within the recipe's bounds.
@@ -32,9 +39,10 @@ class KLControl:
     Args:
       controller: pure; its state is handed in and comes out.
       relay: the controller is called through it.
-      minimum: lower bound of beta, score units per nat.
+      minimum: lower bound of the KL coefficient, score units per nat.
       maximum: upper bound.
       gather: every rank's value, on every rank.
+      reduce: sums a tensor over ranks.
     """
 
     controller: Instance[KLController[Any]]
@@ -42,6 +50,7 @@ class KLControl:
     minimum: float
     maximum: float
     gather: Callable[[str], list[str]] = _alone
+    reduce: Callable[[Tensor], Tensor] = _unchanged
     _kept: int = field(default=0, init=False)
     """Rollouts in a row whose new state was not finite, since the start or a resume."""
 
@@ -72,6 +81,10 @@ class KLControl:
         if beyond is not None:
             raise RecipeError(f"KL controller {self.controller} {beyond}")
         return self._agreed(_plain(state))
+
+    def measure(self, experience: Experience) -> KLMeasurement:
+        """KL of a rollout, in the controller's unit. Collective: call on all ranks."""
+        return experience.measured(self.unit, self.reduce)
 
     def update(self, state: KLState, measured: KLMeasurement) -> KLState:
         """The next state; the old one stays if KL or the new state is not finite. Call on all ranks.

@@ -69,7 +69,7 @@ class Objective:
     kl_loss: str | None
 
     def __call__(
-        self, models: ActorCritic, batch: MicroBatch, over: Normaliser, beta: float
+        self, models: ActorCritic, batch: MicroBatch, over: Normaliser, kl_coefficient: float
     ) -> tuple[Tensor, Meter]:
         """(loss, sums): this micro-batch's part of the step's loss, already divided.
 
@@ -77,12 +77,12 @@ class Objective:
           models: run inside the forward pass of whatever wraps them.
           batch: rows of the rollout, and of the auxiliary losses' data.
           over: what to divide by.
-          beta: weight of the KL loss, score units per nat.
+          kl_coefficient: weight of the KL loss, score units per nat.
         """
         meter = Meter()
         loss = next(models.parameters()).new_zeros(())
         if batch.experience is not None:
-            loss = loss + self._ppo(models, batch.experience, meter, beta) / over.tokens
+            loss = loss + self._ppo(models, batch.experience, meter, kl_coefficient) / over.tokens
         for instance in self.auxiliary:
             tokens = batch.auxiliary.get(instance.name)
             if tokens is not None:
@@ -100,7 +100,9 @@ class Objective:
                     loss = loss + instance.component.coefficient * total / count
         return loss, meter
 
-    def _ppo(self, models: ActorCritic, exp: Experience, meter: Meter, beta: float) -> Tensor:
+    def _ppo(
+        self, models: ActorCritic, exp: Experience, meter: Meter, kl_coefficient: float
+    ) -> Tensor:
         """Σ over this micro-batch's tokens of policy, value and KL loss."""
         now, mask = models.evaluate(exp.sequences), exp.mask
         ratio = policy_ratio(now.logprobs, exp.logprobs)
@@ -112,7 +114,7 @@ class Objective:
         if self.kl_loss is not None:
             estimate = kl_estimators.ESTIMATORS[self.kl_loss](now.logprobs, exp.reference)
             kl = kl_estimators.straight_through(estimate, now.logprobs, exp.reference, ratio)
-            total = total + beta * masked_sum(kl, mask)
+            total = total + kl_coefficient * masked_sum(kl, mask)
             meter.tokens("loss/kl_avg", kl, mask)
         with torch.no_grad():
             meter.tokens("policy/approxkl_avg", 0.5 * (now.logprobs - exp.logprobs) ** 2, mask)

@@ -1,11 +1,12 @@
-"""PPO on language models, on one screen: act, judge, credit, learn, adapt, record.
+"""PPO on language models, on one screen.
 
-    act     sample responses to the next prompts
-    judge   one score a response, from the mix of rewards
-    credit  token rewards r_t = score_t - β KL_t, advantages and value targets
-    learn   a few clipped epochs over the same responses, auxiliary losses in the same backward pass
-    adapt   measure KL over all ranks and choose the next β
-    record  metrics, samples, checkpoints, the watch on held-out prompts
+    generate    sample responses to the next prompts
+    score       one score per response, from the mix of rewards
+    evaluate    log-probabilities of policy and reference, values, KL
+    credit      token rewards r_t = score_t - β KL_t, advantages and value targets
+    update      a few clipped epochs over the same responses, auxiliary losses in the same backward pass
+    adapt       measure KL over all ranks and choose the next KL coefficient β
+    record      evaluation on held-out prompts, metrics, checkpoints
 
 Schulman et al. 2017 (https://arxiv.org/abs/1707.06347) as Ziegler et al. 2019
 (https://arxiv.org/abs/1909.08593) and Ouyang et al. 2022 (https://arxiv.org/abs/2203.02155) use it.
@@ -15,93 +16,91 @@ weights differ from the policy's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
 
 from rlframe.api.events import ExperienceReady, RolloutFinished, UpdateFinished
-from rlframe.engine.batching import Schedule
-from rlframe.engine.experience import Crediting, Experience
-from rlframe.engine.judge import Judge, Judgement
+from rlframe.engine.batching import Scheduler
+from rlframe.engine.evaluation import Models
+from rlframe.engine.experience import Experience, ExperienceBuilder
+from rlframe.engine.generation import RolloutGenerator
+from rlframe.engine.heldout import HeldoutEvaluator
 from rlframe.engine.kl_control import KLControl
-from rlframe.engine.learner import Learner
-from rlframe.engine.metrics import Clock, Meter
-from rlframe.types import KLMeasurement, KLState, Rollout
+from rlframe.engine.metrics import Clock
+from rlframe.engine.metrics_logger import MetricsLogger
+from rlframe.engine.rebalancing import Rebalancer
+from rlframe.engine.scoring import RewardScorer, Scores
+from rlframe.engine.update_metrics import Update
+from rlframe.engine.updater import PolicyUpdater
+from rlframe.registry.relay import Relay
+from rlframe.runs.checkpointer import Checkpointer
+from rlframe.types import KLState, Rollout
 
 
 @dataclass(frozen=True)
-class Update:
-    """Everything that one update produced, for whoever records it."""
+class RunState:
+    """Where a run stands between two updates, beside its models."""
 
-    number: int
-    rollout: Rollout
-    judgement: Judgement
-    experience: Experience
-    meter: Meter
-    figures: dict[str, float]
-    measured: KLMeasurement
+    updates: int
+    """Done so far."""
     kl: KLState
-    """The state whose coefficient this update used."""
-    next_kl: KLState
-
-
-class Record(Protocol):
-    """Called at the end of each update."""
-
-    def __call__(self, update: Update, clock: Clock) -> None: ...
+    """The controller's state for the next update."""
 
 
 @dataclass(frozen=True)
 class Run:
     """The parts of a PPO run, finished and handed in."""
 
-    updates: Iterable[int]
-    whole: Callable[[], AbstractContextManager[None]]
-    """Around everything that asks the policy: whole weights on every rank, gathered once."""
-    act: Callable[[int], Rollout]
-    judge: Judge
-    share: Callable[[Rollout, Judgement], tuple[Rollout, Judgement]]
-    """Evens out over ranks what there is to learn from."""
-    plan: Callable[[Rollout], Schedule]
-    credit: Crediting
-    learn: Learner
+    updates: int
+    """In the whole run, those before a resume included."""
+    generator: RolloutGenerator
+    scorer: RewardScorer
+    rebalancer: Rebalancer
+    scheduler: Scheduler
+    models: Models
+    experience: ExperienceBuilder
+    updater: PolicyUpdater
     control: KLControl
-    record: Record
-    tell: Callable[[str, object], None]
-    """Tells observers of a moment: (hook without "rlframe_", its event)."""
+    heldout: HeldoutEvaluator
+    metrics: MetricsLogger
+    checkpoints: Checkpointer
+    observers: Relay
     clock: Clock
 
 
-def train(run: Run, kl: KLState) -> KLState:
-    """Train the policy for `run.updates`, starting from the KL state `kl`; returns the last one."""
-    for number in run.updates:
-        with run.whole():
+def train(run: Run, state: RunState) -> RunState:
+    """Train the policy from `state` until `run.updates` updates are done; returns the last state."""
+    for number in range(state.updates, run.updates):
+        kl = state.kl
+        with run.models.gathered():
             with run.clock.phase("rollout"):
-                rollout = run.act(number)
-            run.tell("rollout_finished", RolloutFinished(rollout))
+                rollout = run.generator.generate(number)
+            run.observers.tell("rollout_finished", RolloutFinished(rollout))
             with run.clock.phase("reward"):
-                judgement = run.judge(rollout)
+                scores = run.scorer.score(rollout)
             with run.clock.phase("experience"):
-                rollout, judgement = run.share(rollout, judgement)
-                schedule = run.plan(rollout)
-                experience = run.credit(rollout, judgement.rewards, schedule, beta=kl.coefficient)
-        run.tell("experience_ready", _ready(rollout, judgement, experience))
+                rollout, scores = run.rebalancer.rebalance(rollout, scores)
+                schedule = run.scheduler.schedule(rollout, budget=run.updater.budget)
+                evaluation = run.models.evaluate(rollout.sequences, schedule)
+                experience = run.experience.build(
+                    rollout, scores, evaluation, schedule, kl_coefficient=kl.coefficient
+                )
+        run.observers.tell("experience_ready", _ready(rollout, scores, experience))
         with run.clock.phase("learn"):
-            meter, figures = run.learn(experience, beta=kl.coefficient)
+            meter, metrics = run.updater.update_policy(experience, kl_coefficient=kl.coefficient)
 
-        measured = experience.measured(run.control.unit, run.credit.reduce)
-        next_kl = run.control.update(kl, measured)
-        update = Update(
-            number, rollout, judgement, experience, meter, figures, measured, kl, next_kl
-        )
-        run.record(update, run.clock)
-        run.tell("update_finished", UpdateFinished(number, measured, kl, next_kl))
-        kl = next_kl
-    return kl
+        measured = run.control.measure(experience)
+        state = RunState(number + 1, run.control.update(kl, measured))
+        update = Update(number, rollout, scores, experience, meter, metrics, measured, kl, state.kl)
+        heldout = run.heldout.after(state.updates)
+        run.metrics.log(update, heldout)
+        with run.clock.phase("checkpoint"):
+            score = None if heldout is None else heldout.mean
+            run.checkpoints.after(state.updates, asdict(state), score=score)
+        run.observers.tell("update_finished", UpdateFinished(number, measured, kl, state.kl))
+    return state
 
 
-def _ready(rollout: Rollout, judgement: Judgement, seen: Experience) -> ExperienceReady:
+def _ready(rollout: Rollout, scores: Scores, seen: Experience) -> ExperienceReady:
     return ExperienceReady(
-        rollout, judgement.raw, seen.mask, seen.rewards, seen.advantages, seen.returns
+        rollout, scores.raw, seen.mask, seen.rewards, seen.advantages, seen.returns
     )

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rlframe.api.component import Component
-from rlframe.engine.trees import check_tree
 from rlframe.errors import RlframeError, RunError, place_of
 from rlframe.registry.blame import exit_told
+from rlframe.runs.trees import check_tree
+
+
+@dataclass(frozen=True)
+class ComponentStates:
+    """What the components of a recipe remember, on every rank.
+
+    Args:
+      components: by recipe path.
+      gather: every rank's value, on every rank.
+      rank: of this process.
+    """
+
+    components: Mapping[str, Component[Any]]
+    gather: Callable[[dict[str, Any]], list[dict[str, Any]]]
+    rank: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of each rank. Collective: call on all ranks.
+
+        Raises:
+          RunError: a component raised, or what it returned cannot be saved.
+        """
+        return {"ranks": self.gather(component_states(self.components))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; that of rank 0 where the run had fewer processes.
+
+        Raises:
+          RunError: a component does not take its state back.
+        """
+        ranks = state["ranks"]
+        restore_states(self.components, ranks[self.rank] if self.rank < len(ranks) else ranks[0])
 
 
 def component_states(components: Mapping[str, Component[Any]]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""From scores to one reward a token."""
+"""From scores to one reward per token."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def response_mask(lengths: Tensor, *, width: int) -> Tensor:
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
-def penalised(scores: Tensor, kl: Tensor, *, coefficient: float) -> Tensor:
-    """Reward minus the price of leaving the reference.
+def apply_kl_penalty(scores: Tensor, kl: Tensor, *, kl_coefficient: float) -> Tensor:
+    """Reward minus a penalty for leaving the reference.
 
         r_t = s_t - β KL_t
 
@@ -40,7 +40,7 @@ def penalised(scores: Tensor, kl: Tensor, *, coefficient: float) -> Tensor:
 
     Args:
       scores: [B, T], usually non-zero on the last token alone.
-      kl: [B, T] nats a token, 0 in the padding, no gradient.
-      coefficient: β >= 0, score units per nat.
+      kl: [B, T] nats per token, 0 in the padding, no gradient.
+      kl_coefficient: β >= 0, score units per nat.
     """
-    return scores - coefficient * kl
+    return scores - kl_coefficient * kl

@@ -57,6 +57,14 @@ class Relay:
         self.errors = 0
         """How often an observer raised."""
 
+    def state_dict(self) -> dict[str, int]:
+        """How often an observer raised."""
+        return {"errors": self.errors}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take back what `state_dict` gave."""
+        self.errors = state["errors"]
+
     @property
     def hook(self) -> Any:
         """Where components are called: `relay.hook.rlframe_score(provider=..., batch=...)`."""

@@ -20,8 +20,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rlframe.engine.trees import flat_optimizer, load_flat_optimizer, load_tree, save_tree
 from rlframe.runs.saving import Saver
+from rlframe.runs.trees import flat_optimizer, load_flat_optimizer, load_tree, save_tree
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """(step, of how many, figures): called after each optimiser step; figures are empty between logs."""

@@ -53,19 +53,19 @@ VALUES = "tests/test_values.py"
 CHATS = "tests/compose/test_chat_policy.py"
 
 WATCHERS: dict[str, tuple[str, ...]] = {
-    "engine": ("tests/engine/test_learner.py", REFERENCE, "tests/compose/test_run.py"),
-    "engine/average": ("tests/compose/test_ema.py",),
+    "engine": ("tests/engine/test_updater.py", REFERENCE, "tests/compose/test_run.py"),
+    "engine/ema": ("tests/compose/test_ema.py",),
     "engine/batching": (REFERENCE,),
     "engine/checkpoint": ("tests/compose/test_ema.py", *WHOLE_RUNS),
-    "engine/judge": (REFERENCE, "tests/compose/test_run.py"),
+    "engine/scoring": (REFERENCE, "tests/compose/test_run.py"),
     "engine/kl_control": (REFERENCE,),
     "engine/metrics": (REFERENCE,),
-    "engine/sharing": (),
-    "engine/streams": ("tests/engine/test_learner.py", REFERENCE),
-    "engine/trees": (),
+    "engine/rebalancing": (),
+    "engine/streams": ("tests/engine/test_updater.py", REFERENCE),
+    "runs/trees": (),
     "stages": ("tests/stages/test_sft.py", "tests/stages/test_reward_model.py", *WHOLE_RUNS),
     "runs": WHOLE_RUNS,
-    "runs/recorder": (REFERENCE, "tests/compose/test_run.py"),
+    "engine/update_metrics": (REFERENCE, "tests/compose/test_run.py"),
     "runs/durable": ("tests/runs/test_power.py", *WHOLE_RUNS),
     "runs/resuming": ("tests/runs/test_fingerprints.py", *WHOLE_RUNS),
     "runs/sealed": ("tests/runs/test_power.py", *WHOLE_RUNS),
@@ -79,15 +79,15 @@ WATCHERS: dict[str, tuple[str, ...]] = {
 NAMED = {
     "the sign of the KL penalty": (
         "engine/experience",
-        "penalised(scores, kl, coefficient=beta)",
-        "penalised(scores, kl, coefficient=-beta)",
+        "apply_kl_penalty(rewards, kl, kl_coefficient=kl_coefficient)",
+        "apply_kl_penalty(rewards, kl, kl_coefficient=-kl_coefficient)",
     ),
     "the choice of estimator": (
-        "engine/experience",
+        "engine/evaluation",
         "kl_estimators.ESTIMATORS[self.estimator]",
         'kl_estimators.ESTIMATORS["k1"]',
     ),
-    "full is k1": ("engine/experience", 'self.estimator == "full"', "False"),
+    "full is k1": ("engine/evaluation", 'self.estimator == "full"', "False"),
     "rewards are never whitened": ("engine/experience", "if self.whiten_rewards:", "if False:"),
     "advantages are always whitened": (
         "engine/experience",
@@ -112,7 +112,7 @@ NAMED = {
     "the policy's clip for values": ("engine/objective", "clip=self.value_clip", "clip=self.clip"),
     "KL as a loss without its coefficient": (
         "engine/objective",
-        "total + beta * masked_sum(kl, mask)",
+        "total + kl_coefficient * masked_sum(kl, mask)",
         "total + masked_sum(kl, mask)",
     ),
     "KL as a loss without the ratio": (
@@ -131,33 +131,37 @@ NAMED = {
         "loss + total / count",
     ),
     "the next update's coefficient in the rewards' metrics": (
-        "runs/recorder",
+        "engine/update_metrics",
         "update.kl.coefficient if penalty",
         "update.next_kl.coefficient if penalty",
     ),
     "the KL coefficient of the wrong update": (
-        "runs/recorder",
+        "engine/update_metrics",
         '"kl/coefficient": update.kl.coefficient',
         '"kl/coefficient": update.next_kl.coefficient',
     ),
-    "the coefficient is never adapted": ("engine/ppo", "kl = next_kl", "kl = kl"),
+    "the coefficient is never adapted": (
+        "engine/ppo",
+        "RunState(number + 1, run.control.update(kl, measured))",
+        "RunState(number + 1, kl)",
+    ),
     "another coefficient in the loss": (
         "engine/ppo",
-        "run.learn(experience, beta=kl.coefficient)",
-        "run.learn(experience, beta=run.control.initial().coefficient)",
+        "update_policy(experience, kl_coefficient=kl.coefficient)",
+        "update_policy(experience, kl_coefficient=run.control.initial().coefficient)",
     ),
     "lost controller memory": (
         "engine/ppo",
-        "kl = next_kl",
-        "kl = type(kl)(next_kl.coefficient, run.control.initial().memory)",
+        "kl = state.kl",
+        "kl = type(state.kl)(state.kl.coefficient, run.control.initial().memory)",
     ),
     "the learning rate's schedule": (
-        "engine/learner",
+        "engine/updater",
         'group["lr"] = group["peak_lr"] * factor',
         'group["lr"] = group["peak_lr"]',
     ),
     "the schedule of another update": (
-        "engine/learner",
+        "engine/updater",
         "self._schedule(experience.update)",
         "self._schedule(experience.update + 1)",
     ),
@@ -168,12 +172,12 @@ NAMED = {
         "(self._seed * 1_000_003)",
     ),
     "the same auxiliary examples in every step": (
-        "engine/learner",
+        "engine/updater",
         "take(self._steps * per_step, per_step)",
         "take(0, per_step)",
     ),
     "epochs that never stop early": (
-        "engine/learner",
+        "engine/updater",
         "if self._moved_too_far(passed):",
         "if False:",
     ),
@@ -188,16 +192,20 @@ NAMED = {
             ("val/clipfrac_avg", "value_clipped", "clipped"),
             ("val/ratio", "ratio", "1 / ratio"),
             ("ratio_square", "(ratio.double() - 1)", "(ratio.double())"),
-            ("loss/kl_avg", "kl", "beta * kl"),
+            ("loss/kl_avg", "kl", "kl_coefficient * kl"),
         )
     },
     **{
-        f"the metric {name}": ("runs/recorder", value, other)
+        f"the metric {name}": ("engine/update_metrics", value, other)
         for name, value, other in (
             ("val/ratio_var", "variance < 0 else variance", "variance < 0 else variance + shift"),
             ("objective/rlhf_reward", ' + found["objective/non_score_reward"]', ""),
             ("objective/entropy", "row_sums(-exp.logprobs", "row_sums(exp.logprobs"),
-            ("objective/non_score_reward", "-price * kl.sum()", "price * kl.sum()"),
+            (
+                "objective/non_score_reward",
+                "-kl_coefficient * kl.sum()",
+                "kl_coefficient * kl.sum()",
+            ),
             ("objective/kl", '"objective/kl", kl.sum()', '"objective/kl", exp.kl.abs().sum()'),
             ("response/truncated_share", "reason is StopReason.LENGTH", "reason is StopReason.EOS"),
             ("val/num_eos_tokens", "reason is StopReason.EOS", "reason is not StopReason.LENGTH"),
@@ -205,7 +213,7 @@ NAMED = {
             ("critic/explained_variance", "exp.returns - exp.values", "exp.values"),
             ("kl/nats_per_token", "update.measured.nats_per_token", "update.measured.kl"),
             ("reward/NAME/running_std", "seen.std", "seen.square"),
-            ("reward/NAME/raw", "judgement.raw[name].sum()", "judgement.raw[name].abs().sum()"),
+            ("reward/NAME/raw", "scores.raw[name].sum()", "scores.raw[name].abs().sum()"),
             ("objective/scores_std", ".var.sqrt()", ".var"),
         )
     },
@@ -218,7 +226,7 @@ class Mutant:
     """One change of one module."""
 
     module: str
-    """As "engine/learner"."""
+    """As "engine/updater"."""
     operator: str
     occurrence: int
     line: int

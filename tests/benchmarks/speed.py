@@ -89,21 +89,21 @@ def rlframe_side(args):
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # rlframe/cli/running.py says why
     from transformers.utils.logging import disable_progress_bar
 
-    import rlframe.compose.alignment as alignment
     from rlframe.compose import run_recipe
     from rlframe.recipe import load_recipe
+    from rlframe.stages.ppo import PPOStage
 
     disable_progress_bar()
-    before, align = [], alignment.align
+    before, align = [], PPOStage.align
 
-    def align_from_here(*values, **options):
+    def align_from_here(self):
         # All models are in memory, nothing has been sampled and no optimiser exists: as close as one
         # comes to peer_trl.py's moment, a finished PPOTrainer before `train()`. What comes later
         # counts as growth, also the first look at the held-out prompt.
         before.append(peak_mib())
-        return align(*values, **options)
+        return align(self)
 
-    alignment.align = align_from_here
+    PPOStage.align = align_from_here
     steps, marks = count_optimizer_steps(), Marks()
     run_recipe(load_recipe(args.recipe, args.set), args.out / "run", marks)
     figures = marks.figures[1:]

@@ -21,9 +21,9 @@ from rlframe.api import AuxiliaryLoss, Context, LossTerm, PluginConfig
 from rlframe.api.component import RewardSpec
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.compose import run_recipe
-from rlframe.compose.alignment import PPOParts
+from rlframe.compose.ppo import PPOParts
 from rlframe.distributed.child import finished, take_reports
-from rlframe.engine.learner import Learner
+from rlframe.engine.updater import PolicyUpdater
 from rlframe.recipe import load_recipe
 from rlframe.registry.discovery import Registry
 from rlframe.runs.display import SilentDisplay
@@ -70,12 +70,12 @@ def registry() -> Registry:
 def watched(seen: dict[str, list[Parts]]) -> Iterator[None]:
     """Notes what of the frozen models is there when rewards are asked, and when others learn."""
     built: list[PPOParts] = []
-    make, judge, learn = PPOParts.__init__, RewardModel.score, Learner._step
+    make, judge, learn = PPOParts.__init__, RewardModel.score, PolicyUpdater._step
 
     def note(moment: str) -> None:
         parts = built[-1]
-        (reward,) = (r.instance.component for r in parts.rewards)
-        seen.setdefault(moment, []).append((held(parts.reference), held(reward.model)))
+        (reward,) = (r.component for r in parts.scorer.instances)
+        seen.setdefault(moment, []).append((held(parts.models.reference), held(reward.model)))
 
     def making(self: PPOParts, *args: Any) -> None:
         make(self, *args)
@@ -85,14 +85,14 @@ def watched(seen: dict[str, list[Parts]]) -> Iterator[None]:
         note("judge")
         return judge(self, batch)
 
-    def learning(self: Learner, *args: Any) -> Any:
+    def learning(self: PolicyUpdater, *args: Any) -> Any:
         note("learn")
         return learn(self, *args)
 
     with (
         patch.object(PPOParts, "__init__", making),
         patch.object(RewardModel, "score", judging),
-        patch.object(Learner, "_step", learning),
+        patch.object(PolicyUpdater, "_step", learning),
     ):
         yield
 

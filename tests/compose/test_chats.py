@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.build.test_run import Notes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlframe.compose import Outcome, run_recipe
 from rlframe.data.chat import end_ids
 from rlframe.recipe import load_recipe
 from tests import foreign
+from tests.compose.test_run import Notes
 from tests.situations import recipe
 
 ENDS = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "zephyr": "</s>"}

@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.build.test_lora import STRATEGIES
-from tests.build.test_resume import Ends
-from tests.build.test_run import Notes
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,8 +19,11 @@ from rlframe.distributed.launch import launch
 from rlframe.distributed.training import Replicated
 from rlframe.models.loading import weights_hash
 from rlframe.recipe import load_recipe
+from rlframe.runs.checkpointer import Checkpointer
 from rlframe.runs.resuming import Allowance
-from rlframe.stages.ppo import Recorder
+from tests.compose.test_lora import STRATEGIES
+from tests.compose.test_resume import Ends
+from tests.compose.test_run import Notes
 from tests.conftest import TINY
 from tests.rounding import smooth_adam
 
@@ -120,7 +120,7 @@ def test_any_strategy_averages_the_same_and_goes_on_from_its_checkpoint(
         alone = train(recipe, tmp_path / "alone", *own_keys)
     names = [name for name in STRATEGIES if name != "ddp" or not adapters]
     arguments = [f"{name}={','.join([*own_keys, *STRATEGIES[name]])}" for name in names]
-    module = "tests.build.lora_ranks"
+    module = "tests.compose.lora_ranks"
     command = [sys.executable, "-W", "ignore", "-m", module, str(recipe), str(tmp_path), *arguments]
     monkeypatch.chdir(Path(__file__).parents[2])  # where `tests` is
     assert launch(command, processes=2, threads=1).exit_code == 0
@@ -153,11 +153,13 @@ def test_without_it_no_weights_are_gathered_and_nothing_is_written(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    weights, save = Replicated.weights, Recorder.save
+    weights, save = Replicated.weights, Checkpointer.save_result
     monkeypatch.setattr(
         Replicated, "weights", lambda self: (calls.append("weights"), weights(self))[1]
     )
-    monkeypatch.setattr(Recorder, "save", lambda self: (calls.append("end"), save(self))[1])
+    monkeypatch.setattr(
+        Checkpointer, "save_result", lambda self, name: (calls.append("end"), save(self, name))[1]
+    )
     run = train(recipe, tmp_path / "off", "ppo.ema=null", "checkpoints.every=null")
     assert calls == ["end", "weights"]
     assert not (run / "ppo" / "ema").exists()

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.build.frozen_ranks import registry
-from tests.build.test_lora import STRATEGIES
-from tests.build.test_run import STAGES, Notes
 from torch import nn
 
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.compose import run_recipe
-from rlframe.compose.alignment import PPOParts
+from rlframe.compose.ppo import PPOParts
 from rlframe.distributed.launch import launch
 from rlframe.distributed.runtime import Runtime
-from rlframe.engine.learner import Learner
+from rlframe.engine.updater import PolicyUpdater
 from rlframe.recipe import load_recipe
+from tests.compose.frozen_ranks import registry
+from tests.compose.test_lora import STRATEGIES
+from tests.compose.test_run import STAGES, Notes
 from tests.rounding import smooth_adam
 
 PLACED = {
@@ -66,7 +66,7 @@ def test_every_placement_gives_the_same_run_by_every_strategy(
     assert rows(alone)[1]["objective/kl"] != 0.0
     assert rows(alone)[1]["reward/liked/std"] > 0.0
     arguments = [f"{name}={','.join(keys)}" for name, keys in PLACED.items()]
-    module = "tests.build.frozen_ranks"
+    module = "tests.compose.frozen_ranks"
     command = [sys.executable, "-W", "ignore", "-m", module, str(recipe), str(tmp_path), *arguments]
     monkeypatch.chdir(Path(__file__).parents[2])  # where `tests` is
     assert launch(command, processes=2, threads=1).exit_code == 0
@@ -103,10 +103,10 @@ def test_offloaded_models_are_away_while_others_learn_and_there_when_they_are_as
 
     monkeypatch.setattr("rlframe.distributed.runtime.brought", brought)
     built: list[PPOParts] = []
-    make, judge, learn = PPOParts.__init__, RewardModel.score, Learner._step
+    make, judge, learn = PPOParts.__init__, RewardModel.score, PolicyUpdater._step
 
     def frozen() -> list[nn.Module]:
-        return [built[0].reference.model, built[0].rewards[0].instance.component.model]
+        return [built[0].models.reference.model, built[0].scorer.instances[0].component.model]
 
     def making(self: PPOParts, *args: Any) -> None:
         make(self, *args)
@@ -117,14 +117,14 @@ def test_offloaded_models_are_away_while_others_learn_and_there_when_they_are_as
         assert all(homes(model) != home[id(model)] for model in frozen())
         return judge(self, batch)
 
-    def learning(self: Learner, *args: Any) -> Any:
+    def learning(self: PolicyUpdater, *args: Any) -> Any:
         asked.append("learn")
         assert all(homes(model) == home[id(model)] for model in frozen())
         return learn(self, *args)
 
     monkeypatch.setattr(PPOParts, "__init__", making)
     monkeypatch.setattr(RewardModel, "score", judging)
-    monkeypatch.setattr(Learner, "_step", learning)
+    monkeypatch.setattr(PolicyUpdater, "_step", learning)
     train(recipe, tmp_path / "run", "runtime.frozen=offload")
     assert asked == ["judge", *["judge", "learn", "learn"] * 2, "judge"]
     assert len(home) == 2  # not the models of the loss

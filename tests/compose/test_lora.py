@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.build.test_resume import Ends
-from tests.build.test_run import STAGES, Notes
 from transformers import AutoModelForCausalLM
 
 from rlframe.compose import run_recipe
-from rlframe.compose.alignment import PPOParts
+from rlframe.compose.ppo import PPOParts
 from rlframe.distributed.launch import launch
 from rlframe.errors import RecipeError
 from rlframe.models import lora
 from rlframe.models.loading import weights_hash
 from rlframe.recipe import load_recipe
 from rlframe.runs.resuming import Allowance
+from tests.compose.test_resume import Ends
+from tests.compose.test_run import STAGES, Notes
 from tests.conftest import TINY
 from tests.rounding import smooth_adam
 
@@ -77,7 +77,7 @@ def test_every_strategy_trains_the_same_adapters_and_goes_on_from_its_checkpoint
         alone = train(recipe, tmp_path / "alone")
     assert rows(alone)[2]["objective/kl"] != 0.0
     arguments = [f"{name}={','.join(keys)}" for name, keys in STRATEGIES.items()]
-    module = "tests.build.lora_ranks"
+    module = "tests.compose.lora_ranks"
     command = [sys.executable, "-W", "ignore", "-m", module, str(recipe), str(tmp_path), *arguments]
     monkeypatch.chdir(Path(__file__).parents[2])  # where `tests` is
     assert launch(command, processes=2, threads=1).exit_code == 0
@@ -98,25 +98,27 @@ def test_only_adapters_and_critic_are_trained_and_the_reference_costs_no_second_
 
     def noted(self: PPOParts, *args: Any) -> None:
         built(self, *args)
-        weights = self.models.state_dict()
+        weights = self.models.trained.state_dict()
         seen.append((self, {name: tensor.clone() for name, tensor in weights.items()}))
 
     monkeypatch.setattr(PPOParts, "__init__", noted)
     directory = train(recipe, tmp_path / "run")
     ((parts, before),) = seen
-    assert isinstance(parts.reference, lora.WithoutAdapters)
-    assert parts.reference.model is parts.policy.model
-    for name, tensor in parts.models.state_dict().items():
+    assert isinstance(parts.models.reference, lora.WithoutAdapters)
+    assert parts.models.reference.model is parts.models.trained.policy.model
+    for name, tensor in parts.models.trained.state_dict().items():
         moved = not torch.equal(tensor, before[name])
         assert moved == ("lora_" in name or name.startswith("critic.")), name
-    held = {id(p) for group in parts.training.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in parts.models.parameters() if p.requires_grad}
+    held = {
+        id(p) for group in parts.models.training.optimizer.param_groups for p in group["params"]
+    }
+    assert held == {id(p) for p in parts.models.trained.parameters() if p.requires_grad}
     assert rows(directory)[1]["objective/kl"] != 0.0
 
     plain = AutoModelForCausalLM.from_pretrained(directory / "ppo" / "policy")
     tokens = torch.tensor([[1, 5, 9, 30]])
     with torch.no_grad():
-        expected = parts.policy.model(tokens).logits
+        expected = parts.models.trained.policy.model(tokens).logits
         torch.testing.assert_close(plain(tokens).logits, expected, atol=1e-4, rtol=1e-4)
 
 

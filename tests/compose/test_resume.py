@@ -11,7 +11,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from tests.build.test_run import STAGES, Notes, lasting
 
 from rlframe.api import PluginConfig, RewardBatch, RewardProvider
 from rlframe.compose import run_recipe
@@ -22,6 +21,7 @@ from rlframe.runs import durable
 from rlframe.runs.lock import RunLock
 from rlframe.runs.manifest import read_manifest, write_manifest
 from rlframe.runs.resuming import Allowance
+from tests.compose.test_run import STAGES, Notes, lasting
 
 MODELS = ("sft", "reward_model", "ppo/policy", "ppo/critic")
 
@@ -330,7 +330,7 @@ def test_without_a_checkpoint_it_makes_them_from_its_result(
     recipe = tiny_recipe()
     run = train(recipe, tmp_path / "run")
     before = (run / "ppo" / "policy" / "model.safetensors").read_bytes()
-    kl = json.loads((run / "ppo" / "state.json").read_text())["kl"]["coefficient"]
+    kl = json.loads((run / "ppo" / "state.json").read_text())["loop"]["kl"]["coefficient"]
     notes = Ends("ppo", 3)
     with pytest.raises(KeyboardInterrupt):
         resume(run, "ppo.updates=5", display=notes)

@@ -20,14 +20,14 @@ from transformers import (
 
 from rlframe.api import PluginConfig, RewardBatch, RewardProvider
 from rlframe.compose import Outcome, run_recipe
-from rlframe.compose.alignment import PPOParts
-from rlframe.engine.checkpoint import load_progress
-from rlframe.engine.learner import MemoryWarning, SkippedUpdateWarning
+from rlframe.compose.ppo import PPOParts
+from rlframe.engine.updater import MemoryWarning, SkippedUpdateWarning
 from rlframe.errors import RunError
 from rlframe.models.loading import weights_hash
 from rlframe.models.policy import Policy
 from rlframe.recipe import load_recipe
 from rlframe.registry.discovery import Registry
+from rlframe.runs.trees import load_tree
 
 ISSUE_NAMES = (
     "eps objective/kl objective/entropy objective/non_score_reward objective/rlhf_reward "
@@ -153,9 +153,10 @@ def test_one_recipe_goes_through_all_stages_and_leaves_everything_behind(
         assert AutoTokenizer.from_pretrained(path / model).eos_token == "<eos>"
     assert not [*path.rglob("*.bin"), *path.rglob("*.pt"), *path.rglob("*.pkl")]
 
-    progress, memory = load_progress(path / "checkpoints/ppo/000001")
-    assert progress.updates == 1
-    assert progress.kl.coefficient > 0
+    kept = load_tree(path / "checkpoints/ppo/000001/state")
+    memory = load_tree(path / "checkpoints/ppo/000001/optimizer")
+    assert kept["loop"]["updates"] == 1
+    assert kept["loop"]["kl"]["coefficient"] > 0
     assert {"exp_avg", "exp_avg_sq", "step"} == set(memory["policy.model.lm_head.weight"])
     assert sorted(p.stem for p in (path / "samples").iterdir()) == [
         "after",
@@ -273,13 +274,13 @@ def test_the_reference_never_changes_and_the_policy_does(
     def noted(self: PPOParts, *args: Any) -> None:
         built(self, *args)
         seen.append(self)
-        before.extend(weights_hash(m) for m in (self.reference, self.policy))
+        before.extend(weights_hash(m) for m in (self.models.reference, self.models.trained.policy))
 
     monkeypatch.setattr(PPOParts, "__init__", noted)
     run(tiny_recipe())
-    assert weights_hash(seen[0].reference) == before[0]
+    assert weights_hash(seen[0].models.reference) == before[0]
     assert before[0] == before[1]  # it began as the policy
-    assert weights_hash(seen[0].policy) != before[1]
+    assert weights_hash(seen[0].models.trained.policy) != before[1]
 
 
 def test_held_out_rows_train_nothing(

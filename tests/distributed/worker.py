@@ -28,23 +28,25 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from rlframe.api import AuxiliaryLoss, LossTerm, PluginConfig
-from rlframe.compose.alignment import PPOParts
+from rlframe.compose.ppo import PPOParts
 from rlframe.compose.project import Project
 from rlframe.distributed.child import finished, take_reports
 from rlframe.distributed.training import Replicated, State, Training
-from rlframe.engine.experience import Crediting, Experience
+from rlframe.engine.evaluation import Models
+from rlframe.engine.experience import Experience, ExperienceBuilder
 from rlframe.engine.kl_control import KLControl
-from rlframe.engine.learner import Learner
-from rlframe.engine.metrics import Clock, Meter
+from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import Objective
-from rlframe.engine.ppo import Update, train
+from rlframe.engine.ppo import RunState, train
+from rlframe.engine.update_metrics import Update, update_metrics
+from rlframe.engine.updater import PolicyUpdater
 from rlframe.functional.masked import Moments, moments
 from rlframe.functional.running import statistics
 from rlframe.models.policy import Policy
 from rlframe.recipe import load_recipe
 from rlframe.registry.discovery import Registry
-from rlframe.runs.recorder import update_metrics
 from rlframe.types import KLState
+from tests.playing import watched
 from tests.rounding import smooth_adam
 
 RECIPE: dict[str, Any] = {
@@ -220,15 +222,15 @@ def play(
     exact = changes.get("runtime.precision") == "float64"
     with nullcontext() if exact else smooth_adam():
         parts = _parts(directory, changes)
-    runtime, training = parts.project.runtime, parts.training
+    runtime, training = parts.project.runtime, parts.models.training
     counter = _Counter()
-    episodes = len(parts.rollouts._prompts.take(0, parts.project.recipe.rollout.prompts_per_update))
+    episodes = len(parts.generator.prompts.take(0, parts.project.recipe.rollout.prompts_per_update))
 
-    def record(update: Update, clock: Clock) -> None:
+    def record(update: Update) -> None:
         played.metrics.append(
             update_metrics(
                 update,
-                clock,
+                parts.clock,
                 penalty=parts.penalty,
                 episodes=episodes * (update.number + 1),
                 reduce=runtime.sum,
@@ -239,24 +241,24 @@ def play(
         played.tokens.append({str(k): everyones[k] for k in sorted(everyones)})
         played.passes.append(runtime.gather(counter.restart()))
         if update.number + 1 == SAVED_AFTER:
-            played.kl, played.judge = asdict(update.next_kl), parts.judge.state_dict()
+            played.kl, played.judge = asdict(update.next_kl), parts.scorer.state_dict()
             played.tensors |= _flat("saved/weights", {"": training.weights()})
             played.tensors |= _flat("saved/optimizer", training.optimizer_state())
 
-    run = parts.run(record)
+    run = watched(parts, record)
     kl, first = run.control.initial(), 0
     if after is not None:
         first, kl = SAVED_AFTER, KLState(**after.kl)
         _restore(training, after, played)
-        parts.judge.load_state_dict(after.judge)
-        run.learn._steps = SAVED_AFTER * parts.ppo.epochs * parts.ppo.minibatches
+        parts.scorer.load_state_dict(after.judge)
+        run.updater._steps = SAVED_AFTER * parts.ppo.epochs * parts.ppo.minibatches
     else:
         _keep_first_step(training, played)
-    parts.models.register_forward_pre_hook(counter)
-    train(replace(run, updates=range(first, updates)), kl)
-    reference = {"reference share": _share(parts.reference.parameters())}
-    with parts.whole():
-        reference["reference share, whole"] = _share(parts.reference.parameters())
+    parts.models.trained.register_forward_pre_hook(counter)
+    train(replace(run, updates=updates), RunState(first, kl))
+    reference = {"reference share": _share(parts.models.reference.parameters())}
+    with parts.models.gathered():
+        reference["reference share, whole"] = _share(parts.models.reference.parameters())
     played.ran = runtime.gather(_running(training) | reference)
     played.tensors |= _flat("weights", {"": training.weights()})
     played.seconds = time.process_time() - start
@@ -371,16 +373,16 @@ def _alone(runtime: Any) -> Any:
 
 
 def _normaliser_of_a_rank() -> Any:
-    right = Learner._normaliser
+    right = PolicyUpdater._normaliser
 
-    def wrong(self: Learner, *args: Any) -> Any:
+    def wrong(self: PolicyUpdater, *args: Any) -> Any:
         runtime, self._runtime = self._runtime, _alone(self._runtime)
         try:
             return right(self, *args)
         finally:
             self._runtime = runtime
 
-    return patch.object(Learner, "_normaliser", wrong)
+    return patch.object(PolicyUpdater, "_normaliser", wrong)
 
 
 def _never_exchanged() -> Any:
@@ -392,10 +394,10 @@ def _never_exchanged() -> Any:
 
 
 def _whitened_by_rank() -> Any:
-    def wrong(self: Crediting, x: Tensor, mask: Tensor) -> Moments:
+    def wrong(self: ExperienceBuilder, x: Tensor, mask: Tensor) -> Moments:
         return moments(x, mask)
 
-    return patch.object(Crediting, "_moments", wrong)
+    return patch.object(ExperienceBuilder, "_moments", wrong)
 
 
 def _kl_by_rank() -> Any:
@@ -406,7 +408,7 @@ def _kl_by_rank() -> Any:
 
 
 def _statistics_by_rank() -> Any:
-    return patch("rlframe.engine.judge.statistics", lambda x, _: statistics(x, lambda y: y))
+    return patch("rlframe.engine.scoring.statistics", lambda x, _: statistics(x, lambda y: y))
 
 
 def _metrics_by_rank() -> Any:
@@ -423,10 +425,10 @@ def _metrics_by_rank() -> Any:
 @contextmanager
 def _auxiliary_mean_of_means() -> Iterator[None]:
     """A mean per micro-batch, then the mean over micro-batches and ranks that have any."""
-    divide, auxiliary = Learner._divide, Objective._auxiliary
+    divide, auxiliary = PolicyUpdater._divide, Objective._auxiliary
     number: dict[str, float] = {}
 
-    def counting(self: Learner, *args: Any) -> Any:
+    def counting(self: PolicyUpdater, *args: Any) -> Any:
         batches, over = divide(self, *args)
         for name, whole in over.auxiliary.items():
             some = sum(bool(b.auxiliary[name].mask.any()) for b in batches if name in b.auxiliary)
@@ -438,7 +440,7 @@ def _auxiliary_mean_of_means() -> Iterator[None]:
         return total / tokens.mask.sum().clamp(min=1) * number[instance.name]
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(Learner, "_divide", counting))
+        stack.enter_context(patch.object(PolicyUpdater, "_divide", counting))
         stack.enter_context(patch.object(Objective, "_auxiliary", wrong))
         yield
 
@@ -478,7 +480,7 @@ def _cramped() -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, size, most in (
             (Policy, "next_logits", lambda _, tokens, *rest: len(tokens), 3),
-            (Crediting, "_one_pass", lambda _, part: part.tokens.numel(), 30),
+            (Models, "_one_pass", lambda _, part: part.tokens.numel(), 30),
             (Objective, "__call__", learned, 30),
         ):
             wrong = _lacking(getattr(owner, name), size, most)
@@ -512,9 +514,9 @@ def _broken_off() -> Iterator[None]:
 @contextmanager
 def not_finite() -> Iterator[None]:
     """The second step's losses are infinite: those of rank 1 alone, where there are two."""
-    step, loss, struck = Learner._step, Objective.__call__, [False]
+    step, loss, struck = PolicyUpdater._step, Objective.__call__, [False]
 
-    def second(self: Learner, *args: Any) -> float:
+    def second(self: PolicyUpdater, *args: Any) -> float:
         mine = self._runtime.rank == self._runtime.world_size - 1
         struck[0] = mine and self._steps == 1
         return step(self, *args)
@@ -523,7 +525,10 @@ def not_finite() -> Iterator[None]:
         found, part = loss(self, *args)
         return (found * math.inf if struck[0] else found), part
 
-    with patch.object(Learner, "_step", second), patch.object(Objective, "__call__", infinite):
+    with (
+        patch.object(PolicyUpdater, "_step", second),
+        patch.object(Objective, "__call__", infinite),
+    ):
         yield
 
 

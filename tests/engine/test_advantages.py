@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlframe.api import AdvantageEstimator, HookPlugin, PluginConfig, hookimpl
 from rlframe.api.component import Instance
-from rlframe.engine.advantages import estimated
+from rlframe.engine.advantages import CreditAssignment
 from rlframe.errors import RunError
 from rlframe.registry.relay import Relay
 
@@ -36,7 +36,7 @@ class Scripted(AdvantageEstimator[PluginConfig]):
 def asked(function: Estimate, relay: Relay | None = None, values: Tensor = VALUES) -> Any:
     instance = Instance("advantages", "scripted (dist 1.0)", Scripted(function))
     given = (REWARDS.clone(), values.clone(), MASK.clone())
-    return estimated(relay or Relay(), instance, *given)
+    return CreditAssignment(instance, relay or Relay()).assign(*given)
 
 
 def right(rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: models that load as they were, and where the run stands."""
+"""What a checkpoint holds of the trained models: folders that load as they were."""
 
 from __future__ import annotations
 
@@ -10,32 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlframe.engine.checkpoint import (
-    Progress,
-    load_average,
-    load_progress,
-    load_weights,
-    save_models,
-    save_progress,
-)
+from rlframe.engine.checkpoint import load_average, load_weights, save_models
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.loading import scalar_model_from
 from rlframe.models.policy import Policy
-from rlframe.types import KLState
-
-
-def progress(**changed: Any) -> Progress:
-    given: dict[str, Any] = {
-        "updates": 3,
-        "kl": KLState(0.25, {"integral": 1.5}),
-        "learner": {"steps": 12},
-        "episodes": 96,
-        "last_kl": 4.5,
-        "observer_errors": 0,
-        "components": [{"rewards.a": {"seen": 1}}, {"rewards.a": {"seen": 2}}],
-        "judge": {"a": [1.0, 2.0]},
-    }
-    return Progress(**{**given, **changed})
 
 
 @pytest.fixture(params=["a critic of its own", "a shared critic"])
@@ -89,17 +67,3 @@ def test_an_average_is_a_policy_whose_other_weights_are_as_they_are(
     expected = {n: t for n, t in weights.items() if n.startswith("policy.")}
     assert same(found, {**expected, name: weights[name] * 3})
     assert same(load_weights(tmp_path, models), weights)
-
-
-@pytest.mark.parametrize("memory", [None, {"step": 3, "exp_avg": torch.ones(2)}])
-def test_where_a_run_stands_comes_back(memory: Any, tmp_path: Path) -> None:
-    save_progress(tmp_path, progress(), memory)
-    found, kept = load_progress(tmp_path)
-    assert found == progress()
-    assert (kept is None) == (memory is None)
-    assert memory is None or torch.equal(kept["exp_avg"], memory["exp_avg"])  # type: ignore[index]
-
-
-def test_a_process_that_the_run_did_not_have_takes_the_components_of_the_first() -> None:
-    states = [progress().of_rank(rank)["rewards.a"]["seen"] for rank in range(4)]
-    assert states == [1, 2, 1, 1]

@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from rlframe.engine.experience import Crediting, Experience
+from rlframe.engine.experience import Experience
 from rlframe.errors import RunError
-from tests.engine.test_learner import LENGTHS, actor_critic, experience_of, rollout, schedule_of
+from tests.engine.test_updater import (
+    LENGTHS,
+    Credit,
+    actor_critic,
+    credited,
+    experience_of,
+    rollout,
+    schedule_of,
+)
 
 
 @pytest.fixture
@@ -43,8 +51,8 @@ def test_rows_are_trimmed_to_the_longest_of_them(experience: Experience) -> None
     assert part.update == experience.update
 
 
-def test_nothing_is_a_response_that_counts_for_nothing(experience: Experience) -> None:
-    part = experience.nothing()
+def test_a_dummy_is_a_response_that_counts_for_nothing(experience: Experience) -> None:
+    part = experience.dummy()
     assert (len(part.sequences), int(part.mask.sum())) == (1, 0)
     assert part.sequences.lengths.tolist() == [2]
     assert not any(
@@ -65,28 +73,20 @@ def test_rewards_that_are_infinite_in_the_critics_precision_end_the_run(
             counted.append(float(x))
         return x
 
-    credit = Crediting(
-        models=models,
-        reference=models.policy,
-        advantages=lambda r, v, m: (r, r),
-        reduce=reduce,
-        estimator="k1",
-        penalty=penalty,
-        whiten_rewards=False,
-        whiten_advantages=False,
-    )
-    played, scores = rollout(), torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
+    settings = {"credit": Credit(lambda r, v, m: (r, r)), "reduce": reduce, "penalty": penalty}
+    scores = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
     scores[1, 6] = scores[4, 8] = size
     scores[0, 5] = float("inf")  # padding
-    schedule = schedule_of(played, budget=10_000, minibatches=1)
+    schedule = schedule_of(rollout(), budget=10_000, minibatches=1)
+    settings["whiten_advantages"] = False
     if abs(size) < 3.4e38:
-        credit(played, scores, schedule, beta=0.1)
+        credited(models, models.policy, scores, schedule, **settings)
         assert counted == [0.0]
         return
     with pytest.raises(
         RunError, match=r"update 0.*not finite in torch.float32.*2e\+39.*`weight`"
     ) as told:
-        credit(played, scores, schedule, beta=0.1)
+        credited(models, models.policy, scores, schedule, **settings)
     assert counted == [2.0]
     assert ("nats times 0.1" in str(told.value)) == penalty
 
@@ -95,18 +95,7 @@ def test_the_error_of_another_ranks_rewards_is_raised_here_too(
     language_model: Callable[..., Any],
 ) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
-    experience_of(models, models.policy, budget=10_000)
-    credit = Crediting(
-        models=models,
-        reference=models.policy,
-        advantages=lambda r, v, m: (r, r),
-        reduce=lambda x: x + 1,
-        estimator="k1",
-        penalty=False,
-        whiten_rewards=False,
-        whiten_advantages=False,
-    )
-    played = rollout()
     scores = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
+    schedule = schedule_of(rollout(), budget=10_000, minibatches=1)
     with pytest.raises(RunError, match="not finite"):
-        credit(played, scores, schedule_of(played, budget=10_000, minibatches=1), beta=0.1)
+        credited(models, models.policy, scores, schedule, reduce=lambda x: x + 1)

@@ -31,18 +31,18 @@ from rlframe.api import (
     RewardBatch,
     RewardProvider,
 )
-from rlframe.compose.alignment import PPOParts
+from rlframe.compose.ppo import PPOParts
 from rlframe.compose.project import Project
 from rlframe.engine.experience import Experience
-from rlframe.engine.metrics import Clock
-from rlframe.engine.ppo import Update, train
+from rlframe.engine.ppo import RunState, train
 from rlframe.engine.streams import Shuffled
+from rlframe.engine.update_metrics import Update, update_metrics
 from rlframe.models.lora import adapted
 from rlframe.recipe import load_recipe
 from rlframe.registry.discovery import Registry
-from rlframe.runs.recorder import update_metrics
 from tests import reference
 from tests.distributed.worker import RECIPE
+from tests.playing import watched
 
 UPDATES = 3
 LIMIT = 1e-12
@@ -277,9 +277,9 @@ def parts_of(folder: Path, choice: Choice) -> tuple[PPOParts, Any]:
     model = project.models.policy()
     plain = copy.deepcopy(model)
     parts = PPOParts(project, model)
-    if parts.reference.model is not model:  # else KL begins with 0
+    if parts.models.reference.model is not model:  # else KL begins with 0
         with torch.no_grad():
-            for weight in parts.reference.model.parameters():
+            for weight in parts.models.reference.model.parameters():
                 noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
                 weight += 0.02 * noise
     return parts, plain
@@ -287,7 +287,7 @@ def parts_of(folder: Path, choice: Choice) -> tuple[PPOParts, Any]:
 
 def played(parts: PPOParts) -> Iterator[Seen]:
     """Each update of the engine's run."""
-    training, seen = parts.training, list[Seen]()
+    training, seen = parts.models.training, list[Seen]()
     names = {weight: name for name, weight in training.models.named_parameters()}
     gradients: list[dict[str, Tensor]] = []
 
@@ -297,10 +297,10 @@ def played(parts: PPOParts) -> Iterator[Seen]:
             {names[w]: torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights}
         )
 
-    def record(update: Update, clock: Clock) -> None:
+    def record(update: Update) -> None:
         metrics = update_metrics(
             update,
-            clock,
+            parts.clock,
             penalty=parts.penalty,
             episodes=len(update.rollout) * (update.number + 1),
             reduce=parts.project.runtime.sum,
@@ -310,8 +310,8 @@ def played(parts: PPOParts) -> Iterator[Seen]:
         gradients.clear()
 
     hook = training.optimizer.register_step_pre_hook(before_step)
-    run = parts.run(record)
-    train(run, run.control.initial())
+    run = watched(parts, record)
+    train(run, RunState(0, run.control.initial()))
     hook.remove()
     yield from seen
 
@@ -331,7 +331,7 @@ def plain_name(name: str) -> str:
 def reference_of(parts: PPOParts, plain: Any) -> reference.PPO:
     recipe, ppo = parts.project.recipe, parts.ppo
     trained: dict[str, dict[str, Tensor]] = {"policy": {}, "critic": {}}
-    for name, weight in parts.models.named_parameters():
+    for name, weight in parts.models.trained.named_parameters():
         if weight.requires_grad:
             owner, _, short = plain_name(name).partition(" ")
             trained[owner][short] = weight
@@ -339,11 +339,13 @@ def reference_of(parts: PPOParts, plain: Any) -> reference.PPO:
     policy = reference.Network(
         copy.deepcopy(plain), trained["policy"], lora.alpha / lora.rank if lora else 0.0
     )
-    frozen = plain if adapted(parts.policy.model) else parts.reference.model
+    frozen = plain if adapted(parts.models.trained.policy.model) else parts.models.reference.model
     if recipe.model.critic.shared:
         critic = reference.Network(torch.nn.Module(), trained["critic"])
     else:
-        critic = reference.Network(copy.deepcopy(parts.models.critic.model), trained["critic"])
+        critic = reference.Network(
+            copy.deepcopy(parts.models.trained.critic.model), trained["critic"]
+        )
     assert recipe.kl is not None
     controller = recipe.kl.controller
     options = controller.options

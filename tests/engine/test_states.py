@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlframe.api.component import Component
-from rlframe.engine.states import component_states, restore_states
+from rlframe.engine.states import ComponentStates, component_states, restore_states
 from rlframe.errors import RecipeError, RunError
 
 
@@ -64,3 +64,19 @@ def test_what_a_component_raises_has_its_name_and_place() -> None:
     own = {"rewards.mine": Remembers({}, RecipeError("its own words"))}
     with pytest.raises(RecipeError, match=r"^its own words$"):
         component_states(own)
+
+
+def test_each_rank_takes_its_own_state_and_one_that_there_was_not_that_of_the_first() -> None:
+    saved = {"ranks": [{"rewards.a": {"seen": 1}}, {"rewards.a": {"seen": 2}}]}
+    found = []
+    for rank in range(4):
+        component = Remembers({})
+        ComponentStates({"rewards.a": component}, lambda mine: [mine], rank).load_state_dict(saved)
+        found.append(component.state["seen"])
+    assert found == [1, 2, 1, 1]
+
+
+def test_the_states_of_all_ranks_are_kept() -> None:
+    component = Remembers({"seen": 3})
+    kept = ComponentStates({"rewards.a": component}, lambda mine: [{"theirs": 0}, mine], 1)
+    assert kept.state_dict() == {"ranks": [{"theirs": 0}, {"rewards.a": {"seen": 3}}]}

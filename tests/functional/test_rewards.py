@@ -59,8 +59,8 @@ def test_response_mask_is_true_on_the_first_length_tokens():
         (3.0, 2.0, 0.0, 3.0),  # free
     ],
 )
-def test_penalised_table(score, nats, coefficient, reward):
-    found = rewards.penalised(
-        torch.tensor([[score]]), torch.tensor([[nats]]), coefficient=coefficient
+def test_kl_penalty_table(score, nats, coefficient, reward):
+    found = rewards.apply_kl_penalty(
+        torch.tensor([[score]]), torch.tensor([[nats]]), kl_coefficient=coefficient
     )
     assert found.item() == reward

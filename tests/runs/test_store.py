@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from rlframe.engine.trees import save_tree
 from rlframe.errors import RunError
 from rlframe.runs.store import CheckpointStore
+from rlframe.runs.trees import save_tree
 
 FILES = {"state.json": b"{}\n", "empty": b"", "policy/model.safetensors": bytes(range(256)) * 20}
 

@@ -20,9 +20,9 @@ from rlframe.api import (
     hookimpl,
 )
 from rlframe.api.spec import plugin_manager
-from rlframe.engine.trees import load_tree, save_tree
 from rlframe.errors import RecipeError
 from rlframe.recipe import load_recipe
+from rlframe.runs.trees import load_tree, save_tree
 
 CONTEXT: Any = None  # nothing of it is used
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rlframe.api.component import AuxiliaryLoss, Instance
 from rlframe.distributed.runtime import Runtime, out_of_memory
 from rlframe.distributed.training import Training
 from rlframe.engine.batching import Rows, microbatches, spread
+from rlframe.engine.ema import EMA
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import MicroBatch, Normaliser, Objective, count_of
@@ -25,8 +27,8 @@ from rlframe.types import TokenBatch, TokenExample
 
 
 @dataclass(frozen=True)
-class LearningSettings:
-    """Knobs of the optimisation; see the recipe's `ppo` section for units."""
+class UpdateSettings:
+    """Hyperparameters of the optimisation; see the recipe's `ppo` section for units."""
 
     epochs: int
     microbatch_tokens: int
@@ -71,7 +73,7 @@ class AuxiliaryData:
     examples: Shuffled[TokenExample] | None
 
 
-class Learner:
+class PolicyUpdater:
     """Owns the optimiser. State beyond it is two counters.
 
     Args:
@@ -82,6 +84,7 @@ class Learner:
       auxiliary: the data of the objective's auxiliary losses.
       runtime: sums over ranks.
       settings: epochs and limits.
+      ema: the moving average of the policy's weights, which each update adds to.
     """
 
     def __init__(
@@ -92,7 +95,8 @@ class Learner:
         objective: Objective,
         auxiliary: Sequence[AuxiliaryData],
         runtime: Runtime,
-        settings: LearningSettings,
+        settings: UpdateSettings,
+        ema: EMA | None = None,
     ) -> None:
         self._training = training
         self._schedule = schedule
@@ -100,6 +104,7 @@ class Learner:
         self._auxiliary = auxiliary
         self._runtime = runtime
         self._settings = settings
+        self._ema = ema
         self._steps = 0
         self._bad_in_a_row = 0
         self._halvings = 0
@@ -122,15 +127,17 @@ class Learner:
         """Padded tokens in a forward pass: the recipe's, halved each time that memory ran out."""
         return max(1, self._settings.microbatch_tokens >> self._halvings)
 
-    def __call__(self, experience: Experience, *, beta: float) -> tuple[Meter, dict[str, float]]:
-        """Learn from one rollout.
+    def update_policy(
+        self, experience: Experience, *, kl_coefficient: float
+    ) -> tuple[Meter, dict[str, float]]:
+        """A few epochs over one rollout.
 
         Args:
-          experience: this rank's share.
-          beta: weight of KL where it is a loss.
+          experience: this rank's shard.
+          kl_coefficient: weight of KL where it is a loss, score units per nat.
 
         Returns:
-          (sums over all tokens and passes of the steps that were taken, figures of the update as a
+          (sums over all tokens and passes of the steps that were taken, metrics of the update as a
           whole). Where every step was skipped, the names are there, with nothing counted.
 
         Raises:
@@ -143,7 +150,7 @@ class Learner:
         for epoch in range(self._settings.epochs):
             passed = Meter()
             for passes in experience.schedule.steps(epoch):
-                norm = self._step_that_fits(experience, passes, passed, beta)
+                norm = self._step_that_fits(experience, passes, passed, kl_coefficient)
                 norms.append(norm)
                 skipped += not math.isfinite(norm)
             meter.merge(passed)
@@ -160,6 +167,7 @@ class Learner:
                 stacklevel=2,
             )
         return meter, {
+            **self._averaged(),
             "lr": self._training.optimizer.param_groups[0]["lr"],
             "train/grad_norm": sum(finite) / len(finite) if finite else math.nan,
             "train/skipped_steps": skipped,
@@ -167,13 +175,21 @@ class Learner:
             "train/microbatch_tokens": self.budget,
         }
 
+    def _averaged(self) -> dict[str, float]:
+        """Add to the moving average; how long it took."""
+        if self._ema is None:
+            return {}
+        start = time.perf_counter()
+        self._ema.update()
+        return {"time/ema_seconds": time.perf_counter() - start}
+
     def _moved_too_far(self, passed: Meter) -> bool:
         """Whether the epoch ends the update. NaN, where no step was taken, does not."""
         limit = self._settings.stop_approx_kl
         return limit is not None and passed.means(self._runtime.sum)["policy/approxkl_avg"] > limit
 
     def _step_that_fits(
-        self, experience: Experience, passes: list[Rows], meter: Meter, beta: float
+        self, experience: Experience, passes: list[Rows], meter: Meter, kl_coefficient: float
     ) -> float:
         """One optimiser step, in smaller passes if memory runs out."""
         lengths = experience.sequences.lengths.tolist()
@@ -184,7 +200,7 @@ class Learner:
                 most = self._runtime.max(torch.tensor(len(passes)))
                 passes = spread(passes, int(most))
             try:
-                return self._step(experience, passes, meter, beta)
+                return self._step(experience, passes, meter, kl_coefficient)
             except Exception as error:
                 if not (out_of_memory(error) or isinstance(error, _NoMemoryError)):
                     raise
@@ -214,7 +230,9 @@ class Learner:
             return False
         return self.budget // 2 >= int(self._runtime.max(torch.tensor(longest)))
 
-    def _step(self, experience: Experience, passes: list[Rows], meter: Meter, beta: float) -> float:
+    def _step(
+        self, experience: Experience, passes: list[Rows], meter: Meter, kl_coefficient: float
+    ) -> float:
         """One optimiser step; returns the gradient norm before clipping, not finite if skipped."""
         batches, over = self._divide(experience, passes)
         total, sums = torch.zeros((), dtype=torch.float64), Meter()
@@ -222,7 +240,7 @@ class Learner:
             for number, batch in enumerate(batches, 1):
                 last = number == len(batches)
                 with self._training.accumulating(last=last):
-                    loss, part = self._training(self._objective, batch, over, beta)
+                    loss, part = self._training(self._objective, batch, over, kl_coefficient)
                     total += loss.detach().double().cpu()
                     sums.merge(part)
                     if last and not total.isfinite():
@@ -276,7 +294,7 @@ class Learner:
         Every rank makes the same passes in the same order, whatever its share: engines that gather
         weights wait for each other in every one of them.
         """
-        slices = [experience.rows(rows) if rows else experience.nothing() for rows in passes]
+        slices = [experience.rows(rows) if rows else experience.dummy() for rows in passes]
         parts = self._own_parts(len(slices), experience.mask.device)
         for data in self._auxiliary:
             if data.examples is None:
@@ -286,7 +304,7 @@ class Learner:
         # gradients. An empty one comes first: where a weight has its first gradient of a step in a
         # later pass, ZeRO adds it to that of the step before (stage 3, and the others offloaded).
         ahead = max(0, *map(len, parts.values()), len(slices)) - len(slices)
-        front = [experience.nothing(), *[None] * (ahead - 1)] if ahead else []
+        front = [experience.dummy(), *[None] * (ahead - 1)] if ahead else []
         return [
             MicroBatch(part, {name: found[k] for name, found in parts.items() if k < len(found)})
             for k, part in enumerate([*front, *slices])

@@ -17,7 +17,7 @@ from rlframe.api import (
     hookimpl,
 )
 from rlframe.api.component import Instance
-from rlframe.engine.judge import Judge, WeightedReward
+from rlframe.engine.scoring import RewardScorer, WeightedReward
 from rlframe.errors import RunError
 from rlframe.registry.relay import Relay
 from rlframe.rollout.sampler import pack
@@ -52,12 +52,12 @@ def rollout() -> Rollout:
     )
 
 
-def judge(
+def scorer(
     *rewards: tuple[Any, float],
     time_limit_seconds: float | None = None,
     normalize: Any = "none",
     **kwargs: Any,
-) -> Judge:
+) -> RewardScorer:
     mix = [
         WeightedReward(
             Instance(f"r{i}", f"scripted (dist {i}.0)", Scripted(answer)),
@@ -67,26 +67,28 @@ def judge(
         )
         for i, (answer, weight) in enumerate(rewards)
     ]
-    return Judge(mix, Relay(), **{**ALONE, **kwargs})
+    return RewardScorer(mix, Relay(), **{**ALONE, **kwargs})
 
 
 ALONE: Any = {"sample_reference": None, "reduce": lambda x: x, "seed": 0, "rank": 0}
 
 
 def test_a_score_lands_on_the_last_generated_token_eos_included() -> None:
-    found = judge((lambda b: [10.0, 20.0, 30.0], 1.0))(rollout())
+    found = scorer((lambda b: [10.0, 20.0, 30.0], 1.0)).score(rollout())
     assert found.rewards.tolist() == [[0, 10, 0], [20, 0, 0], [0, 0, 30]]
 
 
 def test_weights_multiply_and_rewards_add_up() -> None:
-    found = judge((lambda b: [1.0, 2.0, 3.0], 2.0), (lambda b: [1.0, 1.0, 1.0], -0.5))(rollout())
-    assert found.scores.tolist() == [1.5, 3.5, 5.5]
+    found = scorer((lambda b: [1.0, 2.0, 3.0], 2.0), (lambda b: [1.0, 1.0, 1.0], -0.5)).score(
+        rollout()
+    )
+    assert found.mix.tolist() == [1.5, 3.5, 5.5]
     assert found.raw["r0"].tolist() == [1, 2, 3]
     assert found.weighted["r1"].tolist() == [-0.5, -0.5, -0.5]
 
 
 def test_a_row_of_token_rewards_lies_on_its_tokens() -> None:
-    found = judge((lambda b: [[1.0, 2.0], [3.0], 4.0], 1.0))(rollout())
+    found = scorer((lambda b: [[1.0, 2.0], [3.0], 4.0], 1.0)).score(rollout())
     assert found.rewards.tolist() == [[1, 2, 0], [3, 0, 0], [0, 0, 4]]
     assert found.raw["r0"].tolist() == [3, 3, 4]
 
@@ -94,12 +96,12 @@ def test_a_row_of_token_rewards_lies_on_its_tokens() -> None:
 def test_tensors_and_numpy_numbers_are_numbers() -> None:
     import numpy as np
 
-    assert judge((lambda b: torch.tensor([1.0, 2.0, 3.0]), 1.0))(rollout()).scores.tolist() == [
+    assert scorer((lambda b: torch.tensor([1.0, 2.0, 3.0]), 1.0)).score(rollout()).mix.tolist() == [
         1,
         2,
         3,
     ]
-    assert judge((lambda b: np.float32([1, 2, 3]), 1.0))(rollout()).scores.tolist() == [1, 2, 3]
+    assert scorer((lambda b: np.float32([1, 2, 3]), 1.0)).score(rollout()).mix.tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_tensors_and_numpy_numbers_are_numbers() -> None:
 )
 def test_anything_but_finite_numbers_stops_the_run_and_shows_the_sample(bad: Any) -> None:
     with pytest.raises(RunError) as caught:
-        judge((lambda b: [1.0, 1.0, bad], 1.0))(rollout())
+        scorer((lambda b: [1.0, 1.0, bad], 1.0)).score(rollout())
     text = str(caught.value)
     assert "'r0' of type scripted (dist 0.0)" in text
     assert repr(bad) in text
@@ -119,12 +121,12 @@ def test_anything_but_finite_numbers_stops_the_run_and_shows_the_sample(bad: Any
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_a_wrong_number_of_values_stops_the_run(count: int) -> None:
     with pytest.raises(RunError, match=rf"'r0'.*returned {count} values for 3 responses"):
-        judge((lambda b: [0.0] * count, 1.0))(rollout())
+        scorer((lambda b: [0.0] * count, 1.0)).score(rollout())
 
 
 def test_a_single_number_is_not_spread_over_the_batch() -> None:
     with pytest.raises(RunError, match=r"returned 0.5 for 3 responses"):
-        judge((lambda b: 0.5, 1.0))(rollout())
+        scorer((lambda b: 0.5, 1.0)).score(rollout())
 
 
 def test_a_reward_that_raises_is_named_with_the_sample_that_breaks_it() -> None:
@@ -132,7 +134,7 @@ def test_a_reward_that_raises_is_named_with_the_sample_that_breaks_it() -> None:
         return [1 / (len(text) - 2) for text in batch.response_texts]
 
     with pytest.raises(RunError) as caught:
-        judge((lambda b: [0.0] * len(b), 1.0), (fragile, 1.0))(rollout())
+        scorer((lambda b: [0.0] * len(b), 1.0), (fragile, 1.0)).score(rollout())
     text = str(caught.value)
     assert "reward 'r1' of type scripted (dist 1.0) raised ZeroDivisionError" in text
     assert "'no'" in text
@@ -143,7 +145,7 @@ def test_a_reward_that_raises_is_named_with_the_sample_that_breaks_it() -> None:
 def test_providers_see_texts_ids_reasons_groups_and_a_reproducible_generator() -> None:
     seen: list[RewardBatch] = []
     for _ in range(2):
-        judge((lambda b: seen.append(b) or [0.0] * 3, 1.0))(rollout())
+        scorer((lambda b: seen.append(b) or [0.0] * 3, 1.0)).score(rollout())
     batch = seen[0]
     assert list(batch.response_ids) == [[7, 2], [8], [9, 9, 2]]
     assert batch.response_lengths == [2, 1, 3]
@@ -164,8 +166,8 @@ def test_the_reference_is_sampled_once_for_all_providers() -> None:
         assert batch.sample_reference is not None
         return [float(len(text)) for text in batch.sample_reference().response_texts]
 
-    found = judge((ask, 1.0), (ask, 1.0), sample_reference=reference)(rollout())
-    assert found.scores.tolist() == [6, 4, 10]
+    found = scorer((ask, 1.0), (ask, 1.0), sample_reference=reference).score(rollout())
+    assert found.mix.tolist() == [6, 4, 10]
     assert len(calls) == 1
 
 
@@ -178,8 +180,8 @@ def test_a_wrapper_around_the_hook_changes_what_is_scored() -> None:
 
     reward = WeightedReward(Instance("r", "scripted", Scripted(lambda b: [1.0, 2.0, 3.0])), 1.0)
     relay = Relay([Instance("twice", "doubling", Doubling(PluginConfig(), None))])
-    found = Judge([reward], relay, **ALONE)(rollout())
-    assert found.scores.tolist() == [2, 4, 6]
+    found = RewardScorer([reward], relay, **ALONE).score(rollout())
+    assert found.mix.tolist() == [2, 4, 6]
 
 
 def test_a_wrapper_that_raises_is_blamed_and_not_the_reward_inside_it() -> None:
@@ -199,7 +201,7 @@ def test_a_wrapper_that_raises_is_blamed_and_not_the_reward_inside_it() -> None:
         reward = WeightedReward(Instance("r", "scripted (s 1)", Scripted(score)), 1.0)
         relay = Relay([Instance("w", "wrapper (w 2)", plugin(PluginConfig(), None))])
         with pytest.raises(RunError) as caught:
-            Judge([reward], relay, **ALONE)(rollout())
+            RewardScorer([reward], relay, **ALONE).score(rollout())
         return str(caught.value).splitlines()[0].partition(" [")[0]  # its place
 
     def fails(batch: Any) -> Any:
@@ -219,16 +221,16 @@ def test_a_reward_that_hangs_ends_the_run_by_name_and_one_in_time_is_as_without_
 
     begun = time.monotonic()
     with pytest.raises(RunError, match=r"'r0' of type .* has not answered within 0.2 seconds"):
-        judge((slow, 1.0), time_limit_seconds=0.2)(rollout())
+        scorer((slow, 1.0), time_limit_seconds=0.2).score(rollout())
     assert time.monotonic() - begun < 5
 
     def quick(batch: RewardBatch) -> list[float]:
         assert not torch.is_grad_enabled()
         return [1.0, 2.0, 3.0]
 
-    assert judge((quick, 1.0), time_limit_seconds=20)(rollout()).scores.tolist() == [1, 2, 3]
+    assert scorer((quick, 1.0), time_limit_seconds=20).score(rollout()).mix.tolist() == [1, 2, 3]
     with pytest.raises(RunError, match="raised ZeroDivisionError"):
-        judge((lambda b: 1 / 0, 1.0), time_limit_seconds=20)(rollout())
+        scorer((lambda b: 1 / 0, 1.0), time_limit_seconds=20).score(rollout())
 
 
 class Dear(Scripted):
@@ -237,9 +239,9 @@ class Dear(Scripted):
     cheap_to_repeat = False
 
 
-def judge_of(provider: RewardProvider[Any], **settings: Any) -> Judge:
+def scorer_of(provider: RewardProvider[Any], **settings: Any) -> RewardScorer:
     instance = Instance("dear", "dear (dist 1.0)", provider)
-    return Judge([WeightedReward(instance, 1.0, **settings)], Relay(), **ALONE)
+    return RewardScorer([WeightedReward(instance, 1.0, **settings)], Relay(), **ALONE)
 
 
 @pytest.mark.parametrize("seconds", [None, 20.0])
@@ -251,13 +253,13 @@ def test_a_failed_batch_is_repeated_only_where_that_is_cheap(seconds: float | No
         raise OSError("no credit left")
 
     with pytest.raises(RunError, match="raised OSError: no credit left") as caught:
-        judge_of(Dear(fails), time_limit_seconds=seconds)(rollout())
+        scorer_of(Dear(fails), time_limit_seconds=seconds).score(rollout())
     assert asked == [3]
     assert "Which of 3 responses it was is not known" in str(caught.value)
     assert "sample 0 of update 4" in str(caught.value)
     asked.clear()
     with pytest.raises(RunError, match="sample 0 of update 4"):
-        judge_of(Scripted(fails), time_limit_seconds=seconds)(rollout())
+        scorer_of(Scripted(fails), time_limit_seconds=seconds).score(rollout())
     assert asked == [3, 2, 1]
 
 
@@ -272,7 +274,7 @@ def test_the_limit_holds_while_the_culprit_is_looked_for() -> None:
 
     begun = time.monotonic()
     with pytest.raises(RunError, match="raised ValueError: bad text") as caught:
-        judge_of(Scripted(slow_when_alone), time_limit_seconds=0.5)(rollout())
+        scorer_of(Scripted(slow_when_alone), time_limit_seconds=0.5).score(rollout())
     assert time.monotonic() - begun < 15
     assert calls == [3, 2]
     assert "The time was over before the response was found" in str(caught.value)
@@ -291,7 +293,7 @@ def test_wrappers_are_within_the_limit() -> None:
     provider = Scripted(lambda b: [0.0] * 3)
     reward = WeightedReward(Instance("r", "scripted", provider), 1.0, time_limit_seconds=0.2)
     with pytest.raises(RunError, match=r"has not answered within 0\.2 seconds"):
-        Judge([reward], relay, **ALONE)(rollout())
+        RewardScorer([reward], relay, **ALONE).score(rollout())
 
 
 def test_a_wrapper_is_named_beside_the_reward_whose_scores_it_changed() -> None:
@@ -304,20 +306,20 @@ def test_a_wrapper_is_named_beside_the_reward_whose_scores_it_changed() -> None:
     relay = Relay([Instance("dicts", "dicts", Dicts(PluginConfig(), context))])
     reward = WeightedReward(Instance("r", "scripted", Scripted(lambda b: [0.0] * 3)), 1.0)
     with pytest.raises(RunError, match=r"\(with the hook plugin 'dicts' around it\) returned \{0:"):
-        Judge([reward], relay, **ALONE)(rollout())
+        RewardScorer([reward], relay, **ALONE).score(rollout())
 
 
 @pytest.mark.parametrize("answer", [{0: 1.0, 1: 2.0, 2: 3.0}, {1.0, 2.0, 3.0}, "abc"], ids=str)
 def test_what_merely_has_the_right_length_is_refused(answer: Any) -> None:
     with pytest.raises(RunError, match=r"'r0' of type scripted.* returned .* for 3 responses"):
-        judge((lambda b: answer, 1.0))(rollout())
+        scorer((lambda b: answer, 1.0)).score(rollout())
 
 
 def test_a_weight_that_makes_a_score_infinite_is_refused() -> None:
     with pytest.raises(
         RunError, match=r"the mix is not finite.*'r0'.*weight of 1e\+30.*"
     ) as caught:
-        judge((lambda b: [0.0, 0.0, 1e20], 1e30))(rollout())
+        scorer((lambda b: [0.0, 0.0, 1e20], 1e30)).score(rollout())
     assert "sample 2" in str(caught.value)
 
 
@@ -337,7 +339,7 @@ def test_what_combine_returns_is_held_against_the_contract(joined: Any, why: str
             return joined
 
     with pytest.raises(RunError, match=f"'dear' of type dear .*{why}|{why}.*'dear'"):
-        judge_of(Joins(lambda b: [0.0] * 3))(rollout())
+        scorer_of(Joins(lambda b: [0.0] * 3)).score(rollout())
 
 
 def test_a_reward_of_weight_0_is_a_metric_alone_even_if_it_would_replace_others() -> None:
@@ -349,8 +351,8 @@ def test_a_reward_of_weight_0_is_a_metric_alone_even_if_it_would_replace_others(
         WeightedReward(Instance("r", "scripted", Scripted(lambda b: [1.0, 3.0, 5.0])), 1.0),
         WeightedReward(Instance("e", "eos", penalty), 0.0),
     ]
-    found = Judge(mix, Relay(), **ALONE)(rollout())
-    assert found.scores.tolist() == [1.0, 3.0, 5.0]
+    found = RewardScorer(mix, Relay(), **ALONE).score(rollout())
+    assert found.mix.tolist() == [1.0, 3.0, 5.0]
     assert found.raw["e"].tolist() == [0.0, -4.0, 0.0]
 
 
@@ -365,43 +367,45 @@ def in_turn(*scores: list[Any]) -> Any:
 
 def test_scores_are_divided_by_the_deviation_of_all_so_far() -> None:
     """1 3 5: std sqrt(8/3). With 7 7 7 besides: mean 5, std sqrt((16 + 4 + 0 + 3 * 4) / 6)."""
-    asked = judge((in_turn([1.0, 3.0, 5.0], [7.0] * 3), 2.0), normalize="scale")
-    first, second = asked(rollout()), asked(rollout())
+    asked = scorer((in_turn([1.0, 3.0, 5.0], [7.0] * 3), 2.0), normalize="scale")
+    first, second = asked.score(rollout()), asked.score(rollout())
     one, two = math.sqrt(8 / 3), math.sqrt(32 / 6)
-    assert first.scores.tolist() == pytest.approx([2 / one, 6 / one, 10 / one])
-    assert second.scores.tolist() == pytest.approx([14 / two] * 3)
-    assert second.weighted["r0"].tolist() == second.scores.tolist()
+    assert first.mix.tolist() == pytest.approx([2 / one, 6 / one, 10 / one])
+    assert second.mix.tolist() == pytest.approx([14 / two] * 3)
+    assert second.weighted["r0"].tolist() == second.mix.tolist()
     assert second.raw["r0"].tolist() == [7.0] * 3
     assert (first.running["r0"].std, second.running["r0"].std) == pytest.approx((one, two))
     assert (first.running["r0"].mean, second.running["r0"].mean) == pytest.approx((3, 5))
 
 
 def test_standardized_scores_lose_the_mean_of_all_so_far() -> None:
-    asked = judge((in_turn([1.0, 3.0, 5.0], [7.0] * 3), -1.0), normalize="standardize")
+    asked = scorer((in_turn([1.0, 3.0, 5.0], [7.0] * 3), -1.0), normalize="standardize")
     one, two = math.sqrt(8 / 3), math.sqrt(32 / 6)
-    assert asked(rollout()).scores.tolist() == pytest.approx([2 / one, 0, -2 / one])
-    found = asked(rollout())
+    assert asked.score(rollout()).mix.tolist() == pytest.approx([2 / one, 0, -2 / one])
+    found = asked.score(rollout())
     assert found.rewards[0].tolist() == pytest.approx([0, -2 / two, 0])
-    assert found.scores.tolist() == pytest.approx([-2 / two] * 3)
+    assert found.mix.tolist() == pytest.approx([-2 / two] * 3)
 
 
 def test_a_row_of_token_rewards_counts_as_its_sum() -> None:
     rows = [[1.0, 2.0], [1.0], [0.0, 2.0, 3.0]]  # scores 3, 1, 5
     std = math.sqrt(8 / 3)
-    found = judge((lambda b: rows, 1.0), normalize="scale")(rollout())
+    found = scorer((lambda b: rows, 1.0), normalize="scale").score(rollout())
     assert found.rewards[2].tolist() == pytest.approx([0, 2 / std, 3 / std])
-    found = judge((lambda b: rows, 1.0), normalize="standardize")(rollout())
+    found = scorer((lambda b: rows, 1.0), normalize="standardize").score(rollout())
     assert found.rewards[2].tolist() == pytest.approx([0, 2 / std, 0])
-    assert found.scores.tolist() == pytest.approx([0, -2 / std, 2 / std])
+    assert found.mix.tolist() == pytest.approx([0, -2 / std, 2 / std])
     assert found.running["r0"].mean == pytest.approx(3)
 
 
-def test_a_look_at_held_out_prompts_is_not_normalised_and_leaves_the_statistics() -> None:
-    asked = judge((in_turn([9.0] * 3, [1.0, 3.0, 5.0], [9.0] * 3), 2.0), normalize="standardize")
-    assert asked.heldout(rollout()).scores.tolist() == [18.0] * 3
-    asked(rollout())
+def test_an_evaluation_on_held_out_prompts_is_not_normalised_and_leaves_the_statistics() -> None:
+    asked = scorer((in_turn([9.0] * 3, [1.0, 3.0, 5.0], [9.0] * 3), 2.0), normalize="standardize")
+    assert asked.heldout(rollout()).mix.tolist() == [18.0] * 3
+    asked.score(rollout())
     before = asked.state_dict()
-    assert asked.heldout(rollout()).scores.tolist() == [18.0] * 3  # as before: looks are compared
+    assert (
+        asked.heldout(rollout()).mix.tolist() == [18.0] * 3
+    )  # as before: evaluations are compared
     assert asked.state_dict() == before
 
 
@@ -409,20 +413,20 @@ def test_statistics_go_on_after_a_save_and_a_load() -> None:
     import json
 
     answers = ([1.0, 3.0, 5.0], [0.1, 7.0, 7.3], [2.0, 2.5, 9.0])
-    calm = judge((in_turn(*answers), 1.0), normalize="standardize")
-    expected = [calm(rollout()) for _ in answers][-1]
-    first = judge((in_turn(*answers[:2]), 1.0), normalize="standardize")
+    calm = scorer((in_turn(*answers), 1.0), normalize="standardize")
+    expected = [calm.score(rollout()) for _ in answers][-1]
+    first = scorer((in_turn(*answers[:2]), 1.0), normalize="standardize")
     for _ in range(2):
-        first(rollout())
-    again = judge((in_turn(answers[2]), 1.0), normalize="standardize")
+        first.score(rollout())
+    again = scorer((in_turn(answers[2]), 1.0), normalize="standardize")
     again.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert again(rollout()).scores.tolist() == expected.scores.tolist()
+    assert again.score(rollout()).mix.tolist() == expected.mix.tolist()
     assert again.state_dict() == calm.state_dict()
 
 
 def test_rewards_that_are_not_normalised_have_no_statistics() -> None:
-    asked = judge((lambda b: [1.0, 2.0, 3.0], 1.0))
-    assert asked(rollout()).running == {}
+    asked = scorer((lambda b: [1.0, 2.0, 3.0], 1.0))
+    assert asked.score(rollout()).running == {}
     assert asked.state_dict() == {}
     asked.load_state_dict({"gone": [3, 1.0, 2.0]})
     assert asked.state_dict() == {}
@@ -438,6 +442,6 @@ def test_a_penalty_that_replaces_takes_the_place_of_normalised_scores() -> None:
         ),
         WeightedReward(Instance("e", "eos", EosPenalty(config, None)), 1.0),  # type: ignore[arg-type]
     ]
-    found = Judge(mix, Relay(), **ALONE)(rollout())
+    found = RewardScorer(mix, Relay(), **ALONE).score(rollout())
     std = math.sqrt(8 / 3)
-    assert found.scores.tolist() == pytest.approx([-2 / std, -4, 2 / std])
+    assert found.mix.tolist() == pytest.approx([-2 / std, -4, 2 / std])

@@ -17,18 +17,20 @@ from rlframe.api.component import Instance
 from rlframe.builtin.losses import PTX, SFT, PTXConfig, SFTConfig
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import Schedule
-from rlframe.engine.experience import Crediting, Experience
-from rlframe.engine.learner import (
-    AuxiliaryData,
-    Learner,
-    LearningSettings,
-    MemoryWarning,
-    SkippedUpdateWarning,
-    learning_rate_factor,
-)
+from rlframe.engine.evaluation import Models
+from rlframe.engine.experience import Experience, ExperienceBuilder
 from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import NothingCountedWarning, Objective
+from rlframe.engine.scoring import Scores
 from rlframe.engine.streams import Shuffled
+from rlframe.engine.updater import (
+    AuxiliaryData,
+    MemoryWarning,
+    PolicyUpdater,
+    SkippedUpdateWarning,
+    UpdateSettings,
+    learning_rate_factor,
+)
 from rlframe.errors import OutOfMemoryError, RunError
 from rlframe.functional.advantages import gae
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
@@ -114,6 +116,46 @@ def schedule_of(played: Rollout, *, budget: int, minibatches: int) -> Schedule:
     )
 
 
+class Credit:
+    """An advantage estimator that is a function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def assign(self, *given: torch.Tensor) -> Any:
+        return self._function(*given)
+
+
+def credited(
+    models: ActorCritic,
+    reference: Policy,
+    scores: torch.Tensor,
+    schedule: Schedule,
+    *,
+    estimator: Any = "k1",
+    kl_coefficient: float = 0.1,
+    **settings: Any,
+) -> Experience:
+    """The experience of the rollout above."""
+    usual: dict[str, Any] = {
+        "credit": Credit(lambda r, v, m: gae(r, v, m, gamma=1.0, lam=0.95)),
+        "reduce": RUNTIME.sum,
+        "penalty": True,
+        "whiten_rewards": False,
+        "whiten_advantages": True,
+    }
+    nothing: Any = None
+    evaluated = Models(models, reference, nothing, RUNTIME, nothing, estimator)
+    evaluation = evaluated.evaluate(rollout().sequences, schedule)
+    return ExperienceBuilder(**(usual | settings)).build(
+        rollout(),
+        Scores(scores, {}, {}, {}),
+        evaluation,
+        schedule,
+        kl_coefficient=kl_coefficient,
+    )
+
+
 def experience_of(
     models: ActorCritic, reference: Policy, *, budget: int, minibatches: int = 1
 ) -> Experience:
@@ -121,33 +163,23 @@ def experience_of(
     scores = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
     for row, length in enumerate(LENGTHS):
         scores[row, length - 1] = (-1.0) ** row * row
-    credit = Crediting(
-        models=models,
-        reference=reference,
-        advantages=lambda r, v, m: gae(r, v, m, gamma=1.0, lam=0.95),
-        reduce=RUNTIME.sum,
-        estimator="k1",
-        penalty=True,
-        whiten_rewards=False,
-        whiten_advantages=True,
-    )
     schedule = schedule_of(played, budget=budget, minibatches=minibatches)
-    return credit(played, scores, schedule, beta=0.1)
+    return credited(models, reference, scores, schedule)
 
 
-def learner_of(
+def updater_of(
     models: ActorCritic,
     *,
     budget: int,
     auxiliary: bool = True,
     kl_loss: str | None = None,
     **settings: Any,
-) -> Learner:
+) -> PolicyUpdater:
     data = auxiliaries() if auxiliary else []
     # Plain gradient descent: a step of size 1 writes the gradient into the weights.
     optimizer = torch.optim.SGD([{"params": list(models.parameters()), "lr": 1.0, "peak_lr": 1.0}])
     limit = settings.pop("max_grad_norm", 1e9)
-    return Learner(
+    return PolicyUpdater(
         RUNTIME.train(models, lambda _: optimizer, max_grad_norm=limit),
         schedule=lambda update: settings.pop("factor", 1.0),
         objective=Objective(
@@ -160,7 +192,7 @@ def learner_of(
         ),
         auxiliary=data,
         runtime=RUNTIME,
-        settings=LearningSettings(
+        settings=UpdateSettings(
             **{
                 "epochs": 1,
                 "microbatch_tokens": budget,
@@ -177,7 +209,7 @@ def gradient(
 ) -> torch.Tensor:
     models = actor_critic(make, dtype, chunk=chunk, shared=shared)
     reference = Policy(make(dtype=dtype, seed=5), temperature=0.9, chunk=chunk)
-    learner = learner_of(models, budget=budget, **kw)
+    updater = updater_of(models, budget=budget, **kw)
     found: list[torch.Tensor] = []
 
     def look(*_: Any) -> None:  # before the step: the weights after it would hold rounding too
@@ -190,12 +222,12 @@ def gradient(
             )
         )
 
-    learner._training.optimizer.register_step_pre_hook(look)
+    updater._training.optimizer.register_step_pre_hook(look)
     experience = experience_of(
         models, reference, budget=10_000
     )  # credited in one pass, learned in many
     cut = schedule_of(rollout(), budget=budget, minibatches=1)
-    learner(replace(experience, schedule=cut), beta=0.1)
+    updater.update_policy(replace(experience, schedule=cut), kl_coefficient=0.1)
     (only,) = found
     return only
 
@@ -225,14 +257,14 @@ def test_the_first_and_the_last_pass_of_a_step_give_every_weight_a_gradient(
     models = actor_critic(language_model, torch.float32, chunk=512, shared=shared)
     experience = experience_of(models, models.policy, budget=10_000)
     (passes,) = experience.schedule.steps(0)
-    learner = learner_of(models, budget=12)  # auxiliary data of several passes
-    batches, over = learner._divide(experience, passes)
+    updater = updater_of(models, budget=12)  # auxiliary data of several passes
+    batches, over = updater._divide(experience, passes)
     assert len(batches) > len(passes) + 1 == 2
     assert batches[1].experience is None
     assert all(b.auxiliary.keys() & {"ptx", "sft"} for b in batches[:-1])  # no pass for nothing
     for batch in (batches[0], batches[-1]):
         models.zero_grad()
-        loss, _ = learner._objective(models, batch, over, 0.1)
+        loss, _ = updater._objective(models, batch, over, 0.1)
         loss.backward()
         assert all(weight.grad is not None for weight in models.parameters())
 
@@ -285,8 +317,8 @@ def test_before_the_first_step_every_ratio_is_exactly_one(language_model: Any) -
         experience = experience_of(models, reference, budget=24, minibatches=minibatches)
         assert torch.equal(experience.kl, torch.zeros_like(experience.kl))
         # A gradient of size 0 leaves the policy as it is through every step of the epoch.
-        learner = learner_of(models, budget=24, auxiliary=False, max_grad_norm=1e-30)
-        meter, _ = learner(experience, beta=0.1)
+        updater = updater_of(models, budget=24, auxiliary=False, max_grad_norm=1e-30)
+        meter, _ = updater.update_policy(experience, kl_coefficient=0.1)
         found = meter.means(lambda t: t)
         assert found["val/ratio"] == 1.0
         assert found["ratio_square"] == 0.0
@@ -310,7 +342,7 @@ def test_padding_garbage_changes_neither_experience_nor_gradient(language_model:
     after = []
     for experience in (clean, dirty):
         fresh = actor_critic(language_model, torch.float32, chunk=512, shared=False)
-        learner_of(fresh, budget=40)(experience, beta=0.1)
+        updater_of(fresh, budget=40).update_policy(experience, kl_coefficient=0.1)
         after.append(torch.cat([p.detach().flatten() for p in fresh.parameters()]))
     assert torch.equal(after[0], after[1])
 
@@ -319,9 +351,9 @@ def test_each_epoch_makes_as_many_steps_as_there_are_minibatches(language_model:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=40, minibatches=3)
     # Short steps: at length 1 some processors' rounding sends the sixth one to infinity.
-    learner = learner_of(models, budget=40, auxiliary=False, epochs=2, max_grad_norm=1e-3)
+    updater = updater_of(models, budget=40, auxiliary=False, epochs=2, max_grad_norm=1e-3)
     steps = 0
-    optimizer = learner._training.optimizer
+    optimizer = updater._training.optimizer
     step = optimizer.step
 
     def counted(*args: Any) -> None:
@@ -330,7 +362,7 @@ def test_each_epoch_makes_as_many_steps_as_there_are_minibatches(language_model:
         step(*args)
 
     optimizer.step = counted  # type: ignore[method-assign]
-    learner(experience, beta=0.1)
+    updater.update_policy(experience, kl_coefficient=0.1)
     assert steps == 6
 
 
@@ -338,7 +370,9 @@ def test_gradients_are_clipped_to_the_norm(language_model: Any) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     before = torch.cat([p.detach().flatten().clone() for p in models.parameters()])
     experience = experience_of(models, models.policy, budget=40)
-    _, figures = learner_of(models, budget=40, max_grad_norm=0.01)(experience, beta=0.1)
+    _, figures = updater_of(models, budget=40, max_grad_norm=0.01).update_policy(
+        experience, kl_coefficient=0.1
+    )
     moved = (before - torch.cat([p.detach().flatten() for p in models.parameters()])).norm()
     assert figures["train/grad_norm"] > 0.1  # reported before clipping
     torch.testing.assert_close(moved, torch.tensor(0.01), rtol=1e-3, atol=0)
@@ -351,17 +385,17 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_few_in_a_row_end_the_run(
     before = torch.cat([p.detach().flatten().clone() for p in models.parameters()])
     good = experience_of(models, models.policy, budget=40)
     bad = replace(good, advantages=good.advantages * float("inf"))
-    learner = learner_of(models, budget=40, auxiliary=False)
+    updater = updater_of(models, budget=40, auxiliary=False)
     with pytest.warns(SkippedUpdateWarning, match="update 0: all of its 1 optimiser steps"):
-        _, figures = learner(bad, beta=0.1)
+        _, figures = updater.update_policy(bad, kl_coefficient=0.1)
     assert figures["train/skipped_steps"] == 1
     assert math.isnan(figures["train/grad_norm"])
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in models.parameters()]))
-    learner(good, beta=0.1)  # a good step in between starts the count anew
+    updater.update_policy(good, kl_coefficient=0.1)  # a good step in between starts the count anew
     with pytest.warns(SkippedUpdateWarning):
-        learner(bad, beta=0.1)
+        updater.update_policy(bad, kl_coefficient=0.1)
     with pytest.raises(RunError, match=r"2 optimiser steps in a row were skipped.*max_bad_steps"):
-        learner(bad, beta=0.1)
+        updater.update_policy(bad, kl_coefficient=0.1)
 
 
 @pytest.mark.parametrize("limit", [None, 1e-9], ids=["", "with stop_approx_kl"])
@@ -372,11 +406,11 @@ def test_an_update_of_skipped_steps_keeps_the_names_of_its_metrics(
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     good = experience_of(models, models.policy, budget=40)
     bad = replace(good, returns=good.returns * float("inf"))
-    learner = learner_of(models, budget=40, epochs=3, max_bad_steps=4, stop_approx_kl=limit)
+    updater = updater_of(models, budget=40, epochs=3, max_bad_steps=4, stop_approx_kl=limit)
     with pytest.warns(SkippedUpdateWarning, match="all of its 3 optimiser steps"):
-        meter, figures = learner(bad, beta=0.1)
+        meter, figures = updater.update_policy(bad, kl_coefficient=0.1)
     assert (figures["train/epochs"], figures["train/skipped_steps"]) == (3, 3)
-    usual, _ = learner_of(models, budget=40)(good, beta=0.1)
+    usual, _ = updater_of(models, budget=40).update_policy(good, kl_coefficient=0.1)
     found = meter.means(lambda t: t)
     assert found.keys() == usual.means(lambda t: t).keys()
     assert all(math.isnan(value) for value in found.values())
@@ -387,14 +421,14 @@ def test_metrics_are_of_the_steps_that_were_taken(
 ) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     good = experience_of(models, models.policy, budget=40, minibatches=2)
-    one = learner_of(copy.deepcopy(models), budget=40, auxiliary=False)
+    one = updater_of(copy.deepcopy(models), budget=40, auxiliary=False)
     expected = Meter()
     one._step(good, good.schedule.steps(0)[0], expected, 0.1)
-    learner = learner_of(models, budget=40, auxiliary=False)
-    right = learner._training.step
-    outcomes = iter([right, lambda: (learner._training.discard(), math.nan)[1]])
-    monkeypatch.setattr(learner._training, "step", lambda: next(outcomes)())
-    meter, figures = learner(good, beta=0.1)
+    updater = updater_of(models, budget=40, auxiliary=False)
+    right = updater._training.step
+    outcomes = iter([right, lambda: (updater._training.discard(), math.nan)[1]])
+    monkeypatch.setattr(updater._training, "step", lambda: next(outcomes)())
+    meter, figures = updater.update_policy(good, kl_coefficient=0.1)
     assert figures["train/skipped_steps"] == 1
     assert meter.means(lambda t: t) == expected.means(lambda t: t)
 
@@ -403,12 +437,12 @@ def test_epochs_stop_when_the_policy_has_moved_too_far(language_model: Any) -> N
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=40)
     short: dict[str, Any] = {"budget": 40, "auxiliary": False, "epochs": 4, "max_grad_norm": 0.01}
-    _, free = learner_of(models, **short)(experience, beta=0.1)
+    _, free = updater_of(models, **short).update_policy(experience, kl_coefficient=0.1)
     assert free["train/epochs"] == 4
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=40)
-    learner = learner_of(models, **short, stop_approx_kl=1e-9)
-    _, stopped = learner(experience, beta=0.1)
+    updater = updater_of(models, **short, stop_approx_kl=1e-9)
+    _, stopped = updater.update_policy(experience, kl_coefficient=0.1)
     assert stopped["train/epochs"] == 2  # the first pass starts at 0, the second is too far
 
 
@@ -418,8 +452,8 @@ def test_kl_as_a_loss_pulls_towards_the_reference(language_model: Any) -> None:
     reference = Policy(language_model(dtype=torch.float64, seed=5), temperature=0.9, chunk=512)
     before = experience_of(models, reference, budget=10_000)
     still = replace(before, advantages=torch.zeros_like(before.advantages))
-    learner = learner_of(models, budget=40, auxiliary=False, kl_loss="k2", max_grad_norm=0.05)
-    learner(still, beta=1.0)
+    updater = updater_of(models, budget=40, auxiliary=False, kl_loss="k2", max_grad_norm=0.05)
+    updater.update_policy(still, kl_coefficient=1.0)
     after = experience_of(models, reference, budget=10_000)
     squares = [((e.logprobs - e.reference) ** 2).sum() for e in (before, after)]
     assert squares[1] < squares[0]
@@ -431,22 +465,22 @@ def test_a_loss_whose_count_is_not_what_it_said_is_refused(language_model: Any) 
             return batch.mask.sum() + 1
 
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
-    learner = learner_of(models, budget=40, auxiliary=False)
+    updater = updater_of(models, budget=40, auxiliary=False)
     instance = Instance("own", "lying (test 1)", Lying(PluginConfig(), None))  # type: ignore[arg-type]
-    learner._auxiliary = [AuxiliaryData(instance, None)]
-    learner._objective = replace(learner._objective, auxiliary=(instance,))
+    updater._auxiliary = [AuxiliaryData(instance, None)]
+    updater._objective = replace(updater._objective, auxiliary=(instance,))
     with pytest.raises(RunError, match=r"lying \(test 1\).*count"):
-        learner(experience_of(models, models.policy, budget=40), beta=0.1)
+        updater.update_policy(experience_of(models, models.policy, budget=40), kl_coefficient=0.1)
 
 
-def learner_with(models: ActorCritic, component: Any, *, max_bad_steps: int = 3) -> Learner:
-    """A learner with one auxiliary loss, which works on the rollout."""
+def updater_with(models: ActorCritic, component: Any, *, max_bad_steps: int = 3) -> PolicyUpdater:
+    """A updater with one auxiliary loss, which works on the rollout."""
     context: Any = None
     instance = Instance("own", "own (test 1)", component(PluginConfig(), context))
-    learner = learner_of(models, budget=40, auxiliary=False, max_bad_steps=max_bad_steps)
-    learner._auxiliary = [AuxiliaryData(instance, None)]
-    learner._objective = replace(learner._objective, auxiliary=(instance,))
-    return learner
+    updater = updater_of(models, budget=40, auxiliary=False, max_bad_steps=max_bad_steps)
+    updater._auxiliary = [AuxiliaryData(instance, None)]
+    updater._objective = replace(updater._objective, auxiliary=(instance,))
+    return updater
 
 
 class Detached(Entropyish):
@@ -476,7 +510,7 @@ class CountFails(Entropyish):
         (Detached, "returned a total without a gradient"),
         (PerToken, "returned a total of a Tensor of shape"),
         (CountsNaN, r"returned a `count\(\)` of nan"),
-        (CountFails, r"raised LookupError in `count`: no such column \[.*test_learner.py:\d+\]"),
+        (CountFails, r"raised LookupError in `count`: no such column \[.*test_updater.py:\d+\]"),
     ],
 )
 def test_a_loss_that_breaks_its_contract_is_named(
@@ -485,7 +519,7 @@ def test_a_loss_that_breaks_its_contract_is_named(
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=40)
     with pytest.raises(RunError, match=rf"auxiliary loss 'own' of type own \(test 1\) {told}"):
-        learner_with(models, component)(experience, beta=0.1)
+        updater_with(models, component).update_policy(experience, kl_coefficient=0.1)
 
 
 def test_a_step_in_which_a_loss_counts_nothing_is_that_of_ppo_alone(language_model: Any) -> None:
@@ -505,10 +539,14 @@ def test_a_step_in_which_a_loss_counts_nothing_is_that_of_ppo_alone(language_mod
         models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
         experience = experience_of(models, models.policy, budget=40)
         if component is None:
-            learner_of(models, budget=40, auxiliary=False)(experience, beta=0.1)
+            updater_of(models, budget=40, auxiliary=False).update_policy(
+                experience, kl_coefficient=0.1
+            )
         else:
             with pytest.warns(NothingCountedWarning, match="'own' .* counts nothing in this"):
-                _, figures = learner_with(models, component)(experience, beta=0.1)
+                _, figures = updater_with(models, component).update_policy(
+                    experience, kl_coefficient=0.1
+                )
             assert figures["train/skipped_steps"] == 0
         found.append(torch.cat([p.detach().flatten() for p in models.parameters()]))
     assert torch.equal(*found)
@@ -525,7 +563,9 @@ def test_a_loss_that_is_never_finite_is_named_when_its_steps_have_been_skipped(
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=40)
     with pytest.raises(RunError, match="not finite on this rank: loss/own_avg"):
-        learner_with(models, Infinite, max_bad_steps=1)(experience, beta=0.1)
+        updater_with(models, Infinite, max_bad_steps=1).update_policy(
+            experience, kl_coefficient=0.1
+        )
 
 
 def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(language_model: Any) -> None:
@@ -538,7 +578,7 @@ def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(language_mo
     before = torch.cat([p.detach().flatten().clone() for p in models.parameters()])
     experience = experience_of(models, models.policy, budget=40)
     with pytest.warns(SkippedUpdateWarning):
-        _, figures = learner_with(models, Beyond)(experience, beta=0.1)
+        _, figures = updater_with(models, Beyond).update_policy(experience, kl_coefficient=0.1)
     assert figures["train/skipped_steps"] == 1
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in models.parameters()]))
 
@@ -556,16 +596,16 @@ def test_the_learning_rate_ramps_up_and_decays_to_just_above_zero() -> None:
 def test_an_auxiliary_loss_that_raises_is_named(language_model: Any) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     reference = Policy(language_model(seed=5), temperature=0.9, chunk=512)
-    learner = learner_of(models, budget=10_000)
+    updater = updater_of(models, budget=10_000)
 
     def fail(*_: Any) -> Any:
         raise ZeroDivisionError("no words")
 
-    (own,) = [d.instance for d in learner._auxiliary if d.instance.name == "own"]
+    (own,) = [d.instance for d in updater._auxiliary if d.instance.name == "own"]
     own.component.loss = fail
     words = "auxiliary loss 'own' of type own raised ZeroDivisionError: no words"
     with pytest.raises(RunError, match=words):
-        learner(experience_of(models, reference, budget=10_000), beta=0.1)
+        updater.update_policy(experience_of(models, reference, budget=10_000), kl_coefficient=0.1)
 
 
 def test_when_memory_runs_out_the_step_is_done_again_in_smaller_passes(language_model: Any) -> None:
@@ -573,10 +613,10 @@ def test_when_memory_runs_out_the_step_is_done_again_in_smaller_passes(language_
     models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=80)
     twin = copy.deepcopy(models)
-    learner_of(twin, budget=80)(experience, beta=0.1)
+    updater_of(twin, budget=80).update_policy(experience, kl_coefficient=0.1)
 
-    learner = learner_of(models, budget=80)
-    objective, largest = learner._objective, 20
+    updater = updater_of(models, budget=80)
+    objective, largest = updater._objective, 20
 
     def cramped(model: Any, batch: Any, *rest: Any) -> Any:
         part = batch.experience
@@ -584,19 +624,19 @@ def test_when_memory_runs_out_the_step_is_done_again_in_smaller_passes(language_
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return objective(model, batch, *rest)
 
-    learner._objective = cramped  # type: ignore[assignment]
+    updater._objective = cramped  # type: ignore[assignment]
     with pytest.warns(MemoryWarning) as told:
-        _, figures = learner(experience, beta=0.1)
+        _, figures = updater.update_policy(experience, kl_coefficient=0.1)
     assert [str(w.message).partition("up to ")[2] for w in told] == [
         "80 padded tokens: it is halved to 40",
         "40 padded tokens: it is halved to 20",
     ]
-    assert figures["train/microbatch_tokens"] == learner.budget == 20
+    assert figures["train/microbatch_tokens"] == updater.budget == 20
     for mine, other in zip(models.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
-    again = learner_of(models, budget=80)
-    again.load_state_dict(learner.state_dict())
+    again = updater_of(models, budget=80)
+    again.load_state_dict(updater.state_dict())
     assert again.budget == 20  # a run that goes on makes the same passes
 
 
@@ -605,15 +645,15 @@ def test_crediting_goes_on_in_smaller_passes_until_one_response_alone_is_too_muc
 ) -> None:
     models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
     expected = experience_of(models, models.policy, budget=10_000)
-    right, seen = Crediting._one_pass, []
+    right, seen = Models._one_pass, []
 
-    def cramped(self: Crediting, part: Any) -> Any:
+    def cramped(self: Models, part: Any) -> Any:
         seen.append(len(part))
         if len(part) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return right(self, part)
 
-    monkeypatch.setattr(Crediting, "_one_pass", cramped)
+    monkeypatch.setattr(Models, "_one_pass", cramped)
     most = 2
     found = experience_of(models, models.policy, budget=10_000)
     assert max(seen) > 2
@@ -633,15 +673,15 @@ def test_where_a_step_can_not_begin_again_the_error_says_with_what_the_run_can_g
     # Half of 160, whatever the halvings: those come back with the checkpoint.
     remedy = "ppo.microbatch_tokens=80"
     for halvings in (0, 1):
-        learner = learner_of(models, budget=160)
-        learner.load_state_dict({"steps": 0, "bad_in_a_row": 0, "halvings": halvings})
+        updater = updater_of(models, budget=160)
+        updater.load_state_dict({"steps": 0, "bad_in_a_row": 0, "halvings": halvings})
 
         def never(*_: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-        learner._objective = never  # type: ignore[assignment]
+        updater._objective = never  # type: ignore[assignment]
         with pytest.raises(OutOfMemoryError, match=f"resume RUN {remedy}") as ended:
-            learner(experience, beta=0.1)
+            updater.update_policy(experience, kl_coefficient=0.1)
         assert ended.value.remedy == remedy
 
 
@@ -650,16 +690,16 @@ def test_when_not_even_the_longest_response_fits_the_run_ends_and_says_what_to_d
 ) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=80)
-    learner = learner_of(models, budget=80)
+    updater = updater_of(models, budget=80)
 
     def never(*_: Any) -> Any:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    learner._objective = never  # type: ignore[assignment]
+    updater._objective = never  # type: ignore[assignment]
     told = r"no memory was left in a pass of up to 20 padded tokens.*resume RUN ppo.logits_chunk=\.\.\."
     with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match=told) as ended:
-        learner(experience, beta=0.1)
+        updater.update_policy(experience, kl_coefficient=0.1)
     assert ended.value.remedy is None  # smaller passes than of one response there are none
-    learner._objective = lambda *_: 1 / 0  # type: ignore[assignment,return-value]
+    updater._objective = lambda *_: 1 / 0  # type: ignore[assignment,return-value]
     with pytest.raises(ZeroDivisionError):  # what is not a lack of memory is not tried again
-        learner(experience, beta=0.1)
+        updater.update_policy(experience, kl_coefficient=0.1)

@@ -1,4 +1,4 @@
-"""Judged responses change ranks, so that every rank has as much to learn from.
+"""Scored responses change ranks, so that every rank has as much to learn from.
 
 Lengths are known only once responses are written, and a rank that drew short ones would wait for the
 others in every optimiser step. What changes hands are token ids and scores: little against the passes
@@ -15,14 +15,14 @@ from functools import partial
 
 import torch
 
-from rlframe.engine.judge import Judgement
+from rlframe.engine.scoring import Scores
 from rlframe.rollout.sampler import pack
 from rlframe.types import Prompt, Rollout, StopReason
 
 
 @dataclass(frozen=True)
 class _Response:
-    """One judged response; no tensors, which would arrive on the device that they came from."""
+    """One scored response; no tensors, which would arrive on the device that they came from."""
 
     sample: int
     group: int
@@ -40,50 +40,63 @@ Gather = Callable[[list[_Response]], list[list[_Response]]]
 """Every rank's value, on every rank."""
 
 
-def share(
-    rollout: Rollout, judgement: Judgement, *, gather: Gather, rank: int
-) -> tuple[Rollout, Judgement]:
-    """The rank's new share of all responses, in the order of their global numbers; groups stay whole.
+@dataclass(frozen=True)
+class Rebalancer:
+    """Gives every rank about as many tokens to learn from.
 
     Args:
-      rollout: the rank's responses as sampled.
-      judgement: of them.
-      gather: every rank has to come here.
+      gather: every rank's value, on every rank.
       rank: of this process.
+      world_size: how many there are.
     """
-    shares = gather(_responses(rollout, judgement))
-    everything = sorted((r for part in shares for r in part), key=lambda response: response.sample)
-    tokens = Counter[int]()
-    for response in everything:
-        tokens[response.group] += len(response.prompt.ids) + len(response.ids)
-    groups = set(fair(tokens, len(shares))[rank])
-    mine = [response for response in everything if response.group in groups]
-    return _as_rollout(mine, rollout), _as_judgement(mine, judgement)
+
+    gather: Gather
+    rank: int
+    world_size: int
+
+    def rebalance(self, rollout: Rollout, scores: Scores) -> tuple[Rollout, Scores]:
+        """The rank's new shard of all responses, in the order of their global numbers; groups stay
+        whole. Collective: call on all ranks.
+
+        Args:
+          rollout: the rank's responses as sampled.
+          scores: of them.
+        """
+        if self.world_size == 1:
+            return rollout, scores
+        shards = self.gather(_responses(rollout, scores))
+        everything = sorted((r for part in shards for r in part), key=lambda one: one.sample)
+        tokens = Counter[int]()
+        for response in everything:
+            tokens[response.group] += len(response.prompt.ids) + len(response.ids)
+        groups = set(fair(tokens, len(shards))[self.rank])
+        mine = [response for response in everything if response.group in groups]
+        return _as_rollout(mine, rollout), _as_scores(mine, scores)
 
 
 def fair(sizes: Mapping[int, int], count: int) -> list[list[int]]:
-    """Divide things so that the largest share is nearly as small as it can be.
+    """Divide things so that the largest shard is nearly as small as it can be.
 
-    The largest thing left goes to the share that is smallest so far: at most 4/3 of the best division
+    The largest thing left goes to the shard that is smallest so far: at most 4/3 of the best division
     (Graham 1969, https://doi.org/10.1137/0117039).
 
     Args:
       sizes: thing -> size, above 0.
-      count: shares; none is empty if there are as many things.
+      count: shards; none is empty if there are as many things.
     """
-    shares: list[list[int]] = [[] for _ in range(count)]
+    shards: list[list[int]] = [[] for _ in range(count)]
     smallest = [(0, number) for number in range(count)]
     for thing in sorted(sizes, key=lambda thing: (-sizes[thing], thing)):
         size, number = smallest[0]
-        shares[number].append(thing)
+        shards[number].append(thing)
         heapq.heapreplace(smallest, (size + sizes[thing], number))
-    return shares
+    return shards
 
 
-def _responses(rollout: Rollout, judgement: Judgement) -> list[_Response]:
-    ids, rewards = rollout.response_ids(), judgement.rewards.tolist()
-    raw = {name: values.tolist() for name, values in judgement.raw.items()}
-    weighted = {name: values.tolist() for name, values in judgement.weighted.items()}
+def _responses(rollout: Rollout, scores: Scores) -> list[_Response]:
+    ids, rewards = rollout.response_ids(), scores.rewards.tolist()
+    raw = {name: values.tolist() for name, values in scores.raw.items()}
+    weighted = {name: values.tolist() for name, values in scores.weighted.items()}
     return [
         _Response(
             sample=rollout.samples[row],
@@ -120,10 +133,10 @@ def _as_rollout(responses: list[_Response], like: Rollout) -> Rollout:
     )
 
 
-def _as_judgement(responses: list[_Response], like: Judgement) -> Judgement:
+def _as_scores(responses: list[_Response], like: Scores) -> Scores:
     as_tensor = partial(torch.tensor, dtype=like.rewards.dtype, device=like.rewards.device)
     width = max(len(r.rewards) for r in responses)
-    return Judgement(
+    return Scores(
         rewards=as_tensor([r.rewards + [0.0] * (width - len(r.rewards)) for r in responses]),
         raw={name: as_tensor([r.raw[name] for r in responses]) for name in like.raw},
         weighted={name: as_tensor([r.weighted[name] for r in responses]) for name in like.weighted},

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from rlframe.engine.trees import flat_optimizer, load_flat_optimizer, load_tree, save_tree
 from rlframe.errors import RunError
+from rlframe.runs.trees import flat_optimizer, load_flat_optimizer, load_tree, save_tree
 
 DTYPES = [
     torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16,

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from rlframe.engine.batching import Schedule
 from rlframe.engine.experience import Experience
-from rlframe.engine.judge import Judgement
 from rlframe.engine.metrics import Clock, Meter
-from rlframe.engine.ppo import Update
+from rlframe.engine.scoring import Scores
+from rlframe.engine.update_metrics import Update, update_metrics
 from rlframe.functional.running import Running
 from rlframe.rollout.sampler import pack
-from rlframe.runs.recorder import update_metrics
 from rlframe.types import KLMeasurement, KLState, Prompt, Rollout, StopReason
 
 LENGTHS = (2, 3, 1)
@@ -56,12 +55,12 @@ def update(**changes: Any) -> Update:
     parts: dict[str, Any] = {
         "number": 4,
         "rollout": rollout,
-        "judgement": Judgement(
+        "scores": Scores(
             rewards=torch.diag(scores), raw={"a": scores}, weighted={"a": 2 * scores}, running={}
         ),
         "experience": experience,
         "meter": meter,
-        "figures": {"lr": 0.25},
+        "metrics": {"lr": 0.25},
         "measured": KLMeasurement(kl=7.0, nats_per_response=1.1, nats_per_token=0.6, responses=3),
         "kl": KLState(0.5),
         "next_kl": KLState(0.7),
@@ -138,13 +137,13 @@ def test_kl_that_is_a_loss_is_no_part_of_the_reward() -> None:
 
 
 def test_what_normalises_a_reward_is_told_of_that_reward_alone() -> None:
-    judgement = Judgement(
+    scores = Scores(
         rewards=torch.eye(3, dtype=torch.float64),
         raw={"a": tensor(1, 3, 5), "b": tensor(0, 0, 0)},
         weighted={"a": tensor(1, 3, 5), "b": tensor(0, 0, 0)},
         running={"b": Running(4, 2.0, 36.0)},
     )
-    found = measured(update(judgement=judgement))
+    found = measured(update(scores=scores))
     assert {name: value for name, value in found.items() if "running" in name} == {
         "reward/b/running_mean": 2.0,
         "reward/b/running_std": 3.0,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlframe.distributed.training import Replicated
-from rlframe.engine.average import Average
+from rlframe.engine.ema import EMA
 
 
 class Models(nn.Module):
@@ -45,7 +45,7 @@ def training(dtype: torch.dtype = torch.float32) -> tuple[Models, Counted]:
     return models, Counted(models, optimizer, **options)
 
 
-def kept(average: Average) -> Mapping[str, Tensor]:
+def kept(average: EMA) -> Mapping[str, Tensor]:
     assert average.weights is not None
     return average.weights
 
@@ -53,7 +53,7 @@ def kept(average: Average) -> Mapping[str, Tensor]:
 def test_two_updates_by_hand() -> None:
     """0.75 of what was, 0.25 of what is, from the weights before the first update."""
     models, trained = training()
-    average = Average(trained, decay=0.75, main=True)
+    average = EMA(trained, decay=0.75, main=True)
     average.begin(None)
     models.moves_to(5.0, 2.0)
     average.update()
@@ -68,7 +68,7 @@ def test_two_updates_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_it_is_no_shorter_than_float32(dtype: torch.dtype) -> None:
     models, trained = training(dtype)
-    average = Average(trained, decay=0.992, main=True)
+    average = EMA(trained, decay=0.992, main=True)
     average.begin(None)
     models.moves_to(2.0, 2.0)
     average.update()
@@ -79,12 +79,12 @@ def test_it_is_no_shorter_than_float32(dtype: torch.dtype) -> None:
 
 def test_it_goes_on_from_what_was_saved() -> None:
     models, trained = training()
-    calm = Average(trained, decay=0.9, main=True)
+    calm = EMA(trained, decay=0.9, main=True)
     calm.begin(None)
     models.moves_to(0.1, 0.7)
     calm.update()
     saved = {name: tensor.clone() for name, tensor in kept(calm).items()}
-    again = Average(trained, decay=0.9, main=True)
+    again = EMA(trained, decay=0.9, main=True)
     again.begin({**saved, "policy.frozen": torch.ones(1)})
     models.moves_to(0.3, -3.0)
     for average in (calm, again):
@@ -95,7 +95,7 @@ def test_it_goes_on_from_what_was_saved() -> None:
 
 def test_a_rank_that_keeps_nothing_takes_part_all_the_same() -> None:
     _, trained = training()
-    average = Average(trained, decay=0.9, main=False)
+    average = EMA(trained, decay=0.9, main=False)
     average.begin(None)
     average.update()
     assert average.weights is None

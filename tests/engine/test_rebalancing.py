@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlframe.engine.judge import Judgement
-from rlframe.engine.sharing import fair, share
+from rlframe.engine.rebalancing import Rebalancer, fair
+from rlframe.engine.scoring import Scores
 from rlframe.functional.running import Running
 from rlframe.rollout.sampler import pack
 from rlframe.types import Prompt, Rollout, StopReason
@@ -56,9 +56,7 @@ def judged(samples, *, group_of=lambda sample: sample):
     for row, tokens in enumerate(ids):
         rewards[row, len(tokens) - 1] = samples[row] / 3  # no number that is exact in binary
     scores = rewards.sum(-1)
-    return rollout, Judgement(
-        rewards, {"a": scores}, {"a": scores * 2}, {"a": Running(9, 0.5, 2.0)}
-    )
+    return rollout, Scores(rewards, {"a": scores}, {"a": scores * 2}, {"a": Running(9, 0.5, 2.0)})
 
 
 def shared(parts):
@@ -71,7 +69,7 @@ def shared(parts):
             barrier.wait()
             return [box[k] for k in range(len(parts))]
 
-        found[number] = share(*parts[number], gather=gather, rank=number)
+        found[number] = Rebalancer(gather, number, len(parts)).rebalance(*parts[number])
 
     threads = [Thread(target=rank, args=(number,)) for number in range(len(parts))]
     for thread in threads:
@@ -90,12 +88,12 @@ def test_every_response_arrives_whole_with_what_was_said_of_it():
     expected, everything = judged(range(30))
     ids = dict(zip(expected.samples, expected.response_ids(), strict=True))
     arrived = []
-    for rollout, judgement in shared(before):
+    for rollout, scores in shared(before):
         assert list(rollout.samples) == sorted(rollout.samples)
         assert rollout.update == 3
-        assert judgement.running == everything.running
+        assert scores.running == everything.running
         width = int(rollout.sequences.response_lengths.max())
-        assert judgement.rewards.shape == (len(rollout), width)
+        assert scores.rewards.shape == (len(rollout), width)
         for row, sample in enumerate(rollout.samples):
             arrived.append(sample)
             assert rollout.prompts[row] == expected.prompts[sample]
@@ -104,10 +102,10 @@ def test_every_response_arrives_whole_with_what_was_said_of_it():
             assert rollout.response_ids()[row] == ids[sample]
             assert rollout.logprobs[row] == expected.logprobs[sample]
             length = len(ids[sample])
-            assert judgement.rewards[row, length - 1] == everything.scores[sample]
-            assert judgement.rewards[row].count_nonzero() == (sample > 0)
-            assert judgement.raw["a"][row] == everything.raw["a"][sample]
-            assert judgement.weighted["a"][row] == everything.weighted["a"][sample]
+            assert scores.rewards[row, length - 1] == everything.mix[sample]
+            assert scores.rewards[row].count_nonzero() == (sample > 0)
+            assert scores.raw["a"][row] == everything.raw["a"][sample]
+            assert scores.weighted["a"][row] == everything.weighted["a"][sample]
     assert sorted(arrived) == list(range(30))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlframe.distributed.training import Training
 
 
-class Average:
+class EMA:
     """Exponential moving average of what is trained of the policy, whole, on the CPU of one rank.
 
         ema = d ema + (1 - d) weights        after each update; at first the weights before them all

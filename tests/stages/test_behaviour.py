@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import io
 
-import pytest
 from rich.console import Console
 
-from rlframe.runs.evaluation import Answer, HeldOut, before_and_after, what_changed
+from rlframe.engine.heldout import Answer, HeldOut
+from rlframe.stages.behaviour import before_and_after, what_changed
 from rlframe.types import StopReason
 
 EOS, CUT = StopReason.EOS, StopReason.LENGTH
@@ -54,7 +54,7 @@ def test_the_table_shows_each_prompt_once_and_marks_what_was_cut() -> None:
     assert "ask1" not in short.getvalue()
 
 
-def test_of_a_chat_the_table_shows_the_last_turn_and_samples_keep_both() -> None:
+def test_of_a_chat_the_table_shows_the_last_turn() -> None:
     chat = Answer(
         0, 0, "<|user|>[/INST] why?<|end|>", "so", EOS, 1.0, {"nice": 1.0}, question="[/INST] why?"
     )
@@ -63,23 +63,3 @@ def test_of_a_chat_the_table_shows_the_last_turn_and_samples_keep_both() -> None
     Console(file=file, width=200).print(before_and_after(looked, looked, rows=1))
     assert "[/INST] why?" in file.getvalue()
     assert "<|user|>" not in file.getvalue()
-    assert chat.row()["question"] == "[/INST] why?"
-    assert Answer.of_row(chat.row()) == chat
-    assert Answer.of_row(BEFORE.answers[0].row()) == BEFORE.answers[0]
-
-
-def test_figures_of_the_watch() -> None:
-    assert BEFORE.metrics() == {
-        "heldout/scores": 0.0,
-        "heldout/nice/raw": 0.0,
-        "heldout/finished_share": pytest.approx(2 / 3),
-    }
-    assert AFTER.answers[2].row() == {
-        "sample": 2,
-        "group": 1,
-        "prompt": "ask1",
-        "response": "lovely thing",
-        "stop_reason": "eos",
-        "score": 3.0,
-        "rewards": {"nice": 3.0},
-    }

@@ -44,8 +44,8 @@ class WeightedReward:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What the rewards said about a rollout."""
+class Scores:
+    """What the rewards gave the responses of a rollout."""
 
     rewards: Tensor
     """[B, T] the mix, scores on the last generated token; no KL in it."""
@@ -57,12 +57,12 @@ class Judgement:
     """Name -> statistics by which a reward was normalised; of those alone that are."""
 
     @property
-    def scores(self) -> Tensor:
-        """[B] the mix, one number a response."""
+    def mix(self) -> Tensor:
+        """[B] the mix, one number per response."""
         return self.rewards.sum(-1)
 
 
-class Judge:
+class RewardScorer:
     """Asks each reward provider about a rollout.
 
     Args:
@@ -92,6 +92,11 @@ class Judge:
         self._reduce = reduce
         self._running = {r.instance.name: Running() for r in rewards if r.normalize != "none"}
 
+    @property
+    def instances(self) -> list[Instance[RewardProvider[Any]]]:
+        """The rewards, in the recipe's order."""
+        return [reward.instance for reward in self._rewards]
+
     def state_dict(self) -> dict[str, list[float]]:
         """Number, mean and squared deviations of the scores so far, of each normalised reward."""
         return {name: list(seen) for name, seen in self._running.items()}
@@ -102,16 +107,16 @@ class Judge:
             number, mean, square = state[name]
             self._running[name] = Running(int(number), mean, square)
 
-    def __call__(self, rollout: Rollout) -> Judgement:
-        """Judge what the policy is to learn from. Every rank has to call it."""
-        return self._judge(rollout, training=True)
+    def score(self, rollout: Rollout) -> Scores:
+        """Score what the policy is to learn from. Collective: call on all ranks."""
+        return self._score(rollout, training=True)
 
-    def heldout(self, rollout: Rollout) -> Judgement:
-        """Judge without normalising: looks are compared with each other over the whole run."""
-        return self._judge(rollout, training=False)
+    def heldout(self, rollout: Rollout) -> Scores:
+        """Score without normalising: evaluations are compared with each other over the whole run."""
+        return self._score(rollout, training=False)
 
     @torch.no_grad()
-    def _judge(self, rollout: Rollout, *, training: bool) -> Judgement:
+    def _score(self, rollout: Rollout, *, training: bool) -> Scores:
         batch = self._batch(rollout)
         lengths = rollout.sequences.response_lengths
         mask = response_mask(lengths, width=int(lengths.max()))
@@ -128,7 +133,7 @@ class Judge:
                 values = normalised(values, lengths, self._running[name], center=center)
             weighted[name] = values.sum(-1) * reward.weight
             total = self._joined(reward, total, values * reward.weight, batch)
-        return Judgement(total, raw, weighted, dict(self._running))
+        return Scores(total, raw, weighted, dict(self._running))
 
     def _batch(self, rollout: Rollout) -> RewardBatch:
         batch = RewardBatch(

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Clock, Meter
-from rlframe.engine.ppo import Update
+from rlframe.engine.scoring import Scores
 from rlframe.functional.masked import Moments, explained_variance, moments, row_sums
-from rlframe.types import StopReason
+from rlframe.types import KLMeasurement, KLState, Rollout, StopReason
 
 Reduce = Callable[[Tensor], Tensor]
 
 _WORK = ("rollout", "reward", "experience", "learn")
 """Phases that work on tokens."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """Everything that one update produced."""
+
+    number: int
+    """From 0."""
+    rollout: Rollout
+    scores: Scores
+    experience: Experience
+    meter: Meter
+    """Sums over the tokens of the optimiser steps that were taken."""
+    metrics: dict[str, float]
+    """Metrics of the optimisation as a whole."""
+    measured: KLMeasurement
+    kl: KLState
+    """The state whose coefficient this update used."""
+    next_kl: KLState
 
 
 def update_metrics(
@@ -58,7 +79,7 @@ def update_metrics(
         "kl/nats_per_response": update.measured.nats_per_response,
         "kl/nats_per_token": update.measured.nats_per_token,
         "val/num_eos_tokens": eos,
-        **update.figures,
+        **update.metrics,
         **{f"time/{name}_seconds": value for name, value in seconds.items()},
         **{
             f"speed/{name}_tokens_per_second": tokens / value
@@ -69,11 +90,11 @@ def update_metrics(
 
 
 def _scores(meter: Meter, update: Update) -> None:
-    judgement, count = update.judgement, len(update.rollout)
-    meter.add("objective/scores", judgement.scores.sum(), count)
-    for name in judgement.raw:
-        meter.add(f"reward/{name}/raw", judgement.raw[name].sum(), count)
-        meter.add(f"reward/{name}/weighted", judgement.weighted[name].sum(), count)
+    scores, count = update.scores, len(update.rollout)
+    meter.add("objective/scores", scores.mix.sum(), count)
+    for name in scores.raw:
+        meter.add(f"reward/{name}/raw", scores.raw[name].sum(), count)
+        meter.add(f"reward/{name}/weighted", scores.weighted[name].sum(), count)
 
 
 def _responses(meter: Meter, update: Update, *, penalty: bool) -> None:
@@ -81,8 +102,8 @@ def _responses(meter: Meter, update: Update, *, penalty: bool) -> None:
     kl = row_sums(exp.kl, exp.mask)
     meter.add("objective/kl", kl.sum(), count)
     meter.add("objective/entropy", row_sums(-exp.logprobs, exp.mask).sum(), count)
-    price = update.kl.coefficient if penalty else 0.0
-    meter.add("objective/non_score_reward", -price * kl.sum(), count)
+    kl_coefficient = update.kl.coefficient if penalty else 0.0
+    meter.add("objective/non_score_reward", -kl_coefficient * kl.sum(), count)
     meter.add("response/length_mean", exp.mask.sum(), count)
     cut = sum(reason is StopReason.LENGTH for reason in update.rollout.stop_reasons)
     meter.add("response/truncated_share", cut, count)
@@ -102,9 +123,8 @@ def _sampler(meter: Meter, update: Update) -> None:
 
 def _deviations(update: Update, reduce: Reduce) -> dict[str, float]:
     """Population standard deviation over all responses, of the mix and of each reward."""
-    judgement = update.judgement
-    columns = {"objective/scores_std": judgement.scores} | {
-        f"reward/{name}/std": values for name, values in judgement.raw.items()
+    columns = {"objective/scores_std": update.scores.mix} | {
+        f"reward/{name}/std": values for name, values in update.scores.raw.items()
     }
     return {
         name: float(
@@ -117,7 +137,7 @@ def _deviations(update: Update, reduce: Reduce) -> dict[str, float]:
 def _running(update: Update) -> dict[str, float]:
     """By what rewards were normalised: the same on all ranks."""
     found = {}
-    for name, seen in update.judgement.running.items():
+    for name, seen in update.scores.running.items():
         found[f"reward/{name}/running_mean"] = seen.mean
         found[f"reward/{name}/running_std"] = seen.std
     return found

@@ -1,0 +1,151 @@
+"""The loop, with parts that note when they are called and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlframe.engine.metrics import Clock
+from rlframe.engine.ppo import Run, RunState, train
+from rlframe.types import KLState
+
+
+class Parts:
+    """Fake parts. What each returns is a word that says what it was made of."""
+
+    def __init__(self, updates: int, *, evaluated: tuple[int, ...] = ()) -> None:
+        self.calls: list[str] = []
+        self.inside = False
+        self.saved: list[tuple[int, Any, float | None]] = []
+        self.logged: list[Any] = []
+        self.told: list[str] = []
+        self.evaluated = evaluated
+        parts: Any = {
+            "generator": SimpleNamespace(generate=self.generate),
+            "scorer": SimpleNamespace(score=self.asked("scores")),
+            "rebalancer": SimpleNamespace(rebalance=self.rebalance),
+            "scheduler": SimpleNamespace(schedule=self.asked("schedule")),
+            "models": SimpleNamespace(gathered=self.gathered, evaluate=self.asked("evaluation")),
+            "experience": SimpleNamespace(build=self.build),
+            "updater": SimpleNamespace(budget=77, update_policy=self.update_policy),
+            "control": SimpleNamespace(
+                measure=lambda experience: f"kl({experience.name})", update=self.adapt
+            ),
+            "heldout": SimpleNamespace(after=self.heldout),
+            "metrics": SimpleNamespace(log=lambda *given: self.logged.append(given)),
+            "checkpoints": SimpleNamespace(
+                after=lambda done, state, *, score: self.saved.append((done, state, score))
+            ),
+            "observers": SimpleNamespace(tell=lambda name, event: self.told.append(name)),
+        }
+        self.run = Run(updates=updates, clock=Clock(), **parts)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        self.inside = True
+        yield
+        self.inside = False
+
+    def generate(self, number: int) -> Any:
+        assert self.inside
+        return SimpleNamespace(name=f"rollout{number}", sequences=f"sequences{number}")
+
+    def asked(self, what: str) -> Any:
+        def call(*given: Any, **options: Any) -> str:
+            assert self.inside, f"{what} without whole weights"
+            names = [getattr(g, "name", g) for g in given] + [
+                f"{k}={v}" for k, v in options.items()
+            ]
+            self.calls.append(f"{what}({', '.join(map(str, names))})")
+            return what
+
+        return call
+
+    def rebalance(self, rollout: Any, scores: Any) -> Any:
+        assert scores == "scores"
+        moved = SimpleNamespace(
+            name=f"moved {rollout.name}", sequences=f"moved {rollout.sequences}"
+        )
+        return moved, SimpleNamespace(name="moved scores", raw={})
+
+    def build(self, rollout: Any, scores: Any, *rest: Any, kl_coefficient: float) -> Any:
+        self.calls.append(f"build({rollout.name}, {scores.name}, {rest}, {kl_coefficient})")
+        columns = dict.fromkeys(("mask", "rewards", "advantages", "returns"))
+        return SimpleNamespace(name=rollout.name, **columns)
+
+    def update_policy(self, experience: Any, *, kl_coefficient: float) -> Any:
+        assert not self.inside, "weights are still gathered while others are trained"
+        self.calls.append(f"update({experience.name}, {kl_coefficient})")
+        return "meter", {"lr": 0.1}
+
+    def adapt(self, state: KLState, measured: Any) -> KLState:
+        return KLState(state.coefficient * 2, {"seen": state.memory.get("seen", 0) + 1})
+
+    def heldout(self, done: int) -> Any:
+        self.calls.append(f"heldout({done})")
+        return SimpleNamespace(mean=done / 10) if done in self.evaluated else None
+
+
+def test_each_quantity_is_made_of_the_one_before() -> None:
+    parts = Parts(1)
+    train(parts.run, RunState(0, KLState(0.5)))
+    assert parts.calls == [
+        "scores(rollout0)",
+        "schedule(moved rollout0, budget=77)",
+        "evaluation(moved sequences0, schedule)",
+        "build(moved rollout0, moved scores, ('evaluation', 'schedule'), 0.5)",
+        "update(moved rollout0, 0.5)",
+        "heldout(1)",
+    ]
+
+
+def test_the_coefficient_of_an_update_is_the_one_that_the_update_before_chose() -> None:
+    parts = Parts(3)
+    last = train(parts.run, RunState(0, KLState(0.5)))
+    for kind in ("build", "update"):
+        used = [float(c[:-1].split(", ")[-1]) for c in parts.calls if c.startswith(kind)]
+        assert used == [0.5, 1.0, 2.0]
+    assert last == RunState(3, KLState(4.0, {"seen": 3}))
+    logged = [(update.kl.coefficient, update.next_kl.coefficient) for update, _ in parts.logged]
+    assert logged == [(0.5, 1.0), (1.0, 2.0), (2.0, 4.0)]
+    assert [update.measured for update, _ in parts.logged][2] == "kl(moved rollout2)"
+
+
+def test_what_is_saved_is_the_state_after_the_update_with_the_score_of_its_evaluation() -> None:
+    parts = Parts(2, evaluated=(2,))
+    train(parts.run, RunState(0, KLState(0.5)))
+    assert parts.saved == [
+        (1, {"updates": 1, "kl": {"coefficient": 1.0, "memory": {"seen": 1}}}, None),
+        (2, {"updates": 2, "kl": {"coefficient": 2.0, "memory": {"seen": 2}}}, 0.2),
+    ]
+    assert [seen and seen.mean for _, seen in parts.logged] == [None, 0.2]
+
+
+@pytest.mark.parametrize(("done", "expected"), [(2, [2, 3]), (4, [])])
+def test_a_resumed_run_makes_the_updates_that_are_left(done: int, expected: list[int]) -> None:
+    parts = Parts(4)
+    last = train(parts.run, RunState(done, KLState(0.5)))
+    assert [update.number for update, _ in parts.logged] == expected
+    assert last.updates == 4
+
+
+def test_observers_hear_of_each_moment_in_its_order() -> None:
+    parts = Parts(1)
+    train(parts.run, RunState(0, KLState(0.5)))
+    assert parts.told == ["rollout_finished", "experience_ready", "update_finished"]
+
+
+def test_every_phase_is_timed() -> None:
+    parts = Parts(1)
+    train(parts.run, RunState(0, KLState(0.5)))
+    assert parts.run.clock.seconds.keys() == {
+        "rollout",
+        "reward",
+        "experience",
+        "learn",
+        "checkpoint",
+    }
