@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = Mapping[str, Any]
-"""One row of a data set: column name to value."""
+"""One row of a data set: a mapping from column names to values."""
 
 ENDS_WITH_TURN = "rlframe_ends_with_turn"
 """Key in the config.json of a reward model that was trained on texts which end with the end of the
@@ -31,8 +31,11 @@ class StopReason(StrEnum):
     """Why a response ended. Rewards ask for this, never for a token's id."""
 
     EOS = "eos"
+    """The policy sampled a token that ends its answer."""
     STOP_STRING = "stop_string"
+    """The text reached one of `rollout.stop_strings`."""
     LENGTH = "length"
+    """The response reached `rollout.max_new_tokens` and was truncated."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +43,37 @@ class Prompt:
     """What the policy is asked to continue."""
 
     text: str
+    """The prompt as the policy reads it, with templates applied."""
     ids: tuple[int, ...]
+    """The tokens of `text`."""
     columns: Row = field(default_factory=dict)
     """The row of the data set that the prompt came from."""
     messages: tuple[Mapping[str, str], ...] | None = None
-    """The chat that `text` was rendered from, if it was one."""
+    """The chat from which `text` was rendered; None if the prompt was plain text."""
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Prompts and responses as one right-padded rectangle of tokens.
-
-    `tokens` is [B, L] int64; the two length vectors are [B] int64 on the same device, in tokens.
-    Whatever lies beyond prompt_lengths + response_lengths is never read.
-    """
+    """Prompts and responses as one right-padded rectangle of tokens. All tensors are on one device."""
 
     tokens: Tensor
+    """[B, L] int64. What lies beyond `lengths` is padding and never read."""
     prompt_lengths: Tensor
+    """[B] int64, the tokens of each prompt."""
     response_lengths: Tensor
+    """[B] int64, the sampled tokens of each response."""
 
     def __len__(self) -> int:
+        """B, the number of sequences."""
         return len(self.tokens)
 
     @property
     def lengths(self) -> Tensor:
-        """[B] tokens of prompt and response together."""
+        """[B] int64, the tokens of prompt and response together."""
         return self.prompt_lengths + self.response_lengths
 
     def rows(self, index: Tensor) -> Sequences:
-        """These rows alone, trimmed to the longest of them."""
+        """The sequences at these positions alone, trimmed to the longest of them."""
         lengths = self.lengths[index]
         width = int(lengths.max()) if len(lengths) else 0
         return Sequences(
@@ -78,29 +83,36 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Responses of one policy to a batch of prompts, before anybody judged them.
+    """Responses of one policy to a batch of prompts, before they are scored.
 
-    The sequences have one tuple entry a response in each of the other fields. `samples` are the
-    responses' numbers in the global batch; responses to the same prompt share a `group_ids` entry.
+    Every tuple has one entry per response.
     """
 
     sequences: Sequences
+    """The tokens of prompts and responses."""
     prompts: tuple[Prompt, ...]
+    """The prompt of each response."""
     texts: tuple[str, ...]
+    """The responses as text, which ends before a stop string or a special token."""
     stop_reasons: tuple[StopReason, ...]
+    """Why each response ended."""
     group_ids: tuple[int, ...]
+    """Equal for responses to the same prompt."""
     samples: tuple[int, ...]
+    """The number of each response in the batch of all ranks, from 0."""
     update: int
+    """The number of the PPO update, from 0."""
     logprobs: tuple[tuple[float, ...], ...] | None = None
-    """With top-k, top-p or min-p: log-probability of each sampled token, in nats, by the truncated
-    distribution that it was drawn from. None without them, since that is the policy's.
+    """With top-k, top-p or min-p: the log-probability of each sampled token, in nats, under the
+    truncated distribution that it was drawn from. None without them, since it is the policy's own then.
     """
 
     def __len__(self) -> int:
+        """The number of responses."""
         return len(self.texts)
 
     def response_ids(self) -> list[list[int]]:
-        """The response tokens of each row, a final EOS included if it was sampled."""
+        """The sampled tokens of each response, a final EOS included if it was sampled."""
         cut = self.sequences
         bounds = zip(cut.prompt_lengths.tolist(), cut.lengths.tolist(), strict=True)
         tokens = cut.tokens.tolist()
@@ -109,44 +121,53 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RewardBatch:
-    """What a reward provider judges: this rank's whole share of a rollout, groups complete.
+    """What a reward provider scores: this rank's whole shard of a rollout, with complete groups.
 
-    Every sequence has one entry a response. `response_texts` end before a stop string or a special
-    token; `response_ids` are exactly the sampled tokens.
+    Every sequence has one entry per response, in the same order.
     """
 
     prompts: Sequence[Prompt]
+    """The prompt of each response."""
     response_texts: Sequence[str]
+    """The responses as text, which ends before a stop string or a special token."""
     response_ids: Sequence[Sequence[int]]
+    """Exactly the sampled tokens of each response, a final EOS included if there is one."""
     stop_reasons: Sequence[StopReason]
+    """Why each response ended."""
     group_ids: Sequence[int]
     """Equal for responses to the same prompt. Groups are never split over ranks."""
     update: int
-    """Number of the PPO update, from 0."""
+    """The number of the PPO update, from 0."""
     generator: torch.Generator
     """Seeded by run, update and rank: the only source of randomness that a reward may use."""
     sample_reference: Callable[[], RewardBatch] | None = None
     """Draws one response of the reference model to each prompt. None outside a PPO run."""
 
     def __len__(self) -> int:
+        """The number of responses."""
         return len(self.response_texts)
 
     @property
     def prompt_texts(self) -> list[str]:
-        """The prompts as text, templates applied."""
+        """The prompt of each response as text, with templates applied."""
         return [prompt.text for prompt in self.prompts]
 
     @property
     def response_lengths(self) -> list[int]:
-        """Sampled tokens of each response, EOS included."""
+        """The number of sampled tokens of each response, a final EOS included."""
         return [len(ids) for ids in self.response_ids]
 
     def column(self, name: str) -> list[Any]:
-        """A column of the data set, one entry a response; KeyError names the missing column."""
+        """A column of the prompts' data set, one entry per response.
+
+        Raises:
+          KeyError: a prompt's row has no such column. `Needs.columns` or a config field of type
+            `ColumnName` makes that an error of the recipe instead.
+        """
         return [prompt.columns[name] for prompt in self.prompts]
 
     def rows(self, index: Sequence[int]) -> RewardBatch:
-        """These responses alone, in this order, and those of the reference model beside them."""
+        """The responses at these positions alone, in this order; `sample_reference` follows them."""
         draw = self.sample_reference
         return replace(
             self,
@@ -161,42 +182,43 @@ class RewardBatch:
     def with_responses(
         self, texts: Sequence[str], ids: Sequence[Sequence[int]], stop_reasons: Sequence[StopReason]
     ) -> RewardBatch:
-        """The same prompts with other responses: what a comparing provider hands to the inner one."""
+        """The same prompts with other responses, for a provider that compares two of them."""
         return replace(self, response_texts=texts, response_ids=ids, stop_reasons=stop_reasons)
 
 
 @dataclass(frozen=True)
 class KLState:
-    """All that a KL controller remembers. Written to checkpoints as JSON."""
+    """All that a KL controller remembers. Checkpoints keep it as JSON."""
 
     coefficient: float
-    """beta: score units per nat."""
+    """The KL coefficient β, in units of score per nat; not negative."""
     memory: Mapping[str, float] = field(default_factory=dict)
-    """Anything else, by name: integrals, averages, counts."""
+    """Anything else that the controller remembers, by name: integrals, averages, counts."""
 
 
 @dataclass(frozen=True)
 class KLMeasurement:
-    """KL(policy || reference) of one rollout, summed over all ranks before it was divided."""
+    """KL(policy || reference) of one rollout, summed over all ranks before it is divided."""
 
     kl: float
-    """In the unit that the controller declares."""
+    """The KL in the unit that the controller declares: one of the two below."""
     nats_per_response: float
+    """The mean over responses of the KL summed over each response's tokens."""
     nats_per_token: float
+    """The mean over the sampled tokens of all responses."""
     responses: int
-    """Responses of the rollout on all ranks together."""
+    """The number of responses of the rollout on all ranks together."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Right-padded tokens for an auxiliary loss.
-
-    `tokens` is [B, L] int64. `mask` is [B, L-1] bool: True where the *prediction* of tokens[:, t+1]
-    counts, so that it multiplies `policy.logprobs(tokens)` as it is.
-    """
+    """Right-padded tokens for an auxiliary loss."""
 
     tokens: Tensor
+    """[B, L] int64."""
     mask: Tensor
+    """[B, L-1] bool, True where the *prediction* of `tokens[:, t+1]` counts: it has the shape of
+    `policy.logprobs(tokens)`, which it multiplies."""
 
 
 @dataclass(frozen=True)
@@ -204,34 +226,36 @@ class TokenExample:
     """One example for a next-token loss: tokens, and which of them are learned from."""
 
     ids: tuple[int, ...]
+    """The tokens, in the policy's vocabulary."""
     context_tokens: int
-    """Tokens at the start that are read but not learned from. The first token never counts."""
+    """The number of tokens at the start that are read but not learned from. The first token is never
+    learned from, since nothing predicts it."""
     learned: tuple[tuple[int, int], ...] | None = None
-    """Half-open ranges of `ids` that are learned from, in order, where these are not simply all
-    tokens beyond the context: the assistant's turns of a conversation."""
+    """Half-open ranges of `ids` that are learned from, in order, such as the assistant's turns of a
+    conversation; None for all tokens after the context."""
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """Half-open ranges of `ids` that are learned from."""
+        """The half-open ranges of `ids` that are learned from, whether `learned` is given or not."""
         whole = ((self.context_tokens, len(self.ids)),)
         return whole if self.learned is None else self.learned
 
     def counts(self) -> list[bool]:
-        """For each token whether it is learned from; the first is predicted by nothing."""
+        """For each token, whether it is learned from."""
         found = [False] * len(self.ids)
         for start, end in self.spans:
             found[max(start, 1) : end] = [True] * max(0, end - max(start, 1))
         return found
 
     def cut(self, tokens: int) -> TokenExample:
-        """The example without what lies beyond so many tokens."""
+        """The example truncated to its first `tokens` tokens."""
         if self.learned is None:
             return replace(self, ids=self.ids[:tokens])
         spans = [(start, min(end, tokens)) for start, end in self.learned if start < tokens]
         return replace(self, ids=self.ids[:tokens], learned=tuple(spans))
 
     def last_span(self) -> TokenExample:
-        """The example with its last range learned from, and all before it as context."""
+        """The example up to the end of its last range, learned from in that range alone."""
         start, end = self.spans[-1]
         return TokenExample(self.ids[:end], start)
 
@@ -241,17 +265,24 @@ class LossTerm:
     """A sum and what it is a sum over; the engine divides by the count of the whole optimiser step."""
 
     total: Tensor
-    """Scalar with gradient: the loss summed over what `count` counts, in nats for a likelihood."""
+    """A scalar with a gradient: the loss summed over what `count` counts, in nats for a likelihood."""
     count: Tensor
-    """Scalar without gradient: tokens, usually."""
+    """A scalar without a gradient: the number of terms of the sum, usually tokens."""
 
 
 class PolicyView(Protocol):
     """What an auxiliary loss may ask of the policy in training."""
 
     def logprobs(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log π(tokens[:, t+1] | tokens[:, :t+1]): [B, L] -> [B, L-1] nats, at temperature 1.
+        """The log-probability of each token after the first, given those before it, at temperature 1.
 
-        Where `mask`, [B, L-1], is False the result is 0 and no logits are computed.
+            log π(tokens[:, t+1] | tokens[:, :t+1])
+
+        Args:
+          tokens: [B, L] int64, right-padded.
+          mask: [B, L-1] bool; where it is False the result is 0 and no logits are computed.
+
+        Returns:
+          [B, L-1] in nats, with a gradient.
         """
         ...

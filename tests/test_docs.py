@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import typer
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from rlframe.api import PluginConfig
+from rlframe import api
+from rlframe.api import PluginConfig, events
 from rlframe.api.component import Instance, Section
 from rlframe.api.events import Metrics
 from rlframe.recipe import data, schema
@@ -194,3 +197,71 @@ def test_every_base_class_of_the_contract_is_in_the_guide() -> None:
     guide = read("docs/plugins.md")
     for base, _ in KINDS.values():
         assert f"({base.__name__}[" in guide, base.__name__
+
+
+def reference(page: str) -> list[str]:
+    """The names whose docstrings the site shows on a page."""
+    return re.findall(r"^:::(.*)$", read(f"docs/{page}"), re.M)
+
+
+def test_every_name_of_the_contract_is_in_the_reference_once_and_nothing_else_is() -> None:
+    assert sorted(reference("api.md")) == sorted(f" rlframe.api.{name}" for name in api.__all__)
+
+
+def test_the_hooks_and_every_event_are_in_the_reference_once() -> None:
+    names = [n for n, v in vars(events).items() if getattr(v, "__module__", "") == events.__name__]
+    shown = reference("hooks.md")
+    assert len(shown) == len(set(shown))
+    assert set(shown) >= {
+        " rlframe.api.spec.Specification",
+        *(f" {events.__name__}.{n}" for n in names),
+    }
+
+
+def pages(navigation: Any) -> list[str]:
+    if isinstance(navigation, str):
+        return [navigation]
+    parts = navigation.values() if isinstance(navigation, dict) else navigation
+    return [page for part in parts for page in pages(part)]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    found = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(pages(YAML(typ="safe").load(read("mkdocs.yml"))["nav"])) == sorted(found)
+
+
+def definitions(body: list[ast.stmt], front: str = "") -> Iterator[tuple[str, bool]]:
+    """(name, whether it has a docstring) of each public class, member and value of a module."""
+    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                documented = bool(ast.get_docstring(node))
+            case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
+                text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                documented = text and isinstance(after.value.value, str)
+            case _:
+                continue
+        if not name.startswith("_") and name != "model_config":  # which is pydantic's
+            yield f"{front}{name}", documented
+            if isinstance(node, ast.ClassDef):
+                yield from definitions(node.body, f"{front}{name}.")
+
+
+DEFINITIONS = {
+    name: documented
+    for path in [*sorted((ROOT / "rlframe" / "api").glob("*.py")), ROOT / "rlframe" / "types.py"]
+    for name, documented in definitions(ast.parse(path.read_text()).body)
+}
+
+
+@pytest.mark.parametrize("path", reference("api.md") + reference("hooks.md"), ids=str.strip)
+def test_whatever_the_reference_shows_has_a_docstring_and_so_have_its_members(path: str) -> None:
+    module, _, name = path.strip().rpartition(".")
+    value = getattr(import_module(module), name)
+    classes = value.__mro__ if isinstance(value, type) else ()
+    members = [n for n in DEFINITIONS if n == name or n.startswith(f"{name}.")]
+    assert name in members
+    for member in members:  # one that overrides another may leave its words to that
+        last = member.rpartition(".")[2]
+        inherited = any(DEFINITIONS.get(f"{owner.__name__}.{last}") for owner in classes)
+        assert DEFINITIONS[member] or inherited, member

@@ -18,7 +18,7 @@ _SHOWN = 160  # characters of a value in a message
 
 
 class ContractError(ValueError):
-    """A component returned what its contract does not allow.
+    """A component returned something that its contract does not allow.
 
     The message continues a sentence that begins with the component's name: "returned 0.5 for ...".
     """
@@ -26,20 +26,23 @@ class ContractError(ValueError):
     def __init__(self, message: str, *, row: int = 0) -> None:
         super().__init__(message)
         self.row = row
-        """The response that it is about, or the first."""
+        """The position in the batch of the response that the message is about."""
 
 
 def token_scores(answer: Any, lengths: Sequence[int]) -> list[list[float]]:
-    """A reward provider's answer: for each response its score alone, or one number per sampled token.
+    """A reward provider's answer as plain numbers.
 
     Args:
       answer: a list or tuple, or an array or tensor of one dimension, with one entry per response, in
         order. An entry is a finite number (True counts as 1, False as 0; arrays and tensors of no
         dimension are numbers), or a list, tuple, or one-dimensional array or tensor of numbers.
-      lengths: sampled tokens of each response.
+      lengths: the number of sampled tokens of each response.
+
+    Returns:
+      For each response a list: its score alone, or one number per sampled token.
 
     Raises:
-      ContractError: it is anything else.
+      ContractError: the answer is anything else.
     """
     rows = raw_scores(answer, lengths)
     for number, row in enumerate(rows):
@@ -52,12 +55,18 @@ def token_scores(answer: Any, lengths: Sequence[int]) -> list[list[float]]:
 
 
 def raw_scores(answer: Any, lengths: Sequence[int]) -> list[list[float]]:
-    """The same where numbers need not be finite: the conformance kit looks for that by itself.
+    """A reward provider's answer as plain numbers that need not be finite, for hooks that pass it on.
 
-    None, "cannot judge this one", is NaN here.
+    Args:
+      answer: as for `token_scores`, but None, "cannot score this one", becomes NaN, and NaN and
+        infinity are allowed.
+      lengths: the number of sampled tokens of each response.
+
+    Returns:
+      For each response a list: its score alone, or one number per sampled token.
 
     Raises:
-      ContractError: it is no list with a number, or as many as there are tokens, for each response.
+      ContractError: the answer is anything else.
     """
     entries = _listed(answer)
     if isinstance(entries, str):

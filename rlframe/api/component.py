@@ -64,7 +64,10 @@ def _takes_bool(annotation: Any) -> bool:
 
 
 class PluginConfig(Section):
-    """Base of every component's config."""
+    """Base of every component's config: a frozen pydantic model, whose fields are the recipe's keys.
+
+    Unknown keys, NaN and infinity, and booleans where a number belongs are errors.
+    """
 
 
 class ComponentSpec(Section):
@@ -72,8 +75,10 @@ class ComponentSpec(Section):
 
     model_config = ConfigDict(extra="allow")
     kind: ClassVar[str]
+    """The entry-point group of the component, without `rlframe.` in front."""
 
     type: str
+    """The name of the component's entry point."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -92,41 +97,45 @@ class Context:
     """What the engine gives a component when it is built."""
 
     device: torch.device
+    """The device of this rank."""
     dtype: torch.dtype
+    """The dtype in which models are loaded, from `runtime.precision`."""
     tokenizer: PreTrainedTokenizerBase
+    """The policy's tokenizer."""
     seed: int
+    """The run's seed."""
     rank: int
+    """The number of this process, from 0."""
     world_size: int
+    """The number of processes."""
     samples_per_prompt: int
+    """Responses sampled per prompt."""
     columns: frozenset[str]
-    """Columns that every row of the prompts' data set has."""
+    """The columns that every row of the prompts' data set has."""
     rewards: frozenset[str]
-    """What the recipe calls its rewards."""
+    """The names that the recipe gives its rewards."""
     prepare: Callable[[Any], Any]
-    """Place a frozen torch module on this rank: `module = context.prepare(module)`.
-
-    A reward's is whole on the device whenever the reward is asked, and may wait elsewhere meanwhile
-    (`runtime.frozen`); that of any other component stays.
-    """
+    """Places a frozen torch module on this rank: `module = context.prepare(module)`. A reward's is
+    whole on the device whenever the reward is called, and may be kept elsewhere in between
+    (`runtime.frozen`); any other component's stays there."""
     model_path: Callable[[str], str]
-    """Turn a recipe's model name into a path or hub id; `stage:NAME` is a stage's result."""
+    """Turns a recipe's model name into a path or hub id; `stage:NAME` is a stage's result."""
     pretrained: Callable[[str], PretrainedModel]
-    """Open a saved model: a path, a hub id or `stage:NAME`. The way to any model, see there."""
+    """Opens a saved model: a path, a hub id or `stage:NAME`. Code in its folder never runs."""
     training_rows: Callable[[str], Sequence[Row]]
-    """The rows of a data set of the recipe, without its held-out split."""
+    """Reads the rows of a data set of the recipe, without its held-out split."""
     tokenize: Callable[[Row], TokenExample]
-    """A row as tokens: a text, prompt and response, or a conversation, with its end. Learned from are a
-    text, or every answer; `TokenExample.last_span` leaves the last one."""
+    """Turns a row (a text, a prompt with its response, a conversation) into tokens with their end. The
+    whole text or every answer is learned from; `TokenExample.last_span` keeps the last answer."""
     build_reward: Callable[[RewardSpec], RewardProvider[Any]]
-    """Build a nested reward provider."""
+    """Builds a nested reward provider."""
     tokenizer_of: Callable[[str], PreTrainedTokenizerBase]
-    """The tokenizer that goes with a recipe's model name, a copy to keep. Of `stage:NAME` it is that
-    which the stage will save, so that it can be asked for before any stage has run.
-    """
+    """Returns a copy of the tokenizer that belongs to a recipe's model name. That of `stage:NAME` is
+    the one which the stage will save, so it is known before any stage has run."""
     prompts: Callable[[], Sequence[Prompt]]
-    """All prompts of PPO, the held-out ones included."""
+    """Reads all prompts of PPO, the held-out ones included."""
     max_new_tokens: int
-    """Longest response, in the policy's tokens."""
+    """The most tokens that a response can have."""
 
 
 @dataclass(frozen=True)
@@ -134,32 +143,32 @@ class Needs:
     """What a component needs of the recipe around it, known from its config alone."""
 
     samples_per_prompt: int = 1
-    """At least so many responses to each prompt."""
+    """The fewest responses per prompt that the component can work with."""
     columns: frozenset[str] = frozenset()
     """Columns of the prompts' data, beside those that config fields name as `ColumnName`."""
     texts: frozenset[str] = frozenset()
-    """Data sets of which every row can become an example: a text, a prompt with its response, or a
-    conversation."""
+    """Data sets of which every row must make an example: text, prompt and response, or conversation."""
     demonstrations: frozenset[str] = frozenset()
-    """The same of those in which a text alone is too little."""
+    """Data sets of which every row must have an answer to learn from; a text alone is not enough."""
 
 
 C = TypeVar("C", bound=PluginConfig)
 
 
 class Component(Generic[C]):
-    """What every kind shares: config, context and a state that checkpoints keep.
-
-    `Config` is taken from the type argument: `class Length(RewardProvider[LengthConfig])`.
-    """
+    """What every kind shares: config, context and a state that checkpoints keep."""
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig
+    """The config class, from the type argument: `class Length(RewardProvider[LengthConfig])`."""
     rlframe_api: ClassVar[tuple[int, int]] = API_VERSION
+    """The version (major, minor) of `rlframe.api` that the component was written for."""
     reserved: ClassVar[frozenset[str]] = frozenset({"type"})
     """Keys that belong to the recipe, so that no config may have a field of that name."""
 
     config: C
+    """The validated keys of the recipe."""
     context: Context
+    """What the engine provides."""
     name: str = ""
     """What the recipe calls this instance, set by the engine once it is built."""
 
@@ -178,8 +187,8 @@ class Component(Generic[C]):
     def needs(cls, config: C) -> Needs:
         """What the recipe must have for this component; `rlframe validate` checks it.
 
-        Names that stand in the config need no line here: declare their fields as `DataName`,
-        `ModelName`, `ColumnName` or `RewardName`.
+        Names in the config are checked without it, in fields of type `DataName`, `ModelName`,
+        `ColumnName` or `RewardName`.
         """
         return Needs()
 
@@ -190,19 +199,19 @@ class Component(Generic[C]):
         Called once before the first stage, when results of stages do not exist yet.
 
         Raises:
-          RecipeError: what is wrong and what to do; the recipe path is put in front.
+          RecipeError: what is wrong and how to fix it; the engine puts the recipe's path in front.
         """
 
     def notes(self) -> Sequence[str]:
-        """What a user should be told of this instance once, when the run has built it: sentences."""
+        """Sentences about this instance that the run shows once, when it has built it."""
         return ()
 
     def state_dict(self) -> Mapping[str, Any]:
-        """JSON-serialisable state; empty for a component that remembers nothing."""
+        """The JSON-serialisable state that checkpoints keep; empty for a component without any."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state but was given {sorted(state)}")
 
@@ -210,9 +219,9 @@ class Component(Generic[C]):
 class DataGenerator(Component[C]):
     """Makes a data set.
 
-    What it makes depends on its config alone, so that every rank reads the same rows: it is asked
-    through the class and never built, since the tokenizer, and with it the context, may come from
-    the rows. Randomness is seeded by a key of the config; equal configs give equal rows everywhere.
+    The rows depend on the config alone, so that every rank reads the same: equal configs give equal
+    rows everywhere, and a key of the config seeds randomness. A generator is never built; its class
+    methods are called, since the tokenizer, and with it the context, may come from the rows.
     """
 
     @classmethod
@@ -220,81 +229,80 @@ class DataGenerator(Component[C]):
         """The rows to train on; the data set's `columns` say which column holds what.
 
         Raises:
-          Whatever it likes: the run stops before anything trains and names this generator.
+          Exception: any; the run stops before anything trains, and names this generator.
         """
         raise NotImplementedError
 
     @classmethod
     def heldout_rows(cls, config: C) -> Sequence[Row]:
-        """Rows that no stage trains on; none, and the data set's `heldout` share of `rows` is kept.
+        """Rows that no stage trains on; if there are none, a fraction `heldout` of `rows`.
 
-        A row of `rows` that asks what one of these asks is left out of training.
+        A row of `rows` with the prompt of one of these is left out of training.
         """
         return ()
 
 
 class RewardProvider(Component[C]):
-    """Judges finished responses."""
+    """Scores finished responses."""
 
     reserved: ClassVar[frozenset[str]] = frozenset(
         {"type", "weight", "time_limit_seconds", "normalize"}
     )
+    """Keys that a recipe may write beside `type` for any reward."""
 
     cheap_to_repeat: bool = False
-    """Whether `score` costs so little that, once it has raised for a batch, it may be called again for
-    each prompt to find the response at fault. Not for a paid service. A provider that asks another one
-    sets it when it is built, to what that one says."""
+    """Whether `score`, when it has raised for a batch, may be called again for each prompt to find the
+    response at fault. Not for a paid service. A provider that calls another one copies its value when
+    it is built."""
 
     def score(self, batch: RewardBatch) -> Sequence[float | Sequence[float] | None]:
-        """One value a response, higher is better.
+        """One value per response; higher is better.
 
-        Called once a rollout on every rank with that rank's share of the batch, without gradient.
+        Called once per rollout on every rank with that rank's shard of the batch, without a gradient.
         It must not change `batch`, draw from global random state, or call a collective.
 
         Returns:
           A list or tuple, or an array or tensor of one dimension, with `len(batch)` entries in order.
-          Each is a finite number (True counts as 1, False as 0); or a row of numbers, one for each
-          sampled token of that response, as a list, tuple, array or tensor; or None for "cannot judge
-          this one", which stops the run, since nothing becomes 0 silently. A mapping, a set, an
-          iterator, text, a rectangle of two dimensions and anything with a gradient are refused.
-          `rlframe.api.token_scores` reads an answer so, for a provider that asks another one.
+          Each is a finite number (True counts as 1, False as 0); or a row of numbers, one per sampled
+          token of that response, as a list, tuple, array or tensor; or None for "cannot score this
+          one", which stops the run, since nothing becomes 0 silently. A mapping, a set, an iterator,
+          text, a rectangle of two dimensions and anything with a gradient are refused. A provider
+          that calls another one reads its answer with `token_scores`.
 
         Raises:
-          Whatever it likes: the run stops and names this component and its distribution.
+          Exception: any; the run stops, and names this component and its distribution.
         """
         raise NotImplementedError
 
     def combine(self, total: Tensor, values: Tensor, batch: RewardBatch) -> Tensor:
-        """Join this reward to the sum of those before it in the recipe; the default adds.
+        """Combine this reward with the sum of those before it in the recipe; the default adds them.
 
         Args:
           total: [B, T] weighted rewards of the providers before this one.
-          values: [B, T] this provider's values times its weight, scores on the last token.
-          batch: what was judged.
+          values: [B, T] this provider's values times its weight; a score is on the last token.
+          batch: the responses that were scored.
         """
         return total + values
 
 
 class KLController(Component[C]):
-    """Chooses beta, the price of a nat. Pure: the state goes in and comes out.
+    """Chooses the KL coefficient β. Pure: the state goes in and comes out.
 
-    The engine clamps the coefficient to the recipe's bounds, keeps the last finite state if an update
-    is not finite (an eleventh time in a row ends the run), checkpoints the state, measures over
-    all ranks before `update` sees anything, and ends the run where ranks come to different states.
-
-    A state is a float that is not negative and a mapping from names to plain numbers: JSON keeps it.
+    The engine measures KL over all ranks, clamps the coefficient to the recipe's bounds, keeps the last
+    finite state if an update is not finite (the eleventh time in a row ends the run), checkpoints the
+    state, and ends the run if ranks arrive at different states.
     """
 
     @classmethod
     def initial_coefficient(cls, config: C) -> float | None:
-        """The coefficient of `initial()` if the config alone says it, so that `validate` can compare it
-        with the bounds; None, and it is compared before the first stage.
+        """The coefficient of `initial()`, which `rlframe validate` compares with the recipe's bounds;
+        None if the config alone does not say it.
         """
         return None
 
     @property
     def unit(self) -> str:
-        """The unit of `measured.kl`: "nats_per_response" or "nats_per_token"."""
+        """The unit of `KLMeasurement.kl`: "nats_per_response" or "nats_per_token"."""
         return "nats_per_response"
 
     def initial(self) -> KLState:
@@ -302,50 +310,50 @@ class KLController(Component[C]):
         raise NotImplementedError
 
     def update(self, state: KLState, measured: KLMeasurement) -> KLState:
-        """The next state, once after each rollout that `state.coefficient` was applied to."""
+        """The next state, after an update of the policy with `state.coefficient`; once per rollout."""
         raise NotImplementedError
 
 
 class AuxiliaryLoss(Component[C]):
-    """A loss added to PPO's in the same backward pass, divided by its own global count.
+    """A loss that is added to PPO's, divided by its own count over all ranks.
 
-    Where nothing is counted in a whole optimiser step, nothing is added to it, and a warning says so.
+    If nothing is counted in a whole optimiser step, nothing is added to it, and a warning says so.
     """
 
     @property
     def coefficient(self) -> float:
-        """What the loss is multiplied with. 0 costs no forward pass."""
+        """The factor of the loss. 0 costs no forward pass."""
         raise NotImplementedError
 
     @property
     def examples_per_step(self) -> int:
-        """Examples of the own data that each optimiser step takes, over all ranks together."""
+        """The number of the loss's examples that each optimiser step takes, on all ranks together."""
         raise NotImplementedError
 
     def examples(self) -> Sequence[TokenExample] | None:
-        """The own training data, read once at the start; None to work on the rollout itself.
+        """The loss's own training data, read once at the start; None to work on the rollout itself.
 
-        The engine shuffles, batches and pads. Without own data `loss` is given each micro-batch of
-        the rollout, with the mask on the response tokens.
+        The engine shuffles, batches and pads the examples. Without any, `loss` gets each micro-batch of
+        the rollout, with a mask that is True on the response tokens.
 
         Returns:
-          A list (no iterator), the same on every rank. Of each example at least one token has to count.
+          A list, not an iterator; the same on every rank. Each example must have a token that counts.
         """
         return None
 
     def count(self, batch: TokenBatch) -> Tensor:
         """What `loss` will return as its count, known before the forward pass: one number, 0 or more.
 
-        The default counts the mask.
+        The default is the number of tokens that the mask selects.
         """
         return batch.mask.sum()
 
     def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
-        """The sum of the loss over a part of the batch, and what it is a sum over.
+        """The sum of the loss over a micro-batch, and what it is a sum over.
 
-        The total has a gradient. Some parts hold no token that counts, since every rank makes the same
-        passes: there the total is 0, and the policy is asked all the same. A step whose total is not
-        finite is skipped like any other.
+        The total has a gradient. A micro-batch may hold no token that counts, since every rank makes
+        the same number of forward passes: its total is 0, from a forward pass like any other. A step
+        whose total is not finite is skipped.
         """
         raise NotImplementedError
 
@@ -354,24 +362,24 @@ class AdvantageEstimator(Component[C]):
     """Turns token rewards and values into advantages and value targets."""
 
     def estimate(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(advantages, returns), both [B, T] like the rewards in type and device, not whitened.
-
-        Both are 0 where `mask` is False, and finite elsewhere if rewards and values are. What is given
-        must not be changed.
+        """Advantages and returns of the tokens, before whitening. The arguments must not be changed.
 
         Args:
-          rewards: [B, T] reward for each token, KL penalty included.
+          rewards: [B, T] reward of each token, KL penalty included.
           values: [B, T] the critic's estimate before each token.
-          mask: [B, T] bool.
+          mask: [B, T] bool, True on response tokens.
+
+        Returns:
+          (advantages, returns), both [B, T] with the dtype and on the device of the rewards. Both are 0
+          where `mask` is False, and finite elsewhere if rewards and values are.
         """
         raise NotImplementedError
 
 
 class HookPlugin(Component[C]):
-    """Takes part in moments of the run: its methods decorated with `@hookimpl` are registered.
+    """Takes part in moments of the run through its methods that are decorated with `@hookimpl`.
 
-    A recipe names it under `hooks:`. The specification of each hook is its manual page, see
-    `rlframe.api.spec`.
+    A recipe names it under `hooks:`. `rlframe.api.spec.Specification` is the manual of the hooks.
     """
 
 

@@ -21,71 +21,82 @@ class RunStarted:
     """PPO is about to sample its first rollout."""
 
     directory: Path
+    """The run directory."""
     updates: int
-    """Of the whole run."""
+    """The number of updates of the whole run."""
     resolved: Mapping[str, Any]
     """The recipe with every default."""
 
 
 @dataclass(frozen=True)
 class RolloutFinished:
-    """The responses of an update on one rank, before anybody judged them."""
+    """The responses of an update on one rank, before they are scored."""
 
     rollout: Rollout
+    """The responses with their prompts."""
 
 
 @dataclass(frozen=True)
 class ExperienceReady:
-    """A rollout was judged and credited; learning comes next. All tensors are [B, T].
+    """A rollout was scored and its advantages are known; the policy's update comes next.
 
-    With several processes these are not the responses of `RolloutFinished`: they have changed ranks, so
-    that all have as much to learn from.
+    With several processes these are not the responses of `RolloutFinished`: they were rebalanced, so
+    that each rank has as many tokens to learn from.
     """
 
     rollout: Rollout
+    """The responses with their prompts."""
     raw_rewards: Mapping[str, Tensor]
-    """Reward's name -> [B] score before its weight."""
+    """For each reward of the recipe, [B] scores before its weight."""
     mask: Tensor
+    """[B, T] bool, True on response tokens."""
     rewards: Tensor
-    """Score and KL penalty for each token."""
+    """[B, T] reward of each token, KL penalty included, after any whitening."""
     advantages: Tensor
+    """[B, T] advantage of each token, after any whitening."""
     returns: Tensor
+    """[B, T] the critic's target at each token."""
 
 
 @dataclass(frozen=True)
 class UpdateFinished:
-    """The policy has learned from a rollout and beta has been chosen anew."""
+    """The policy has learned from a rollout, and the KL controller has chosen its next coefficient."""
 
     update: int
-    """From 0."""
+    """The number of the update, from 0."""
     measured: KLMeasurement
+    """The KL of the rollout."""
     kl: KLState
     """The state whose coefficient this update used."""
     next_kl: KLState
+    """The state whose coefficient the next update uses."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The figures of an update, as metrics.jsonl gets them; over all ranks."""
+    """The metrics of an update over all ranks, as `metrics.jsonl` has them."""
 
     update: int
-    """From 0."""
+    """The number of the update, from 0."""
     figures: Mapping[str, float]
+    """The values by name."""
 
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint lies on disk, complete."""
+    """A checkpoint is complete on disk."""
 
     update: int
-    """The update after which it was taken, from 0."""
+    """The number of the update after which it was saved, from 0."""
     directory: Path
+    """The directory of the checkpoint."""
 
 
 @dataclass(frozen=True)
 class RunFinished:
-    """PPO is over, well or not."""
+    """PPO has ended, with or without an error."""
 
     directory: Path
+    """The run directory."""
     error: BaseException | None
     """What ended the run early, or None."""

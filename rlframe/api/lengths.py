@@ -26,13 +26,13 @@ _FROM_PADDING = frozenset(
 
 
 def context_tokens(config: Any) -> int | None:
-    """Most tokens that a model of this config reads at once.
+    """The most tokens that a model with this config can read at once.
 
     Args:
-      config: a transformers config, of a causal model or of a classifier.
+      config: a transformers config of a causal model or a classifier.
 
     Returns:
-      Tokens; None where nothing limits them, as for models without positions or with ALiBi.
+      The number of tokens; None if nothing limits it, as for models without positions or with ALiBi.
     """
     text = config.get_text_config(decoder=True)
     kind = getattr(text, "model_type", None)

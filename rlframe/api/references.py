@@ -19,13 +19,14 @@ class Refers:
 
 
 DataName = Annotated[str, Refers("data")]
-"""A data set of the recipe."""
+"""The type of a config field that names a data set of the recipe."""
 ModelName = Annotated[str, Refers("model")]
-"""A path, a hub id, or `stage:NAME`, the result of a stage of the recipe."""
+"""The type of a config field that names a model: a path, a hub id, or `stage:NAME`, the result of a
+stage of the recipe."""
 ColumnName = Annotated[str, Refers("column")]
-"""A column that every row of the prompts' data set has to have."""
+"""The type of a config field that names a column which every row of the prompts' data set must have."""
 RewardName = Annotated[str, Refers("reward")]
-"""A reward of the recipe."""
+"""The type of a config field that names a reward of the recipe."""
 
 
 @dataclass(frozen=True)

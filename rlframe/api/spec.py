@@ -42,10 +42,21 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("rlframe")
 hookimpl = pluggy.HookimplMarker("rlframe")
+"""Marks a method of a `HookPlugin` as the implementation of the hook of that name.
+
+`@hookimpl(wrapper=True)` marks a wrapper: a generator that yields once, is sent the result of what it
+wraps, and returns the result of the hook. `tryfirst` and `trylast` are refused, since the order comes
+from the recipe.
+"""
 
 
 class Specification:
-    """The hooks and when they are called."""
+    """The hooks, and when each is called.
+
+    A hook that is passed a component calls it: the first implementation that returns something other
+    than None decides. A hook that is passed an `event` reports it to observers, whose return value is
+    ignored.
+    """
 
     @hookspec(firstresult=True)
     def rlframe_score(
@@ -54,17 +65,17 @@ class Specification:
         """Score a rollout with one provider.
 
         Called once per provider and rollout on every rank, in the recipe's order, under
-        `torch.no_grad()`, with that rank's share of the batch. Must not call a collective: ranks may
+        `torch.no_grad()`, with that rank's shard of the batch. It must not call a collective: ranks may
         hold different numbers of responses.
 
-        Wrappers are within the reward's `time_limit_seconds`, in a thread of its own if there is one. A
-        provider that has raised, and says that it is `cheap_to_repeat`, is called again for the
-        responses of one prompt, and for one response, to find the one at fault.
+        The reward's `time_limit_seconds` includes its wrappers, which run in a thread of its own if
+        there is a limit. A provider that has raised, and is `cheap_to_repeat`, is called again for the
+        responses to one prompt, and for one response, to find the one at fault.
 
-        What comes out has to be what `RewardProvider.score` may return; an implementation that asks the
-        provider itself reads its answer with `rlframe.api.raw_scores`.
+        The result must be what `RewardProvider.score` may return; an implementation that calls the
+        provider itself reads its answer with `raw_scores`.
 
-        Example: a wrapper that measures time.
+        A wrapper that measures time:
 
             @hookimpl(wrapper=True)
             def rlframe_score(provider, batch):
@@ -80,9 +91,8 @@ class Specification:
     ) -> KLState | None:
         """Ask the controller for its next state.
 
-        Called once per rollout on every rank, with the same measurement, after the policy was
-        updated. The result must depend on the arguments alone: ranks compare it, and a difference ends
-        the run.
+        Called once per rollout on every rank, with the same measurement, after the policy is updated.
+        The result must depend on the arguments alone: ranks compare it, and a difference ends the run.
         """
 
     @hookspec(firstresult=True)
@@ -92,42 +102,42 @@ class Specification:
         """Compute one auxiliary loss on one micro-batch.
 
         Called for every micro-batch of every optimiser step, inside the forward pass of the model in
-        training and under autograd. Must not call `backward` or a collective. The total has to keep its
-        gradient, and the count has to stay what `AuxiliaryLoss.count` said.
+        training and under autograd. It must not call `backward` or a collective. The total must keep
+        its gradient, and the count must stay what `AuxiliaryLoss.count` returned.
         """
 
     @hookspec(firstresult=True)
     def rlframe_compute_advantages(
         self, estimator: AdvantageEstimator[Any], rewards: Tensor, values: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        """Compute advantages and returns of this rank's share, once per rollout, without gradient.
+        """Compute advantages and returns of this rank's shard, once per rollout, without a gradient.
 
-        Whitening over all ranks follows; it is not this hook's business.
+        Whitening over all ranks comes afterwards, where the recipe asks for it.
         """
 
     # Observers
 
     @hookspec
     def rlframe_run_started(self, event: RunStarted) -> None:
-        """PPO begins. Called once on every rank, before the first look at the held-out prompts."""
+        """PPO begins. Called once on every rank, before held-out prompts are evaluated."""
 
     @hookspec
     def rlframe_rollout_finished(self, event: RolloutFinished) -> None:
-        """Responses were sampled. Called once an update on every rank, with that rank's share."""
+        """Responses were sampled. Called once per update on every rank, with that rank's shard."""
 
     @hookspec
     def rlframe_experience_ready(self, event: ExperienceReady) -> None:
-        """Rewards and advantages are known. Called once an update on every rank, with its share."""
+        """Rewards and advantages are known. Called once per update on every rank, with its shard."""
 
     @hookspec
     def rlframe_update_finished(self, event: UpdateFinished) -> None:
-        """The policy was updated and beta chosen. Called once an update on every rank."""
+        """The policy and the KL coefficient were updated. Called once per update on every rank."""
 
     @hookspec
     def rlframe_metrics(self, event: Metrics) -> None:
-        """The figures of an update. Called once an update on every rank, with the same figures.
+        """The metrics of an update. Called once per update on every rank, with the same values.
 
-        Example: an observer that keeps the scores.
+        An observer that prints the scores:
 
             class Scores(HookPlugin[PluginConfig]):
                 @hookimpl
@@ -137,7 +147,7 @@ class Specification:
 
     @hookspec
     def rlframe_checkpoint_saved(self, event: CheckpointSaved) -> None:
-        """A checkpoint is complete on disk. Called on every rank, the result of the run included."""
+        """A checkpoint is complete on disk. Called on every rank, also for the result of the run."""
 
     @hookspec
     def rlframe_run_finished(self, event: RunFinished) -> None:
