@@ -48,7 +48,7 @@ def save_models(
     if isinstance(models.critic, Critic):
         _save(models.critic.model, "critic.model.", weights, tokenizer, directory / "critic")
     else:
-        (directory / "critic").mkdir(parents=True, exist_ok=True)
+        (directory / "critic").mkdir()
         head = _below("critic.", weights)
         save_file(head, directory / "critic" / "value_head.safetensors")
 

@@ -311,20 +311,20 @@ class PolicyUpdater:
         ], over
 
     def _own_parts(self, passes: int, device: torch.device) -> dict[str, list[TokenBatch]]:
-        """The rank's share of each auxiliary loss's own data, in as many parts as on every other."""
+        """The rank's shard of each auxiliary loss's own data, in as many parts as on every other."""
         rank, ranks = self._runtime.rank, self._runtime.world_size
-        shares: dict[str, list[list[TokenExample]]] = {}
+        shards: dict[str, list[list[TokenExample]]] = {}
         for data in self._auxiliary:
             if data.examples is not None:
                 per_step = data.instance.component.examples_per_step
                 drawn = data.examples.take(self._steps * per_step, per_step)
-                shares[data.instance.name] = [drawn[r::ranks] for r in range(ranks)]
+                shards[data.instance.name] = [drawn[r::ranks] for r in range(ranks)]
         # As many parts as the rollout has, or more if one of them needs it on any rank.
-        widest = [padded_tokens(share) for found in shares.values() for share in found]
-        number = max(passes, -(-max(widest, default=0) // self.budget))
+        widest = [padded_tokens(shard) for found in shards.values() for shard in found]
+        number = max([passes, *(-(-width // self.budget) for width in widest)])
         found = {}
-        for name, (first, *_) in shares.items():
-            parts = in_parts(shares[name][rank], number, of=len(first))
+        for name, (first, *_) in shards.items():
+            parts = in_parts(shards[name][rank], number, of=len(first))
             missing = len(in_parts(first, number, of=len(first))) - len(parts)
             found[name] = [token_batch(part, device=device) for part in parts]
             found[name] += [no_tokens(device)] * missing

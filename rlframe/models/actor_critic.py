@@ -11,7 +11,7 @@ from rlframe.models.policy import Policy, response_places
 from rlframe.types import Sequences
 
 
-class Evaluation(NamedTuple):
+class TokenOutputs(NamedTuple):
     """What the models say about the response tokens of a batch; all [B, T], 0 in the padding."""
 
     logprobs: Tensor
@@ -76,8 +76,8 @@ class ActorCritic(nn.Module):
     def forward(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(self, *args)
 
-    def evaluate(self, batch: Sequences) -> Evaluation:
+    def evaluate(self, batch: Sequences) -> TokenOutputs:
         """Log-probabilities, entropies and values of a batch's response tokens."""
         hidden = self.policy.trunk(batch)
         logprobs, entropy = self.policy.response_logprobs(batch, hidden)
-        return Evaluation(logprobs, entropy, self.critic.values(batch, hidden))
+        return TokenOutputs(logprobs, entropy, self.critic.values(batch, hidden))
