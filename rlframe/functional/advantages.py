@@ -48,7 +48,7 @@ def gae(
     next_values = torch.cat([values[:, 1:], values.new_zeros(len(values), 1)], 1)
     if last_values is not None:
         continues = torch.cat([mask[:, 1:], mask.new_zeros(len(mask), 1)], 1)
-        next_values = torch.where(mask & ~continues, last_values[:, None], next_values)
+        next_values = torch.where(continues, next_values, last_values[:, None])
     deltas = (rewards + gamma * next_values - values).masked_fill(~mask, 0)
     advantages = _sums_to_go(deltas, gamma * lam)
     return advantages, advantages + values

@@ -173,6 +173,9 @@ def test_a_group_mean_pulls_every_advantage_towards_0_by_the_share_of_one_respon
 def test_equal_scores_have_no_advantage_at_all(estimator, number, count, dtype):
     found = estimator(*one_group(*[number] * count, dtype=dtype))
     assert found.tolist() == [0] * count
+    scores, group_ids, valid = one_group(torch.nan, *[number] * count, dtype=dtype)
+    valid[0] = False
+    assert estimator(scores, group_ids, valid).tolist() == [0] * (count + 1)
 
 
 @pytest.mark.parametrize("magnitude", [1.0, -1.0, 1e9, 1e-9])
@@ -198,6 +201,8 @@ def test_rounding_is_a_standard_deviation_of_eight_units_of_it():
     assert standardized(*within).tolist() == [0, 0]  # 11 / sqrt(2) < 8
     found = standardized(*beyond)
     torch.testing.assert_close(found, scores_of(-(0.5**0.5), 0.5**0.5))
+    edge = one_group(1 - 16 * unit, 1 - 8 * unit, 1)  # of standard deviation 8, to the last bit
+    assert standardized(*edge).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
