@@ -239,7 +239,7 @@ def importance_weights(
     """
     if kind not in ("truncate", "mask"):
         raise ValueError(f"kind is {kind!r}, and not truncate or mask")
-    log_weights = (old_logprobs - sampler_logprobs).detach().masked_fill(~mask, 0)
+    log_weights = (old_logprobs - sampler_logprobs).detach()
     weights = log_weights.exp()
     if kind == "truncate":
         weights = weights.clamp(max=limit)
