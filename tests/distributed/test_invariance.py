@@ -103,16 +103,19 @@ class Distance(NamedTuple):
     which: str
 
 
+def _compared(metrics: dict[str, float]) -> dict[str, float]:
+    """Without those of the machine, and of the setting itself."""
+    other = ("eps", "train/microbatch_tokens", "time/", "speed/")
+    return {name: value for name, value in metrics.items() if not name.startswith(other)}
+
+
 def distance(found: Played, expected: Played, *, start: int = 0) -> Distance:
     """Between a run and the updates of another one that begin with `start`."""
     worst = Distance(True, 0.0, "")
     for number, mine in enumerate(found.metrics, start):
-        theirs = expected.metrics[number]
+        mine, theirs = _compared(mine), _compared(expected.metrics[number])
         assert mine.keys() == theirs.keys()
         for name in mine:
-            told = ("eps", "train/microbatch_tokens")  # of the machine, and of the setting itself
-            if name in told or name.startswith(("time/", "speed/")):
-                continue
             x, y = mine[name], theirs[name]
             apart = 0.0 if math.isnan(x) and math.isnan(y) else abs(x - y) / max(1.0, abs(y))
             if not apart <= worst.metrics:  # NaN is far away

@@ -9,9 +9,9 @@ import pytest
 from ruamel.yaml import YAML
 
 import rlframe
-from rlframe.api import registry as registry_module
 from rlframe.errors import PluginError
 from rlframe.recipe import load_recipe
+from rlframe.registry import discovery as registry_module
 from rlframe.registry.discovery import Registry
 
 ROOT = Path(__file__).parents[2]
