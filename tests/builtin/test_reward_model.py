@@ -487,6 +487,17 @@ def test_a_token_classifier_scores_each_sampled_token(reward, sampled, tokenizer
         assert row == pytest.approx(logits[len(prompt) :].tolist(), rel=1e-5)
 
 
+def test_the_probability_of_a_token_with_one_label_is_a_sigmoid(
+    reward, sampled, tokenizer, tmp_path
+):
+    config = {"words": tokenizer, "kind": "llama", "head": "token", "num_labels": 1}
+    path = str(foreign.saved(tmp_path, "base", **config))
+    logits = reward(path).score(sampled)
+    found = reward(path, output="probability").score(sampled)
+    for row, expected in zip(found, logits, strict=True):
+        assert row == pytest.approx([1 / (1 + math.exp(-x)) for x in expected], rel=1e-6)
+
+
 def test_a_token_classifier_with_other_tokens_cannot_be_asked(check, tmp_path):
     path = foreign.saved(tmp_path, "chatml", kind="llama", head="token", num_labels=1)
     with pytest.raises(RecipeError, match="scores each token, so it must read the tokens"):
@@ -600,7 +611,33 @@ def test_chat_without_a_template_is_refused(check, tmp_path):
         check(str(path), input="chat")
 
 
+def test_a_model_that_reads_both_ways_is_given_a_chat_in_its_template(
+    reward, chat, bert, other_tokenizer, tmp_path
+):
+    BertForSequenceClassification.from_pretrained(bert).save_pretrained(tmp_path)
+    words = copy.deepcopy(other_tokenizer)
+    words.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    words.save_pretrained(tmp_path)
+    model = BertForSequenceClassification.from_pretrained(bert, dtype=torch.float64).eval()
+    texts = [f"user: Is it any good?\nassistant: {text}\n" for text in TEXTS]
+    ids = [words.encode(text, add_special_tokens=False) for text in texts]
+    with torch.no_grad():
+        expected = [model(torch.tensor([row])).logits.item() for row in ids]
+    found = reward(str(tmp_path), input="chat").score(chat)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 # BOS and EOS
+
+
+def test_a_bos_within_a_text_is_text(reward, batch, other_tokenizer, tmp_path):
+    words = copy.deepcopy(other_tokenizer)
+    words.backend_tokenizer.post_processor = processors.ByteLevel()  # which adds no BOS
+    path = llama(words, tmp_path)
+    ids = words.encode("so<bos>fine")
+    assert ids.index(BOS) == 1
+    found = reward(path, input="response").score(batch(["so<bos>fine"]))
+    assert found == pytest.approx([alone(path, ids)], rel=1e-5)
 
 
 @pytest.mark.parametrize("prompt", ["why?", "<bos>why?"])

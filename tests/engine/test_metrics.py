@@ -46,3 +46,21 @@ def test_phases_of_one_name_add_up_until_the_clock_is_restarted() -> None:
     assert set(first) == {"a"}
     assert first["a"] > 0
     assert clock.restart() == {}
+
+
+def test_a_step_that_was_not_taken_leaves_names_without_values() -> None:
+    meter = Meter()
+    meter.add("x", 6.0, 3)
+    emptied = meter.emptied()
+    assert math.isnan(emptied.means(lambda t: t)["x"])
+    emptied.merge(meter)
+    assert emptied.means(lambda t: t) == {"x": 2.0}  # and adds nothing to those that were
+
+
+def test_sums_that_are_not_finite_are_named() -> None:
+    meter = Meter()
+    meter.add("loss/value_avg", math.nan, 3)
+    meter.add("loss/policy_avg", 1.0, 3)
+    meter.add("kl", math.inf, 3)
+    assert meter.not_finite() == ", not finite on this rank: kl, loss/value_avg"
+    assert Meter().not_finite() == ""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlframe.engine.streams import Shuffled, in_parts, padded_tokens, token_batch
+from rlframe.engine.streams import Shuffled, in_parts, no_tokens, padded_tokens, token_batch
 from rlframe.types import TokenExample
 
 CPU = torch.device("cpu")
@@ -75,3 +75,9 @@ def test_parts_hold_every_example_once_longest_first() -> None:
     parts = in_parts(examples, 2)
     assert [[len(e.ids) for e in part] for part in parts] == [[9, 7, 5], [3, 1]]
     assert padded_tokens(parts[0]) == 27
+
+
+def test_no_tokens_are_one_text_without_a_prediction_that_counts() -> None:
+    batch = no_tokens(CPU)
+    assert batch.tokens.tolist() == [[0, 0]]
+    assert batch.mask.tolist() == [[False]]

@@ -261,12 +261,28 @@ def test_the_first_and_the_last_pass_of_a_step_give_every_weight_a_gradient(
     batches, over = updater._divide(experience, passes)
     assert len(batches) > len(passes) + 1 == 2
     assert batches[1].experience is None
-    assert all(b.auxiliary.keys() & {"ptx", "sft"} for b in batches[:-1])  # no pass for nothing
+    assert all(b.auxiliary.keys() & {"ptx", "sft"} for b in batches)  # no pass for nothing
     for batch in (batches[0], batches[-1]):
         models.zero_grad()
         loss, _ = updater._objective(models, batch, over, 0.1)
         loss.backward()
         assert all(weight.grad is not None for weight in models.parameters())
+
+
+@pytest.mark.parametrize(("longest", "passes"), [(12, 1), (13, 2)])
+def test_auxiliary_data_that_just_fits_takes_no_pass_of_its_own(
+    language_model: Any, longest: int, passes: int
+) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=10_000)
+    learner = learner_of(models, budget=192)
+    examples = [TokenExample((1, *range(3, 3 + longest - 1)), 0)] * 16
+    ptx = PTX(PTXConfig(data="x", gamma=0.5, examples_per_step=16), None)  # type: ignore[arg-type]
+    learner._auxiliary = [
+        AuxiliaryData(Instance("ptx", "ptx", ptx), Shuffled(examples, key=(0, "ptx")))
+    ]
+    batches, _ = learner._divide(experience, experience.schedule.steps(0)[0])
+    assert len(batches) == passes
 
 
 def test_auxiliary_losses_add_their_coefficient_times_their_mean_per_token(

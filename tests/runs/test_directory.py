@@ -61,3 +61,24 @@ def test_metrics_are_valid_json_line_by_line_whatever_the_numbers(tmp_path: Path
 def test_a_default_directory_is_named_after_its_recipe() -> None:
     assert default_directory(Path("recipes/quickstart.yaml")).parent == Path("runs")
     assert default_directory(Path("recipes/quickstart.yaml")).name.startswith("quickstart-")
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        ([2, 3], "1 of 3 updates, the first of them 1"),
+        ([1, 2], "1 of 3 updates, the first of them 3"),
+        ([2], "2 of 3 updates, the first of them 1"),
+        ([1, 2, 3], None),
+        ([1, 2, 3, 4], None),
+    ],
+)
+def test_updates_that_are_missing_among_the_metrics_are_counted(
+    tmp_path: Path, there: list[int], told: str | None
+) -> None:
+    files = begun(tmp_path / "run")
+    for update in there:
+        files.metrics({"stage": "ppo", "update": update, "episode": 8})
+    found = files.forget_after(3)
+    assert (found is None) == (told is None), found
+    assert told is None or told in str(found)

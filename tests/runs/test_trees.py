@@ -452,3 +452,40 @@ def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys.modules["pickle"], name, refuse)
     save_tree(tmp_path / "tree", tree)
     assert same(load_tree(tmp_path / "tree"), tree)
+
+
+@pytest.mark.parametrize("kernel", [None, "fused", "capturable"])
+def test_a_count_of_steps_lies_where_the_kernel_reads_it(kernel: str | None) -> None:
+    """Moments lie beside their parameter, whatever the kernel."""
+    _, _, tree = trained()
+    elsewhere = Small().to("meta")
+    fresh = torch.optim.AdamW(grouped(elsewhere))
+    load_flat_optimizer(fresh, dict(elsewhere.named_parameters()), _with(tree, kernel))
+    state = fresh.state[elsewhere.scale]
+    assert state["exp_avg"].device.type == "meta"
+    assert state["step"].device.type == ("cpu" if kernel is None else "meta")
+
+
+def _with(tree: Any, kernel: str | None) -> Any:
+    groups = [{**group, **({kernel: True} if kernel else {})} for group in tree["groups"]]
+    return {**tree, "groups": groups}
+
+
+def test_a_rate_that_is_a_tensor_lies_where_the_optimizers_own_lies() -> None:
+    _, _, tree = trained()
+    groups = [{**group, "lr": torch.tensor(0.5)} for group in tree["groups"]]
+    model = Small()
+    names = dict(model.named_parameters())
+    for own, device in ((torch.tensor(0.1, device="meta"), "meta"), (0.1, "cpu")):
+        fresh = torch.optim.AdamW(grouped(model))
+        for group in fresh.param_groups:
+            group["lr"] = own
+        load_flat_optimizer(fresh, names, {**tree, "groups": groups})
+        assert {group["lr"].device.type for group in fresh.param_groups} == {device}
+
+
+def test_a_setting_of_another_length_is_not_cut() -> None:
+    model, optimizer, tree = trained()
+    groups = [{**group, "betas": [0.9, 0.99, 0.999]} for group in tree["groups"]]
+    with pytest.raises(ValueError, match="zip"):
+        load_flat_optimizer(optimizer, dict(model.named_parameters()), {**tree, "groups": groups})
