@@ -275,13 +275,13 @@ def test_auxiliary_data_that_just_fits_takes_no_pass_of_its_own(
 ) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=10_000)
-    learner = learner_of(models, budget=192)
+    updater = updater_of(models, budget=192)
     examples = [TokenExample((1, *range(3, 3 + longest - 1)), 0)] * 16
     ptx = PTX(PTXConfig(data="x", gamma=0.5, examples_per_step=16), None)  # type: ignore[arg-type]
-    learner._auxiliary = [
+    updater._auxiliary = [
         AuxiliaryData(Instance("ptx", "ptx", ptx), Shuffled(examples, key=(0, "ptx")))
     ]
-    batches, _ = learner._divide(experience, experience.schedule.steps(0)[0])
+    batches, _ = updater._divide(experience, experience.schedule.steps(0)[0])
     assert len(batches) == passes
 
 
