@@ -273,8 +273,17 @@ def torment(
             raise SystemExit(f"the run could not be ended; see {log}")
         found += differences(calm, run)
         if disk:
-            subprocess.run(["umount", str(room)], check=True)
+            unmount(room)
     return struck, codes, found
+
+
+def unmount(room: Path) -> None:
+    """Take a tmpfs away. Whoever was killed may need a moment to let go of its files."""
+    ends = time.monotonic() + 20
+    while subprocess.run(["umount", str(room)], check=False, capture_output=True).returncode:
+        if time.monotonic() > ends:
+            raise SystemExit(f"{room} is still in use 20 seconds after the run has ended")
+        time.sleep(0.5)
 
 
 def can_mount(place: Path) -> bool:
@@ -284,7 +293,7 @@ def can_mount(place: Path) -> bool:
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(room)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         return False
-    subprocess.run(["umount", str(room)], check=True)
+    unmount(room)
     return True
 
 
