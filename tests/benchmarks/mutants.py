@@ -68,6 +68,7 @@ WATCHERS: dict[str, tuple[str, ...]] = {
     "engine/update_metrics": (REFERENCE, "tests/compose/test_run.py"),
     "runs/durable": ("tests/runs/test_power.py", *WHOLE_RUNS),
     "runs/resuming": ("tests/runs/test_fingerprints.py", *WHOLE_RUNS),
+    "runs/saving": ("tests/runs/test_checkpointer.py", *WHOLE_RUNS),
     "runs/sealed": ("tests/runs/test_power.py", *WHOLE_RUNS),
     "builtin": ("tests/testing/test_builtins.py",),
     "builtin/classifier": ("tests/builtin/test_reward_model.py", CHATS),
