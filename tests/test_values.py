@@ -11,7 +11,7 @@ import rlframe
 
 PACKAGES = ("engine", "stages", "runs", "builtin", "functional", "types")
 
-THAT_CHANGE = {"KLControl"}
+THAT_CHANGE = {"KLControl", "MetricsLogger"}
 """Dataclasses that are objects with a state, not values."""
 
 

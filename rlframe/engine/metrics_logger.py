@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +18,7 @@ from rlframe.runs.directory import RunDirectory
 from rlframe.runs.display import Display
 
 
+@dataclass
 class MetricsLogger:
     """Writes one row per update.
 
@@ -31,29 +33,17 @@ class MetricsLogger:
       penalty: whether KL is subtracted from the rewards.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        display: Display,
-        observers: Relay,
-        *,
-        runtime: Runtime,
-        training: Training,
-        clock: Clock,
-        updates: int,
-        penalty: bool,
-    ) -> None:
-        self._directory = directory
-        self._display = display
-        self._observers = observers
-        self._runtime = runtime
-        self._training = training
-        self._clock = clock
-        self._updates = updates
-        self._penalty = penalty
-        self._episodes = 0
-        self.last_kl = 0.0
-        """Of the last rollout, nats per response."""
+    directory: RunDirectory
+    display: Display
+    observers: Relay
+    runtime: Runtime
+    training: Training
+    clock: Clock
+    updates: int
+    penalty: bool
+    last_kl: float = field(default=0.0, init=False)
+    """Of the last rollout, nats per response."""
+    _episodes: int = field(default=0, init=False)
 
     def state_dict(self) -> dict[str, float]:
         """Responses since the start of the run, and the KL of the last rollout."""
@@ -75,15 +65,15 @@ class MetricsLogger:
         self.last_kl = update.measured.nats_per_response
         metrics = update_metrics(
             update,
-            self._clock,
-            penalty=self._penalty,
+            self.clock,
+            penalty=self.penalty,
             episodes=self._episodes,
-            reduce=self._runtime.sum,
+            reduce=self.runtime.sum,
         )
-        metrics["memory/peak_mib"] = self._runtime.peak_memory_mib()
-        metrics["time/collectives_seconds"] = self._runtime.waited() + self._training.waited()
+        metrics["memory/peak_mib"] = self.runtime.peak_memory_mib()
+        metrics["time/collectives_seconds"] = self.runtime.waited() + self.training.waited()
         metrics |= {} if heldout is None else heldout.metrics()
-        metrics["hooks/observer_errors"] = self._observers.errors
-        self._directory.metrics({"stage": "ppo", "update": done, **metrics})
-        self._observers.tell("metrics", Metrics(update.number, MappingProxyType(metrics)))
-        self._display.step(done, self._updates, metrics)
+        metrics["hooks/observer_errors"] = self.observers.errors
+        self.directory.metrics({"stage": "ppo", "update": done, **metrics})
+        self.observers.tell("metrics", Metrics(update.number, MappingProxyType(metrics)))
+        self.display.step(done, self.updates, metrics)
