@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def work():
 watched(work)
 """
 RLFRAME = [sys.executable, "-m", "rlframe"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _signals_are_not_ignored() -> Iterator[None]:
+    """A background job of a shell, and nohup, would have the children of these tests ignore them."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_of(work: str, **settings: Any) -> subprocess.CompletedProcess[str]:
