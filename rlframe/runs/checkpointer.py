@@ -131,7 +131,7 @@ class Checkpointer:
         Raises:
           RunError: something does not take its state back.
         """
-        tree = load_tree(path / "state")
+        tree = self._last = load_tree(path / "state")  # the result's, if no step is left to make
         self._weights.load(path)
         if (path / "optimizer.json").exists():
             self._optimizer.load_state_dict(load_tree(path / "optimizer"))

@@ -79,6 +79,7 @@ class PPOStage:
         newest = self.run.checkpoints.saver.newest()
         path = None if newest is None else newest.path
         if newest is not None:
+            self._refuse_fewer(newest.number)
             for damage in newest.passed_over:
                 self.display.say(f"passed over: {damage}")
             self.display.say(f"resuming after update {newest.number}, from {path}")
@@ -98,6 +99,18 @@ class PPOStage:
             self.display.say(missing)
         return RunState(loop["updates"], KLState(**loop["kl"])), before
 
+    def _refuse_fewer(self, done: int) -> None:
+        """What has been learned cannot be taken back.
+
+        Raises:
+          RunError: more updates are done than the recipe asks for.
+        """
+        if done > self.run.updates:
+            raise RunError(
+                f"ppo.updates is {self.run.updates}, but this run has made {done} updates according to "
+                f"its newest checkpoint. Resume it with ppo.updates={done} or more, or begin a new run"
+            )
+
     def _new(self) -> tuple[RunState, HeldOut]:
         self.directory.forget_after(0)
         if self.ema is not None:
@@ -116,11 +129,11 @@ class PPOStage:
         return found if found is not None and found < self.run.updates else None
 
     def _answered_before(self) -> HeldOut:
-        """What the policy answered before PPO: from the samples, or anew where they are damaged."""
+        """What the policy answered before PPO: from the samples, or again where they are damaged."""
         directory = self.directory
         rows = self.runtime.broadcast(directory.read_samples("before") if directory.main else None)
         if rows is not None:
             return HeldOut(tuple(Answer.of_row(row) for row in rows))
         path = directory.path / "samples" / "before.jsonl"
-        self.display.say(f"{path} is missing or damaged: the held-out prompts are answered anew")
+        self.display.say(f"{path} is missing or damaged: the held-out prompts are answered again")
         return self.run.heldout.evaluate("before")

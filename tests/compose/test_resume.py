@@ -344,6 +344,26 @@ def test_without_a_checkpoint_it_makes_them_from_its_result(
     assert (run / "ppo" / "policy" / "model.safetensors").read_bytes() != before
 
 
+def test_a_run_that_was_cut_off_can_end_where_it_is_and_not_before(
+    tiny_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(checkpoints={"every": 1}, ppo={"updates": 9, "learning_rate": 1e-3})
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, run, display=Ends("ppo", 4))
+    newest = max(int(p.name) for p in (run / "checkpoints" / "ppo").glob("[0-9]*"))
+    said = rf"ppo\.updates is 1, but this run has made {newest} updates .*ppo\.updates={newest} or"
+    with pytest.raises(RunError, match=said):
+        resume(run, "ppo.updates=1", force=True)
+    resume(run, f"ppo.updates={newest}", force=True)
+    assert statuses(run)[-1] == "finished"
+    state = json.loads((run / "ppo" / "state.json").read_text())
+    assert state["loop"]["updates"] == newest
+    one, other = (run / "ppo" / "policy", run / "checkpoints" / "ppo" / f"{newest:06d}" / "policy")
+    weights = [(path / "model.safetensors").read_bytes() for path in (one, other)]
+    assert weights[0] == weights[1]
+
+
 def test_a_finished_run_makes_no_fewer_updates(recipe: Path, tmp_path: Path) -> None:
     run = train(recipe, tmp_path / "run")
     with pytest.raises(SetupError, match="is finished: there is nothing to resume"):

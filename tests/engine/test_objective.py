@@ -1,4 +1,4 @@
-"""The loss of a micro-batch by hand, of models that say what they are told to."""
+"""The loss of a micro-batch by hand, with models whose outputs are given."""
 
 from __future__ import annotations
 

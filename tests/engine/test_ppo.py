@@ -22,7 +22,7 @@ class Parts:
         self.inside = False
         self.saved: list[tuple[int, Any, float | None]] = []
         self.logged: list[Any] = []
-        self.told: list[str] = []
+        self.heard: list[str] = []
         self.evaluated = evaluated
         parts: Any = {
             "generator": SimpleNamespace(generate=self.generate),
@@ -40,7 +40,7 @@ class Parts:
             "checkpoints": SimpleNamespace(
                 after=lambda done, state, *, score: self.saved.append((done, state, score))
             ),
-            "observers": SimpleNamespace(tell=lambda name, event: self.told.append(name)),
+            "observers": SimpleNamespace(tell=lambda name, event: self.heard.append(name)),
         }
         self.run = Run(updates=updates, clock=Clock(), **parts)
 
@@ -136,7 +136,7 @@ def test_a_resumed_run_makes_the_updates_that_are_left(done: int, expected: list
 def test_observers_hear_of_each_moment_in_its_order() -> None:
     parts = Parts(1)
     train(parts.run, RunState(0, KLState(0.5)))
-    assert parts.told == ["rollout_finished", "experience_ready", "update_finished"]
+    assert parts.heard == ["rollout_finished", "experience_ready", "update_finished"]
 
 
 def test_every_phase_is_timed() -> None:

@@ -407,7 +407,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_few_in_a_row_end_the_run(
     assert figures["train/skipped_steps"] == 1
     assert math.isnan(figures["train/grad_norm"])
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in models.parameters()]))
-    updater.update_policy(good, kl_coefficient=0.1)  # a good step in between starts the count anew
+    updater.update_policy(good, kl_coefficient=0.1)  # a good step in between starts the count again
     with pytest.warns(SkippedUpdateWarning):
         updater.update_policy(bad, kl_coefficient=0.1)
     with pytest.raises(RunError, match=r"2 optimiser steps in a row were skipped.*max_bad_steps"):

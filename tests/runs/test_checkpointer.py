@@ -1,4 +1,4 @@
-"""What a stage keeps is written when it is due, and comes back as it was, by name."""
+"""What a stage keeps is written when it is due, and comes back unchanged, by name."""
 
 from __future__ import annotations
 
@@ -139,6 +139,20 @@ def test_the_result_has_the_weights_of_now_and_the_states_after_the_last_step(
     loop = other.checkpoints.restore(stage.files.path / "ppo")
     assert loop["updates"] == 6
     assert other.now() == (6, [0.0, 0.0], {"count": 6}, {"words": ["a"] * 6})
+
+
+def test_where_no_step_is_left_the_result_has_the_states_of_the_checkpoint(
+    stage: Stage, tmp_path: Path
+) -> None:
+    stage.step(2)
+    other = Stage(tmp_path / "run", resumed=True)
+    newest = other.checkpoints.saver.newest()
+    assert newest is not None
+    other.checkpoints.restore(newest.path)
+    other.checkpoints.save_result("ppo")
+    third = Stage(tmp_path / "run", resumed=True)
+    assert third.checkpoints.restore(stage.files.path / "ppo")["updates"] == 2
+    assert third.now()[2:] == ({"count": 2}, {"words": ["a", "a"]})
 
 
 def test_asked_to_stop_it_saves_first(stage: Stage) -> None:

@@ -96,13 +96,13 @@ SAFE = {
 
 @pytest.mark.parametrize("key", SAFE)
 def test_a_key_that_changes_no_number_may_change(tmp_path: Path, key: str) -> None:
-    value, told = SAFE[key]
+    value, said = SAFE[key]
     run(tmp_path / "run")
-    assert check(tmp_path / "run", recipe(**{key: value})) == [told]
+    assert check(tmp_path / "run", recipe(**{key: value})) == [said]
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "said"),
     [
         ("ppo__clip", 0.1, "ppo.clip: 0.2 -> 0.1 (needs --force)"),
         ("rewards__mine__weight", 2.0, "rewards.mine.weight: 1.0 -> 2.0 (needs --force)"),
@@ -110,41 +110,43 @@ def test_a_key_that_changes_no_number_may_change(tmp_path: Path, key: str) -> No
     ],
 )
 def test_a_key_of_another_experiment_needs_force(
-    tmp_path: Path, key: str, value: Any, told: str
+    tmp_path: Path, key: str, value: Any, said: str
 ) -> None:
     run(tmp_path / "run")
     now = recipe(**{key: value})
     with pytest.raises(RecipeError) as caught:
         check(tmp_path / "run", now)
-    assert told in str(caught.value)
+    assert said in str(caught.value)
     assert str(caught.value).endswith("Add --force if that is meant, or begin a new run.")
     assert "Put back" not in str(caught.value)
-    assert check(tmp_path / "run", now, force=True) == [told]
+    assert check(tmp_path / "run", now, force=True) == [said]
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("seed", 1), ("data__reviews__heldout", 0.2), ("model__policy", "models/n"), ("version", 2)],
+    ("key", "value", "refused"),
+    [
+        ("seed", 1, "seed: 0 -> 1 (refused)"),
+        ("version", 2, "version: 1 -> 2 (refused)"),
+        ("model__policy", "models/n", 'model.policy: "models/m" -> "models/n" (refused)'),
+        ("prompts", {"data": "other"}, 'prompts.data: nothing -> "other" (refused)'),
+    ],
 )
 def test_what_things_were_made_with_is_refused_whatever_is_forced(
-    tmp_path: Path, key: str, value: Any
+    tmp_path: Path, key: str, value: Any, refused: str
 ) -> None:
     run(tmp_path / "run")
-    given = inputs(model__policy=None, data__reviews=INPUTS["data.reviews"])
-    if key == "data__reviews__heldout":
-        given = inputs(data__reviews={"value": "another kind"})
+    given = inputs(model__policy=None) if key == "model__policy" else INPUTS  # one of the hub
     for force in (False, True):
         with pytest.raises(RecipeError) as caught:
             check(tmp_path / "run", recipe(**{key: value}), given, force=force)
-        if key in ("seed", "version"):
-            assert str(caught.value).count("(refused)") == 1
-            assert "Begin a new run for what is refused." in str(caught.value)
+        assert refused in str(caught.value)
+        assert "Begin a new run for what is refused." in str(caught.value)
 
 
 def test_data_that_lies_elsewhere_is_the_same_data(tmp_path: Path) -> None:
     run(tmp_path / "run")
-    told = check(tmp_path / "run", recipe(data__reviews__path="b.jsonl"))
-    assert told == ['data.reviews.path: "a.jsonl" -> "b.jsonl" (safe: the same content)']
+    said = check(tmp_path / "run", recipe(data__reviews__path="b.jsonl"))
+    assert said == ['data.reviews.path: "a.jsonl" -> "b.jsonl" (safe: the same content)']
 
 
 @pytest.mark.parametrize("path", ["a.jsonl", "b.jsonl"])
@@ -157,9 +159,9 @@ def test_other_data_is_allowed_by_name_alone(tmp_path: Path, path: str) -> None:
             check(tmp_path / "run", now, given, **keys)
         assert "Put back what it had, or add --allow-changed data.reviews" in str(caught.value)
         assert str(caught.value).count("add --allow-changed") == 1
-    told = check(tmp_path / "run", now, given, names=["data.reviews"])
-    assert all(line.endswith("(allowed)") for line in told)
-    assert len(told) == (1 if path == "a.jsonl" else 2)
+    said = check(tmp_path / "run", now, given, names=["data.reviews"])
+    assert all(line.endswith("(allowed)") for line in said)
+    assert len(said) == (1 if path == "a.jsonl" else 2)
 
 
 def test_a_variable_with_another_value_is_allowed_by_name_alone(tmp_path: Path) -> None:
@@ -170,16 +172,16 @@ def test_a_variable_with_another_value_is_allowed_by_name_alone(tmp_path: Path) 
     assert len(check(tmp_path / "run", given=given, names=["rewards.mine.token"])) == 1
 
 
-def test_a_variable_that_fills_nothing_any_more_is_told_as_a_key(tmp_path: Path) -> None:
+def test_a_variable_that_fills_nothing_any_more_is_said_as_a_key(tmp_path: Path) -> None:
     run(tmp_path / "run")
     assert check(tmp_path / "run", given=inputs(rewards__mine__token=None)) == []
 
 
 def test_a_file_that_a_component_names_may_be_its_own(tmp_path: Path) -> None:
     run(tmp_path / "run")
-    (told,) = check(tmp_path / "run", given=inputs(rewards__mine__words={"files": {"": "w2"}}))
-    assert told.startswith("rewards.mine.words: ")
-    assert told.endswith("(a component reads it)")
+    (said,) = check(tmp_path / "run", given=inputs(rewards__mine__words={"files": {"": "w2"}}))
+    assert said.startswith("rewards.mine.words: ")
+    assert said.endswith("(a component reads it)")
 
 
 def test_a_model_that_is_gone_is_refused_while_the_recipe_names_it(tmp_path: Path) -> None:
@@ -193,15 +195,15 @@ def edit(path: Path) -> None:
     file.write_text(file.read_text().replace("clip: 0.2", "clip: 0.3"))
 
 
-def test_a_resolved_recipe_that_somebody_has_edited_is_told_key_by_key(tmp_path: Path) -> None:
+def test_a_resolved_recipe_that_somebody_has_edited_is_said_key_by_key(tmp_path: Path) -> None:
     run(tmp_path / "run")
     edit(tmp_path / "run")
     with pytest.raises(RecipeError) as caught:
         check(tmp_path / "run")
     assert f"{RESOLVED}: somebody has edited it: ppo.clip 0.2 -> 0.3" in str(caught.value)
     assert f"add --allow-changed {RESOLVED}" in str(caught.value)
-    (told,) = check(tmp_path / "run", names=[RESOLVED])
-    assert told.endswith("(allowed)")
+    (said,) = check(tmp_path / "run", names=[RESOLVED])
+    assert said.endswith("(allowed)")
 
 
 def test_another_form_of_the_same_recipe_is_no_edit(tmp_path: Path) -> None:
@@ -239,8 +241,8 @@ def test_a_checkpoint_of_another_run_is_named(
         check(tmp_path / "run")
     assert words in str(caught.value)
     assert "add --allow-changed checkpoints" in str(caught.value)
-    (told,) = check(tmp_path / "run", names=["checkpoints"])
-    assert told.startswith("checkpoints: ")
+    (said,) = check(tmp_path / "run", names=["checkpoints"])
+    assert said.startswith("checkpoints: ")
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
@@ -267,8 +269,8 @@ def test_unless_a_result_is_damaged(tmp_path: Path, stage: str) -> None:
 def test_a_finished_run_can_be_given_more_updates_and_not_fewer(tmp_path: Path) -> None:
     path = tmp_path / "run"
     run(path, status="finished", results=("ppo",))
-    told = check(path, recipe(ppo__updates=6))
-    assert told == [
+    said = check(path, recipe(ppo__updates=6))
+    assert said == [
         "ppo.updates: 4 -> 6 (more)",
         "ppo: 6 updates instead of 4; the learning-rate schedule (linear, warm-up 1) is recomputed "
         "over 6",
@@ -289,9 +291,9 @@ def test_another_plugin_is_refused_unless_that_is_meant(tmp_path: Path, what: st
     now = {"rewards.mine": PLUGINS["rewards.mine"] | {what: "other"}}
     with pytest.raises(PluginError, match="add --allow-changed-plugins if the change is meant"):
         check(tmp_path / "run", plugins=now)
-    (told,) = check(tmp_path / "run", plugins=now, plugins_may_change=True)
+    (said,) = check(tmp_path / "run", plugins=now, plugins_may_change=True)
     was = PLUGINS["rewards.mine"][what]
-    assert told == f"rewards.mine (length): {what} was {was}, is other"
+    assert said == f"rewards.mine (length): {what} was {was}, is other"
 
 
 def test_a_plugin_that_the_recipe_names_anew_is_no_change_of_one(tmp_path: Path) -> None:
@@ -299,27 +301,27 @@ def test_a_plugin_that_the_recipe_names_anew_is_no_change_of_one(tmp_path: Path)
     assert check(tmp_path / "run", plugins=PLUGINS | {"rewards.new": {"name": "new"}}) == []
 
 
-def test_a_name_that_means_nothing_in_the_run_is_told(tmp_path: Path) -> None:
+def test_a_name_that_means_nothing_in_the_run_is_said(tmp_path: Path) -> None:
     run(tmp_path / "run")
     path = tmp_path / "run"
     known = ["manifest.json", RESOLVED, "checkpoints", *INPUTS]
     assert Allowance(names=frozenset(known)).misspelt(path) is None
-    told = Allowance(names=frozenset(["data.review"])).misspelt(path)
-    assert told is not None
-    assert "'data.review' is nothing that" in told
-    assert "Did you mean 'data.reviews'?" in told
-    assert all(name in told for name in known)
+    said = Allowance(names=frozenset(["data.review"])).misspelt(path)
+    assert said is not None
+    assert "'data.review' is nothing that" in said
+    assert "Did you mean 'data.reviews'?" in said
+    assert all(name in said for name in known)
 
 
-def test_libraries_of_other_versions_are_told(
+def test_libraries_of_other_versions_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "run")
     monkeypatch.setattr("rlframe.runs.resuming.rlframe.__version__", "9.9")
     monkeypatch.setattr("rlframe.runs.resuming.installed_version", lambda name: "7.0")
-    told = check(tmp_path / "run")
-    assert any(line.startswith("rlframe was ") and ", is 9.9: numbers may" in line for line in told)
-    assert any(line.startswith("torch was ") and ", is 7.0: numbers" in line for line in told)
+    said = check(tmp_path / "run")
+    assert any(line.startswith("rlframe was ") and ", is 9.9: numbers may" in line for line in said)
+    assert any(line.startswith("torch was ") and ", is 7.0: numbers" in line for line in said)
 
 
 def test_leaves_that_differ_are_listed_with_those_that_are_new_or_gone() -> None:

@@ -339,7 +339,7 @@ SITUATIONS = [
         "the samples of the beginning are torn",
         resumed(cut("samples/before.jsonl"), ON),
         0,
-        ("before.jsonl is missing or damaged: the held-out prompts are answered anew",),
+        ("before.jsonl is missing or damaged: the held-out prompts are answered again",),
     ),
     Situation(
         "metrics that somebody has emptied",
