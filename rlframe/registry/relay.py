@@ -39,7 +39,7 @@ class Relay:
       plugins: in the recipe's order: the first is the outermost wrapper and the first observer.
 
     Raises:
-      PluginError: pluggy refuses a plugin. What it would let pass, `registry.lint` has found on loading.
+      PluginError: pluggy refuses a plugin. `registry.lint` has found what it would let pass.
     """
 
     def __init__(self, plugins: Sequence[Instance[HookPlugin[Any]]] = ()) -> None:
