@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from rlframe.api import Prompt
+from rlframe.builtin.classifier import Classifier
 from rlframe.builtin.reward_input import TruncationWarning
-from rlframe.builtin.reward_model import RewardModel
+from rlframe.builtin.reward_model import RewardModel, _by_length
 from rlframe.data.tokenizer import train_tokenizer
 from rlframe.errors import RecipeError
 from rlframe.types import ENDS_WITH_TURN
@@ -129,6 +130,19 @@ def test_the_score_does_not_depend_on_the_size_of_a_forward_pass(
 ):
     found = reward(saved, batch_tokens=batch_tokens).score(sampled)
     assert found == pytest.approx(reward(saved).score(sampled), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("budget", "batches"),
+    [
+        (1, [[2], [0], [1], [3], [4]]),
+        (10, [[2, 0], [1, 3], [4]]),
+        (15, [[2, 0, 1], [3, 4]]),
+        (25, [[2, 0, 1, 3, 4]]),
+    ],
+)
+def test_a_forward_pass_has_at_most_its_budget_of_padded_tokens(budget, batches):
+    assert _by_length([2, 5, 1, 5, 5], budget) == batches
 
 
 @pytest.mark.parametrize("rows", [[4, 3, 2, 1, 0], [2], [1, 1, 4], [0, 4]])
@@ -375,7 +389,8 @@ def test_text_is_cut_at_its_beginning_where_the_recipe_says_so(
     inside = run(other_tokenizer)
     with pytest.raises(RecipeError, match=r"max_tokens is 65, but .* reads 64"):
         RewardModel.check(RewardModel.Config(model=path, input="text", max_tokens=65), inside)
-    RewardModel.check(RewardModel.Config(model=path, input="text", max_tokens=64), inside)
+    for fewer in (64, 12):
+        RewardModel.check(RewardModel.Config(model=path, input="text", max_tokens=fewer), inside)
 
 
 def test_text_that_is_longer_than_the_model_reads_is_cut_with_a_warning(
@@ -441,6 +456,10 @@ def test_one_output_has_a_sigmoid_too_whatever_its_size(reward, batch, saved, sa
     logits = reward(saved).score(sampled)
     logs = reward(saved, output="log_probability").score(sampled)
     assert logs == pytest.approx([-math.log1p(math.exp(-x)) for x in logits], rel=1e-6)
+
+
+def test_of_one_output_none_has_to_be_named(inside, saved):
+    assert Classifier.of(saved, inside).label(None) == 0
 
 
 def test_of_several_outputs_one_has_to_be_named(check, sentiment):
@@ -531,6 +550,20 @@ def test_a_chat_is_rendered_with_the_models_own_template(build, run, chat, tmp_p
     assert model.notes() == [
         f"the reward model {path} reads prompt and response in its own chat template"
     ]
+
+
+@pytest.mark.parametrize("family", ["llama3", "chatml"])
+def test_a_chat_that_is_cut_keeps_its_bos_and_its_end(build, run, chat, tmp_path, family):
+    path = foreign.saved(tmp_path, family, head="sequence", num_labels=1, seed=3)
+    words = AutoTokenizer.from_pretrained(path)
+    turns = [*QUESTION, {"role": "assistant", "content": TEXTS[0]}]
+    ids = words.apply_chat_template(turns, return_dict=False)
+    front = [ids[0]] if words.bos_token_id == ids[0] else []
+    assert bool(front) == (family == "llama3")
+    inside = run(foreign.tokenizer("thinking", seed=7))
+    model = build(RewardModel, inside=inside, model=str(path), input="chat", max_tokens=7)
+    expected = alone(path, [*front, *ids[len(ids) - 7 + len(front) :]])
+    assert model.score(chat.rows([0])) == pytest.approx([expected], rel=1e-5)
 
 
 def test_a_plain_prompt_is_a_users_turn_for_a_model_with_a_template(build, run, batch, tmp_path):
