@@ -211,6 +211,113 @@ class KLMeasurement:
 
 
 @dataclass(frozen=True)
+class ScoreMoments:
+    """Statistics of the scores of a rollout's valid responses, over all ranks."""
+
+    number: int
+    """How many responses there are."""
+    mean: float
+    """In score units."""
+    std: float
+    """The population standard deviation, in score units; 1 where all scores are equal."""
+
+
+@dataclass(frozen=True)
+class CreditBatch:
+    """What an advantage estimator works on: this rank's whole shard of a rollout, with complete groups.
+
+    All tensors are on one device. [B, T] tensors are 0 where `mask` is False.
+    """
+
+    rewards: Tensor
+    """[B, T] the reward of each token, KL penalty included where KL acts in the reward."""
+    mask: Tensor
+    """[B, T] bool, True on the tokens of valid responses; an invalid response has none."""
+    scores: Tensor
+    """[B] what the rewards gave each response as a whole, without KL."""
+    kl: Tensor
+    """[B, T] the KL estimate, in nats per token."""
+    group_ids: Tensor
+    """[B] int64, equal for responses to the same prompt. Groups are never split over ranks."""
+    stop_reasons: tuple[StopReason, ...]
+    """Why each response ended."""
+    values: Tensor | None = None
+    """[B, T] the critic's estimate before each token; None without `EstimatorNeeds.critic`."""
+    last_values: Tensor | None = None
+    """[B] the critic's estimate after the last token of a response that was cut at the token limit, 0
+    for one that ended; None without `EstimatorNeeds.last_values`."""
+    score_moments: ScoreMoments | None = None
+    """Over all ranks; None without `EstimatorNeeds.global_moments`."""
+
+    def __len__(self) -> int:
+        """B, the number of responses, invalid ones included."""
+        return len(self.mask)
+
+    @property
+    def totals(self) -> Tensor:
+        """[B] the sum of each response's token rewards, KL penalty included."""
+        return self.rewards.masked_fill(~self.mask, 0).sum(-1)
+
+    @property
+    def valid(self) -> Tensor:
+        """[B] bool, False for an invalid response, which counts in no statistic."""
+        return self.mask.any(-1)
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What an advantage estimator returns, before whitening."""
+
+    advantages: Tensor
+    """[B, T], 0 where the mask is False."""
+    returns: Tensor | None = None
+    """[B, T] the critic's targets, 0 where the mask is False; None without a critic."""
+
+
+@dataclass(frozen=True)
+class PolicyLossBatch:
+    """What a policy loss works on: the responses of one micro-batch, each as a whole.
+
+    All tensors are [B, T] and on one device. Where `mask` is False, nothing must be read.
+    """
+
+    logprobs: Tensor
+    """log π of the policy in training, in nats, with gradient."""
+    old_logprobs: Tensor
+    """log π when the tokens were sampled, in nats."""
+    advantages: Tensor
+    """Of each token, whitened if the recipe says so."""
+    entropy: Tensor
+    """Of the policy in training at each token, in nats, with gradient."""
+    mask: Tensor
+    """bool, True on the tokens of valid responses; a row without any is there to keep ranks in step."""
+
+
+@dataclass(frozen=True)
+class ValueLossBatch:
+    """What a value loss works on: the tokens of one micro-batch, as in `PolicyLossBatch`."""
+
+    values: Tensor
+    """[B, T] V of the critic in training, in score units, with gradient."""
+    old_values: Tensor
+    """[B, T] V when the tokens were sampled."""
+    returns: Tensor
+    """[B, T] the critic's targets."""
+    mask: Tensor
+    """[B, T] bool, True on the tokens of valid responses."""
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """What a policy loss or a value loss returns, not reduced: only the engine knows the count."""
+
+    loss: Tensor
+    """[B, T] the loss of each token, with gradient."""
+    clipped: Tensor | None = None
+    """[B, T] bool, where a bound acted; None for a loss without one, which then has no such metric."""
+
+
+@dataclass(frozen=True)
 class TokenBatch:
     """Right-padded tokens for an auxiliary loss."""
 

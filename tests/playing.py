@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from rlframe.api.component import Component, Instance
 from rlframe.compose.ppo import PPOParts
 from rlframe.engine.ppo import Run
 from rlframe.engine.update_metrics import Update
@@ -19,3 +20,11 @@ def watched(parts: PPOParts, record: Callable[[Update], None]) -> Run:
     log: Any = SimpleNamespace(log=lambda update, _: record(update))
     run = parts.run(nowhere, nowhere, nowhere)
     return replace(run, metrics=log, heldout=nothing, checkpoints=nothing)
+
+
+def part(key: str, component: type[Component[Any]], **config: Any) -> Instance[Any]:
+    """A component of `algorithm`, as a recipe with this config would make it."""
+    context: Any = None
+    return Instance(
+        key, f"{component.__name__} (rlframe)", component(component.Config(**config), context)
+    )

@@ -18,15 +18,17 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from rlframe import api
-from rlframe.api import PluginConfig, events
+from rlframe.api import PluginConfig, PolicyLossBatch, ValueLossBatch, events
 from rlframe.api.component import Instance, Section
 from rlframe.api.events import Metrics
 from rlframe.recipe import data, schema
 from rlframe.recipe.schema import Recipe
 from rlframe.registry.discovery import KINDS, Registry
 from rlframe.registry.relay import Relay
+from rlframe.testing import credit_batch
 
 ROOT = Path(__file__).parent.parent
+MASK = torch.tensor([[True, True, False]])
 SECTIONS = [
     model
     for module in (schema, data)
@@ -112,7 +114,7 @@ def test_every_command_of_the_documentation_is_one_with_those_options(words: lis
 def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    space = run_snippet(4) | run_snippet(5)
+    space = run_snippet(6) | run_snippet(7)
     sums = space["Sums"]
     rows = sums.rows(sums.Config(rows=5, seed=3))
     assert rows == sums.rows(sums.Config(rows=5, seed=3)) != sums.rows(sums.Config(rows=5, seed=4))
@@ -131,7 +133,7 @@ def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
     assert relay.errors == 0
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(8))
 def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
     from rlframe.api import Component
 
@@ -153,12 +155,31 @@ def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
 def test_the_advantage_estimator_of_the_guide_sums_what_came_after() -> None:
     space = run_snippet(3)
     estimator = space["RewardToGo"](None, None)
-    mask = torch.tensor([[True, True, False]])
-    advantages, returns = estimator.estimate(
-        torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.5, 0.5, 7.0]]), mask
+    credit = estimator.estimate(
+        credit_batch([[1.0, 2.0, 9.0]], values=[[0.5, 0.5, 7.0]], mask=MASK)
     )
-    assert returns.tolist() == [[3, 2, 0]]
-    assert advantages.tolist() == [[2.5, 1.5, 0]]
+    assert credit.returns.tolist() == [[3, 2, 0]]
+    assert credit.advantages.tolist() == [[2.5, 1.5, 0]]
+
+
+def test_the_policy_loss_of_the_guide_rewards_advantages_and_entropy() -> None:
+    space = run_snippet(4)
+    loss = space["EntropyBonus"](space["EntropyBonusConfig"](bonus=0.5), None)
+    logprobs = torch.tensor([[-1.0, -2.0, -4.0]], requires_grad=True)
+    advantages, entropy = torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[1.0, 2.0, 4.0]])
+    term = loss.loss(PolicyLossBatch(logprobs, logprobs.detach(), advantages, entropy, MASK))
+    assert term.loss[MASK].tolist() == [0.5, -3]
+    assert term.clipped is None
+
+
+def test_the_value_loss_of_the_guide_is_squared_up_to_delta_and_linear_beyond() -> None:
+    space = run_snippet(5)
+    loss = space["Huber"](space["HuberConfig"](delta=2.0), None)
+    values = torch.tensor([[1.0, 5.0, 9.0]], requires_grad=True)
+    term = loss.loss(ValueLossBatch(values, values.detach(), torch.zeros(1, 3), MASK))
+    assert term.loss[MASK].tolist() == [0.5, 8]
+    assert term.clipped is not None
+    assert term.clipped[MASK].tolist() == [False, True]
 
 
 def test_the_entry_points_of_the_guide_are_in_known_groups() -> None:

@@ -1,8 +1,8 @@
 """The contract with plugins. A plugin author needs the names below and nothing else of rlframe."""
 
+from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds, PolicyLoss, ValueLoss
 from rlframe.api.answers import ContractError, raw_scores, token_scores
 from rlframe.api.component import (
-    AdvantageEstimator,
     AuxiliaryLoss,
     Component,
     ComponentSpec,
@@ -20,16 +20,22 @@ from rlframe.api.pretrained import PretrainedModel
 from rlframe.api.references import ColumnName, DataName, ModelName, RewardName
 from rlframe.api.spec import hookimpl
 from rlframe.types import (
+    Credit,
+    CreditBatch,
     KLMeasurement,
     KLState,
     LossTerm,
+    PolicyLossBatch,
     PolicyView,
     Prompt,
     RewardBatch,
     Row,
+    ScoreMoments,
     StopReason,
     TokenBatch,
     TokenExample,
+    TokenLoss,
+    ValueLossBatch,
 )
 
 __all__ = [
@@ -40,8 +46,11 @@ __all__ = [
     "ComponentSpec",
     "Context",
     "ContractError",
+    "Credit",
+    "CreditBatch",
     "DataGenerator",
     "DataName",
+    "EstimatorNeeds",
     "HookPlugin",
     "KLController",
     "KLMeasurement",
@@ -50,6 +59,8 @@ __all__ = [
     "ModelName",
     "Needs",
     "PluginConfig",
+    "PolicyLoss",
+    "PolicyLossBatch",
     "PolicyView",
     "PretrainedModel",
     "Prompt",
@@ -58,9 +69,13 @@ __all__ = [
     "RewardProvider",
     "RewardSpec",
     "Row",
+    "ScoreMoments",
     "StopReason",
     "TokenBatch",
     "TokenExample",
+    "TokenLoss",
+    "ValueLoss",
+    "ValueLossBatch",
     "context_tokens",
     "hookimpl",
     "raw_scores",

@@ -358,24 +358,6 @@ class AuxiliaryLoss(Component[C]):
         raise NotImplementedError
 
 
-class AdvantageEstimator(Component[C]):
-    """Turns token rewards and values into advantages and value targets."""
-
-    def estimate(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Advantages and returns of the tokens, before whitening. The arguments must not be changed.
-
-        Args:
-          rewards: [B, T] reward of each token, KL penalty included.
-          values: [B, T] the critic's estimate before each token.
-          mask: [B, T] bool, True on response tokens.
-
-        Returns:
-          (advantages, returns), both [B, T] with the dtype and on the device of the rewards. Both are 0
-          where `mask` is False, and finite elsewhere if rewards and values are.
-        """
-        raise NotImplementedError
-
-
 class HookPlugin(Component[C]):
     """Takes part in moments of the run through its methods that are decorated with `@hookimpl`.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlframe.api.answers import ContractError, kind_of, shown
-from rlframe.types import KLState, LossTerm, TokenExample
+from rlframe.types import Credit, CreditBatch, KLState, LossTerm, TokenExample, TokenLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,22 +202,22 @@ def _unlearnable(example: TokenExample, vocabulary: int) -> str:
 # ---- advantage estimators
 
 
-def credited(answer: Any, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """An advantage estimator's answer: (advantages, returns), as the contract wants them.
+def credited(answer: Any, batch: CreditBatch) -> Credit:
+    """An advantage estimator's answer, as the contract wants it.
 
     Args:
       answer: what `estimate` returned.
-      rewards: [B, T] that it was given; gives type and device.
-      values: [B, T] that it was given. Where rewards or values are not finite, advantages may be
-        so too.
-      mask: [B, T] bool; advantages and returns are 0 elsewhere.
+      batch: what it was given. Where rewards or values are not finite, advantages may be so too.
 
     Raises:
       ContractError: it is anything else.
     """
-    refuse_bad_shapes(answer, rewards)
-    sound = bool(rewards[mask].isfinite().all() and values[mask].isfinite().all())
-    for name, found in zip(_CREDIT, answer, strict=True):
+    credit = refuse_bad_credit(answer, batch)
+    mask, given = batch.mask, (batch.rewards, batch.values)
+    sound = all(bool(x[mask].isfinite().all()) for x in given if x is not None)
+    for name, found in vars(credit).items():
+        if found is None:
+            continue
         bad = (~found.isfinite() & mask).any(-1)
         if sound and bool(bad.any()):
             raise ContractError(
@@ -230,38 +230,91 @@ def credited(answer: Any, rewards: Tensor, values: Tensor, mask: Tensor) -> tupl
                 f"returned {name} that are not 0 where the mask is False; end with "
                 "`x.masked_fill(~mask, 0)`"
             )
-    advantages, returns = answer
-    return advantages, returns
+    return credit
 
 
-_CREDIT = ("advantages", "returns")
-
-
-def refuse_bad_shapes(answer: Any, rewards: Tensor) -> None:
-    """Raise unless an estimator's answer is two tensors like the rewards, without a gradient.
+def refuse_bad_credit(answer: Any, batch: CreditBatch) -> Credit:
+    """An estimator's answer if it is a `Credit` of tensors like the rewards, without a gradient.
 
     Raises:
-      ContractError: it is not.
+      ContractError: it is anything else.
     """
-    if not isinstance(answer, tuple | list) or len(answer) != 2:
+    if not isinstance(answer, Credit):
         pair = isinstance(answer, tuple | list)
         found = f"{kind_of(answer)} of {len(answer)}" if pair else shown(answer)
-        raise ContractError(f"returned {found}; it must return (advantages, returns)")
+        raise ContractError(f"returned {found}; it must return Credit(advantages, returns)")
+    if (answer.returns is None) != (batch.values is None):
+        raise ContractError(
+            "returned no returns, which are the critic's targets; without a critic, `needs` must say so"
+            if answer.returns is None
+            else "returned returns, and there is no critic that learns them; return "
+            "Credit(advantages), or let `needs` ask for a critic"
+        )
+    _refuse_other_than(batch.rewards, "advantages", answer.advantages)
+    if answer.returns is not None:
+        _refuse_other_than(batch.rewards, "returns", answer.returns)
+    return answer
+
+
+def _refuse_other_than(rewards: Tensor, name: str, found: Any) -> None:
     shape = tuple(rewards.shape)
-    for name, found in zip(_CREDIT, answer, strict=True):
-        if not isinstance(found, type(rewards)):
+    if not isinstance(found, type(rewards)):
+        raise ContractError(
+            f"returned {shown(found)} as {name}; it must be a tensor of shape {shape}"
+        )
+    if found.shape != rewards.shape:
+        raise ContractError(
+            f"returned {name} of shape {tuple(found.shape)} for rewards of shape {shape}: one "
+            f"value per token is needed, 0 in the padding"
+        )
+    if (found.dtype, found.device) != (rewards.dtype, rewards.device):
+        raise ContractError(
+            f"returned {name} in {found.dtype} on {found.device} for rewards in {rewards.dtype} on "
+            f"{rewards.device}; make new tensors from those given, as `torch.zeros_like(rewards)`"
+        )
+    if found.requires_grad:
+        raise ContractError(f"returned {name} with a gradient; return `.detach()`")
+
+
+# ---- policy and value losses
+
+
+def token_loss(answer: Any, like: Tensor) -> TokenLoss:
+    """A policy loss's or value loss's answer, as the contract wants it.
+
+    Args:
+      answer: what `loss` returned.
+      like: [B, T] with gradient, what the loss is a function of.
+
+    Raises:
+      ContractError: it is anything else.
+    """
+    shape = tuple(like.shape)
+    if not isinstance(answer, TokenLoss):
+        raise ContractError(f"returned {shown(answer)}; it must return TokenLoss(loss, clipped)")
+    for name, found in vars(answer).items():
+        if found is None and name == "clipped":
+            continue
+        if not isinstance(found, type(like)) and not hasattr(found, "requires_grad"):
             raise ContractError(
-                f"returned {shown(found)} as {name}; it must be a tensor of shape {shape}"
+                f"returned {shown(found)} as {name}; it must be a tensor of {shape}"
             )
-        if found.shape != rewards.shape:
+        if tuple(found.shape) != shape:
             raise ContractError(
-                f"returned {name} of shape {tuple(found.shape)} for rewards of shape {shape}: one "
-                f"value per token is needed, 0 in the padding"
+                f"returned a tensor of shape {tuple(found.shape)} as {name}; one value per token is "
+                f"needed, of shape {shape}: the engine reduces, since it alone knows the count"
             )
-        if (found.dtype, found.device) != (rewards.dtype, rewards.device):
-            raise ContractError(
-                f"returned {name} in {found.dtype} on {found.device} for rewards in {rewards.dtype} on "
-                f"{rewards.device}; make new tensors from those given, as `torch.zeros_like(rewards)`"
-            )
-        if found.requires_grad:
-            raise ContractError(f"returned {name} with a gradient; return `.detach()`")
+    if answer.loss.dtype != like.dtype:
+        raise ContractError(
+            f"returned a loss in {answer.loss.dtype} for a batch in {like.dtype}; make new tensors "
+            "from those given, as `torch.zeros_like(batch.advantages)`"
+        )
+    if answer.clipped is not None and str(answer.clipped.dtype) != "torch.bool":
+        raise ContractError(
+            f"returned clipped in {answer.clipped.dtype}; it must be bool, True where a bound acted"
+        )
+    if like.requires_grad and not answer.loss.requires_grad:
+        raise ContractError(
+            "returned a loss without a gradient, so that nothing would be learned; do not detach it"
+        )
+    return answer

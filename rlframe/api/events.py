@@ -54,7 +54,7 @@ class ExperienceReady:
     """[B, T] reward of each token, KL penalty included, after any whitening."""
     advantages: Tensor
     """[B, T] advantage of each token, after any whitening."""
-    returns: Tensor
+    returns: Tensor | None
     """[B, T] the critic's target at each token."""
 
 

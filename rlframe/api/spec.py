@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from rlframe.api.algorithm import AdvantageEstimator, PolicyLoss, ValueLoss
 from rlframe.api.component import (
-    AdvantageEstimator,
     AuxiliaryLoss,
     KLController,
     RewardProvider,
@@ -33,12 +33,23 @@ from rlframe.api.events import (
     RunStarted,
     UpdateFinished,
 )
-from rlframe.types import KLMeasurement, KLState, LossTerm, PolicyView, RewardBatch, TokenBatch
+from rlframe.types import (
+    Credit,
+    CreditBatch,
+    KLMeasurement,
+    KLState,
+    LossTerm,
+    PolicyLossBatch,
+    PolicyView,
+    RewardBatch,
+    TokenBatch,
+    TokenLoss,
+    ValueLossBatch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
 
 hookspec = pluggy.HookspecMarker("rlframe")
 hookimpl = pluggy.HookimplMarker("rlframe")
@@ -108,12 +119,22 @@ class Specification:
 
     @hookspec(firstresult=True)
     def rlframe_compute_advantages(
-        self, estimator: AdvantageEstimator[Any], rewards: Tensor, values: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+        self, estimator: AdvantageEstimator[Any], batch: CreditBatch
+    ) -> Credit | None:
         """Compute advantages and returns of this rank's shard, once per rollout, without a gradient.
 
         Whitening over all ranks comes afterwards, where the recipe asks for it.
         """
+
+    @hookspec(firstresult=True)
+    def rlframe_policy_loss(
+        self, loss: PolicyLoss[Any], batch: PolicyLossBatch
+    ) -> TokenLoss | None:
+        """Compute the policy's loss on one micro-batch, under autograd; see `PolicyLoss.loss`."""
+
+    @hookspec(firstresult=True)
+    def rlframe_value_loss(self, loss: ValueLoss[Any], batch: ValueLossBatch) -> TokenLoss | None:
+        """Compute the critic's loss on one micro-batch, under autograd; see `ValueLoss.loss`."""
 
     # Observers
 
@@ -175,9 +196,17 @@ class Defaults:
 
     @hookimpl(trylast=True)
     def rlframe_compute_advantages(
-        self, estimator: AdvantageEstimator[Any], rewards: Tensor, values: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return estimator.estimate(rewards, values, mask)
+        self, estimator: AdvantageEstimator[Any], batch: CreditBatch
+    ) -> Credit:
+        return estimator.estimate(batch)
+
+    @hookimpl(trylast=True)
+    def rlframe_policy_loss(self, loss: PolicyLoss[Any], batch: PolicyLossBatch) -> TokenLoss:
+        return loss.loss(batch)
+
+    @hookimpl(trylast=True)
+    def rlframe_value_loss(self, loss: ValueLoss[Any], batch: ValueLossBatch) -> TokenLoss:
+        return loss.loss(batch)
 
 
 def plugin_manager() -> pluggy.PluginManager:

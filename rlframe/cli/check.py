@@ -26,6 +26,8 @@ KIND_WORDS = {
     "kl": "kl_controllers",
     "loss": "auxiliary_losses",
     "advantage": "advantage_estimators",
+    "policy_loss": "policy_losses",
+    "value_loss": "value_losses",
 }
 """What people call a kind on the command line -> its name in the registry."""
 

@@ -16,7 +16,8 @@ from rlframe.text import say
 def new_plugin(
     name: Annotated[str, typer.Argument(help="What a recipe will write in `type:`.")],
     kind: Annotated[
-        Literal["reward", "kl", "loss", "advantage"], typer.Option(help="What it will be.")
+        Literal["reward", "kl", "loss", "advantage", "policy_loss", "value_loss"],
+        typer.Option(help="What it will be."),
     ],
     directory: Annotated[
         Path, typer.Option(help="Where its folder, rlframe-NAME, will stand.")

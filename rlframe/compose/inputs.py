@@ -57,7 +57,7 @@ def paths_of(project: Project) -> Iterator[tuple[str, Path]]:
         "model.policy": policy,
         "model.policy.tokenizer": tokenizer,
         "model.reference": recipe.model.reference,
-        "model.critic.initial": recipe.model.critic.initial,
+        "model.critic.initial": getattr(recipe.model.critic, "initial", None),
         "reward_model.initial": None if stage is None else stage.initial,
         "runtime.deepspeed_config": recipe.runtime.deepspeed_config,
     }

@@ -40,7 +40,7 @@ class Lengths:
         return {
             "model.policy": recipe.model.policy,
             "model.reference": recipe.model.reference or "policy",
-            "model.critic.initial": recipe.model.critic.initial,
+            "model.critic.initial": getattr(recipe.model.critic, "initial", "policy"),
             "reward_model.initial": getattr(recipe.reward_model, "initial", "policy"),
         }[path]
 
@@ -62,7 +62,7 @@ class Lengths:
         """(path, tokens) of the model of PPO that reads least, of those that read whole texts."""
         recipe = self._project.recipe
         paths = ["model.policy", "model.reference"]
-        if not recipe.model.critic.shared:
+        if recipe.model.own_critic is not None:
             paths.append("model.critic.initial")
         limits = {path: limit for path in paths if (limit := self.tokens(path)) is not None}
         return min(limits.items(), key=lambda item: item[1]) if limits else None

@@ -85,7 +85,8 @@ class Models:
 
     def _check_critic_of_stage(self) -> None:
         """A critic reads the policy's tokens, whatever the reward model that it starts from does."""
-        if self._project.recipe.model.critic.initial != "stage:reward_model":
+        critic = self._project.recipe.model.critic
+        if critic is None or critic.initial != "stage:reward_model":
             return
         theirs = self.reward_tokenizer.get_vocab()
         if any(theirs.get(t) != n for t, n in self._project.tokenizer.get_vocab().items()):
@@ -127,10 +128,10 @@ class Models:
             yield "reward_model.initial", recipe.reward_model.initial, {**scalar, "new_head": True}
         if recipe.ppo is None:
             return
-        reference, critic = recipe.model.reference, recipe.model.critic
+        reference, critic = recipe.model.reference, recipe.model.own_critic
         if reference is not None and not _of_a_stage(reference):
             yield "model.reference", reference, {"head": "causal"}
-        if critic.initial != "policy" and not critic.shared and not _of_a_stage(critic.initial):
+        if critic is not None and critic.initial != "policy" and not _of_a_stage(critic.initial):
             new_head = critic.head != "keep"
             yield "model.critic.initial", critic.initial, {**scalar, "new_head": new_head}
 
@@ -163,6 +164,7 @@ class Models:
     def critic(self, policy: Any) -> Any:
         """A critic of its own, on a copy of the policy's trunk or as it was saved."""
         section = self._project.recipe.model.critic
+        assert section is not None
         return self._scalar(policy, section.initial, head=section.head, at="model.critic.initial")
 
     def reward_model(self, policy: Any) -> Any:

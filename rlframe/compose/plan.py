@@ -55,7 +55,7 @@ def workload(loaded: LoadedRecipe, registry: Registry) -> Workload:
     ppo, rollout = recipe.ppo, recipe.rollout
     return Workload(
         policy=shape_of(policy, "model.policy"),
-        critic=None if recipe.model.critic.shared else _critic(recipe, policy),
+        critic=None if recipe.model.own_critic is None else _critic(recipe, policy),
         reference=_reference(project, policy),
         rewards=tuple(_rewards(project, policy)),
         precision=recipe.runtime.precision,
@@ -116,7 +116,9 @@ def _trunk(recipe: Recipe, name: str, policy: Any, path: str) -> Any:
 
 def _critic(recipe: Recipe, policy: Any) -> Shape:
     path = "model.critic.initial"
-    trunk = _trunk(recipe, recipe.model.critic.initial, policy, path)
+    critic = recipe.model.own_critic
+    assert critic is not None
+    trunk = _trunk(recipe, critic.initial, policy, path)
     return shape_of(trunk, path, scalar=True)
 
 

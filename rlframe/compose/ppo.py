@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rlframe.api.component import Instance
 from rlframe.compose.components import auxiliary_data, coefficient_of
 from rlframe.compose.probe import check_policy
 from rlframe.compose.project import Project
@@ -101,7 +102,15 @@ class PPOParts:
         self.clock = Clock()
         self.losses = [project.instance("losses", name) for name in recipe.losses]
         self.controller = project.instance("kl", "controller")
-        self.estimator = project.instance("advantages")
+        self.algorithm = recipe.algorithm
+        self.estimator = project.instance("algorithm", "advantages")
+        self.policy_loss = project.instance("algorithm", "policy_loss")
+        self.value_loss = (
+            None
+            if self.algorithm.value_loss is None
+            else project.instance("algorithm", "value_loss")
+        )
+        self.credit = CreditAssignment(self.estimator, self.relay)
         self.models = self._models(model)
         self.ema = self._ema()
         self.updater = self._updater()
@@ -115,15 +124,21 @@ class PPOParts:
             **{f"rewards.{r.name}": r.component for r in self.scorer.instances},
             **{f"losses.{loss.name}": loss.component for loss in self.losses},
             "kl.controller": self.controller.component,
-            "advantages": self.estimator.component,
+            **{f"algorithm.{part.name}": part.component for part in self._parts()},
             **{f"hooks.{plugin.name}": plugin.component for plugin in self.plugins},
         }
+
+    def _parts(self) -> list[Instance[Any]]:
+        """The components of the algorithm."""
+        parts = (self.estimator, self.policy_loss, self.value_loss)
+        return [part for part in parts if part is not None]
 
     # Models
 
     def _models(self, model: Any) -> Models:
         recipe, runtime = self.project.recipe, self.project.runtime
-        critic = self._critic(model)  # first: it starts from the model without adapters
+        # First: the critic starts from the model without adapters.
+        critic = self._critic(model) if self.credit.needs.critic else None
         if recipe.model.lora is not None:
             lora.add(model, **recipe.model.lora.model_dump(), base=self._base(), seed=recipe.seed)
         policy = self._policy("model.policy", model)
@@ -142,6 +157,7 @@ class PPOParts:
             runtime=runtime,
             clock=self.clock,
             estimator=self.kl.estimator,
+            bootstrap=self.credit.needs.last_values,
         )
 
     def _policy(self, path: str, model: Any) -> Policy:
@@ -176,6 +192,7 @@ class PPOParts:
 
     def _critic(self, model: Any) -> Critic | SharedCritic:
         section, seed = self.project.recipe.model.critic, self.project.recipe.seed
+        assert section is not None
         if section.shared:
             weight = model.get_input_embeddings().weight
             width = model.config.get_text_config().hidden_size
@@ -203,11 +220,11 @@ class PPOParts:
             scheduler=self._scheduler(),
             models=self.models,
             experience=ExperienceBuilder(
-                credit=CreditAssignment(self.estimator, self.relay),
+                credit=self.credit,
                 reduce=runtime.sum,
                 penalty=self.penalty,
-                whiten_rewards=ppo.whiten_rewards,
-                whiten_advantages=ppo.whiten_advantages,
+                whiten_rewards=self.algorithm.whiten_rewards,
+                whiten_advantages=bool(self.algorithm.whiten_advantages),
             ),
             updater=self.updater,
             control=KLControl(
@@ -318,10 +335,12 @@ class PPOParts:
             ),
             objective=Objective(
                 relay=self.relay,
+                policy=self.policy_loss,
+                value=self.value_loss,
+                value_coefficient=getattr(self.algorithm.value_loss, "coefficient", 0.0),
+                reduction=self.algorithm.reduction,
+                max_new_tokens=self.project.recipe.rollout.max_new_tokens,
                 auxiliary=active,
-                clip=ppo.clip,
-                value_clip=ppo.value_clip,
-                value_coefficient=ppo.value_coefficient,
                 kl_loss=None if self.penalty else self.kl.estimator,
             ),
             auxiliary=[auxiliary_data(loss, self.project) for loss in active],
@@ -359,7 +378,7 @@ def _optimizer(models: Any, *, recipe: Recipe, ppo: PPO) -> torch.optim.Optimize
     """AdamW over policy and critic, each with its own peak learning rate."""
     rates = {
         "policy": ppo.learning_rate,
-        "critic": recipe.model.critic.learning_rate or ppo.learning_rate,
+        "critic": getattr(recipe.model.critic, "learning_rate", None) or ppo.learning_rate,
     }
     groups = [
         {
@@ -368,5 +387,6 @@ def _optimizer(models: Any, *, recipe: Recipe, ppo: PPO) -> torch.optim.Optimize
             "peak_lr": rates[name],
         }
         for name, module in (("policy", models.policy), ("critic", models.critic))
+        if module is not None
     ]
     return torch.optim.AdamW(groups, weight_decay=ppo.weight_decay, fused=True)

@@ -230,7 +230,7 @@ class _Folders:
         if model is not None and (self._recipe.ppo or self._recipe.kl):  # or one that is not valid
             named += [
                 (("model", "reference"), model.reference),
-                (("model", "critic", "initial"), model.critic.initial),
+                (("model", "critic", "initial"), getattr(model.critic, "initial", None)),
             ]
         if stage is not None:
             named.append((("reward_model", "initial"), stage.initial))

@@ -81,8 +81,8 @@ class Profiles:
     def _starts_others(self) -> bool:
         """Whether a critic or a reward model begins with the policy's trunk."""
         recipe = self._project.recipe
-        critic, stage = recipe.model.critic, recipe.reward_model
-        own = recipe.ppo is not None and not critic.shared and critic.initial == "policy"
+        critic, stage = recipe.model.own_critic, recipe.reward_model
+        own = recipe.ppo is not None and critic is not None and critic.initial == "policy"
         return own or (stage is not None and stage.initial == "policy")
 
     def _check_recipe(self) -> None:
@@ -90,6 +90,7 @@ class Profiles:
         recipe, found = self._project.recipe, self._found.get("model.policy")
         if (
             recipe.ppo is not None
+            and recipe.model.critic is not None
             and recipe.model.critic.shared
             and found is not None
             and found.whole

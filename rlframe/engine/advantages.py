@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds
 from rlframe.api.answers import ContractError
-from rlframe.api.component import AdvantageEstimator, Instance
+from rlframe.api.component import Instance
 from rlframe.api.contract import credited
 from rlframe.errors import RunError
 from rlframe.registry.relay import Relay
+from rlframe.types import Credit, CreditBatch
 
 
 @dataclass(frozen=True)
@@ -26,33 +28,33 @@ class CreditAssignment:
     estimator: Instance[AdvantageEstimator[Any]]
     relay: Relay
 
-    def assign(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(advantages, returns), [B, T] each.
+    @property
+    def needs(self) -> EstimatorNeeds:
+        """What the estimator declares for its config."""
+        component = self.estimator.component
+        return type(component).needs(component.config)
 
-        Args:
-          rewards: [B, T] reward of each token, KL penalty included.
-          values: [B, T] the critic's estimate before each token.
-          mask: [B, T] bool.
+    def assign(self, batch: CreditBatch) -> Credit:
+        """Advantages and returns, as the contract wants them.
 
         Raises:
           RunError: the estimator raised, returned something else, or changed what it was given.
         """
-        given = {"rewards": rewards, "values": values, "mask": mask}
-        kept = {name: tensor.clone() for name, tensor in given.items()}
+        kept = {name: x.clone() for name, x in vars(batch).items() if isinstance(x, Tensor)}
         with self.relay.named("advantage estimator", self.estimator):
             answer = self.relay.hook.rlframe_compute_advantages(
-                estimator=self.estimator.component, **given
+                estimator=self.estimator.component, batch=batch
             )
         around = self.relay.around("rlframe_compute_advantages")
         whose = f"advantage estimator {self.estimator}{around}"
         for name, before in kept.items():
             # NaN equals nothing, and a diverged critic gives it.
-            if not bool(((given[name] == before) | (before != before)).all()):
+            if not bool(((getattr(batch, name) == before) | (before != before)).all()):
                 raise RunError(
                     f"{whose} changed the {name} that it was given, which are used after it; work on "
                     "new tensors, as `masked_fill` makes one and `x[~mask] = 0` does not"
                 )
         try:
-            return credited(answer, rewards, values, mask)
+            return credited(answer, batch)
         except ContractError as error:
             raise RunError(f"{whose} {error}") from error

@@ -28,7 +28,7 @@ def save_models(
     *,
     average: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write policy/ and, if it is a model of its own, critic/: both load with transformers unchanged.
+    """Write policy/ and, if there is a critic, critic/; models load with transformers unchanged.
 
     A value head on the policy's trunk is written as critic/value_head.safetensors. Adapters are merged
     into policy/, and written as they are to adapter/ beside it. The policy's average is written to ema/
@@ -47,7 +47,7 @@ def save_models(
         _save(models.policy.model, "policy.model.", mean, tokenizer, directory / "ema")
     if isinstance(models.critic, Critic):
         _save(models.critic.model, "critic.model.", weights, tokenizer, directory / "critic")
-    else:
+    elif models.critic is not None:
         (directory / "critic").mkdir()
         head = _below("critic.", weights)
         save_file(head, directory / "critic" / "value_head.safetensors")
@@ -85,6 +85,8 @@ def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_weights(directory: Path, models: ActorCritic) -> dict[str, Tensor]:
     """The weights that `save_models` wrote, by name, whole; of a policy with adapters those alone."""
     found = _loaded(models.policy.model, "policy.model.", directory / "policy")
+    if models.critic is None:
+        return found
     if isinstance(models.critic, Critic):
         return found | _loaded(models.critic.model, "critic.model.", directory / "critic")
     head = load_file(directory / "critic" / "value_head.safetensors")

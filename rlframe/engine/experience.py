@@ -15,7 +15,8 @@ from rlframe.engine.scoring import Scores
 from rlframe.errors import RunError
 from rlframe.functional.masked import Moments, masked_sum, moments, whiten
 from rlframe.functional.rewards import apply_kl_penalty, response_mask
-from rlframe.types import KLMeasurement, Rollout, Sequences
+from rlframe.functional.running import statistics
+from rlframe.types import CreditBatch, KLMeasurement, Rollout, ScoreMoments, Sequences
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -30,31 +31,37 @@ class Experience:
     """log π when the tokens were sampled, nats."""
     reference: Tensor
     """log π_ref, nats."""
-    values: Tensor
     kl: Tensor
     """The estimate that the penalty used, nats per token."""
     rewards: Tensor
     """Score and KL penalty, after any whitening."""
     advantages: Tensor
-    returns: Tensor
     schedule: Schedule
     update: int
+    values: Tensor | None = None
+    """Of the critic when the tokens were sampled; None without one."""
+    returns: Tensor | None = None
+    """The critic's targets; None without one."""
 
     def rows(self, index: list[int]) -> Experience:
         """These responses alone, trimmed to the longest sequence and response among them."""
         chosen = torch.tensor(index, device=self.mask.device)
         batch = self.sequences.rows(chosen)
         width = int(batch.response_lengths.max())
-        parts = {name: getattr(self, name)[chosen, :width] for name in _COLUMNS}
+        parts = {name: column[chosen, :width] for name, column in self._columns().items()}
         return Experience(batch, **parts, schedule=self.schedule, update=self.update)
 
     def dummy(self) -> Experience:
         """One response that counts for nothing: what a rank works on when it has no rows left."""
         blank = self.rows([0])
-        zeros = {name: torch.zeros_like(getattr(blank, name)[:, :1]) for name in _COLUMNS}
+        zeros = {name: torch.zeros_like(x[:, :1]) for name, x in blank._columns().items()}
         one = torch.ones_like(blank.sequences.prompt_lengths)
         sequences = Sequences(blank.sequences.tokens[:, :2], one, one)
         return Experience(sequences, **zeros, schedule=self.schedule, update=self.update)
+
+    def _columns(self) -> dict[str, Tensor]:
+        """The [B, T] tensors that there are, by name."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
     def measured(self, unit: str, reduce: Reduce) -> KLMeasurement:
         """KL of this rollout over all ranks.
@@ -69,9 +76,6 @@ class Experience:
         ).tolist()
         per = {"nats_per_response": total / responses, "nats_per_token": total / tokens}
         return KLMeasurement(kl=per[unit], responses=int(responses), **per)
-
-
-_COLUMNS = ("mask", "logprobs", "reference", "values", "kl", "rewards", "advantages", "returns")
 
 
 @dataclass(frozen=True)
@@ -117,23 +121,46 @@ class ExperienceBuilder:
         kl, values, rewards = evaluation.kl, evaluation.values, scores.rewards
         if self.penalty:
             rewards = apply_kl_penalty(rewards, kl, kl_coefficient=kl_coefficient)
-        rewards = rewards.to(values.dtype)
+        rewards = rewards.to((evaluation.logprobs if values is None else values).dtype)
         self._refuse_infinite(rewards, scores, kl, mask, kl_coefficient, rollout.update)
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, center=False, over=self._moments(rewards, mask))
-        advantages, returns = self.credit.assign(rewards, values, mask)
+        credit = self.credit.assign(
+            CreditBatch(
+                rewards=rewards,
+                mask=mask,
+                scores=scores.mix,
+                kl=kl,
+                group_ids=torch.tensor(rollout.group_ids, device=mask.device),
+                stop_reasons=rollout.stop_reasons,
+                values=values,
+                last_values=evaluation.last_values,
+                score_moments=self._score_moments(scores),
+            )
+        )
+        advantages = credit.advantages
         if self.whiten_advantages:
             advantages = whiten(advantages, mask, center=True, over=self._moments(advantages, mask))
         return Experience(
             sequences=rollout.sequences,
             mask=mask,
-            **vars(evaluation),
+            logprobs=evaluation.logprobs,
+            reference=evaluation.reference,
+            kl=kl,
             rewards=rewards,
             advantages=advantages,
-            returns=returns,
             schedule=schedule,
             update=rollout.update,
+            values=values,
+            returns=credit.returns,
         )
+
+    def _score_moments(self, scores: Scores) -> ScoreMoments | None:
+        """Collective where the estimator asks for them: call on all ranks."""
+        if not self.credit.needs.global_moments:
+            return None
+        found = statistics(scores.mix, self.reduce)
+        return ScoreMoments(found.number, found.mean, found.std)
 
     def _refuse_infinite(
         self,

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlframe.api.algorithm import PolicyLoss, ValueLoss
 from rlframe.api.answers import ContractError
 from rlframe.api.component import AuxiliaryLoss, Instance
-from rlframe.api.contract import counted, refuse_bad_term
+from rlframe.api.contract import counted, refuse_bad_term, token_loss
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
 from rlframe.errors import RunError, place_of
 from rlframe.functional import kl as kl_estimators
-from rlframe.functional.losses import clipped_policy_loss, clipped_value_loss, policy_ratio
+from rlframe.functional.losses import Reduction, policy_ratio, token_weights
 from rlframe.functional.masked import masked_sum
-from rlframe.models.actor_critic import ActorCritic
+from rlframe.models.actor_critic import ActorCritic, TokenOutputs
 from rlframe.registry.relay import Relay
-from rlframe.types import TokenBatch
+from rlframe.types import PolicyLossBatch, TokenBatch, TokenLoss, ValueLossBatch
 
 
 class NothingCountedWarning(RuntimeWarning):
@@ -47,6 +48,8 @@ class Normaliser:
 
     tokens: float
     """Response tokens."""
+    policy: float
+    """What the policy's loss and KL are divided by: tokens or responses, by the reduction."""
     auxiliary: Mapping[str, float]
     """Auxiliary loss name -> what it counts."""
 
@@ -56,17 +59,26 @@ class Objective:
     """Computes the loss of a micro-batch and the sums that metrics are made of.
 
     Args:
-      relay: auxiliary losses are called through it.
+      relay: losses are called through it.
+      policy: the loss of the policy.
+      value: the loss of the critic; None without one.
+      value_coefficient: what the critic's loss is multiplied with.
+      reduction: how much a token weighs, see `functional.losses.token_weights`.
+      max_new_tokens: the longest response that can be sampled.
       auxiliary: the losses of the recipe with a coefficient other than 0.
       kl_loss: the estimator if KL is a loss, else None.
     """
 
     relay: Relay
-    auxiliary: tuple[Instance[AuxiliaryLoss[Any]], ...]
-    clip: float
-    value_clip: float
+    policy: Instance[PolicyLoss[Any]]
+    value: Instance[ValueLoss[Any]] | None
     value_coefficient: float
+    reduction: Reduction
+    max_new_tokens: int
+    auxiliary: tuple[Instance[AuxiliaryLoss[Any]], ...]
     kl_loss: str | None
+    _bounded: dict[str, bool] = field(default_factory=dict, init=False)
+    """Which loss returned `clipped` at first."""
 
     def __call__(
         self, models: ActorCritic, batch: MicroBatch, over: Normaliser, kl_coefficient: float
@@ -82,7 +94,7 @@ class Objective:
         meter = Meter()
         loss = next(models.parameters()).new_zeros(())
         if batch.experience is not None:
-            loss = loss + self._ppo(models, batch.experience, meter, kl_coefficient) / over.tokens
+            loss = loss + self._ppo(models, batch.experience, over, meter, kl_coefficient)
         for instance in self.auxiliary:
             tokens = batch.auxiliary.get(instance.name)
             if tokens is not None:
@@ -100,33 +112,86 @@ class Objective:
                     loss = loss + instance.component.coefficient * total / count
         return loss, meter
 
+    def count(self, mask: Tensor) -> Tensor:
+        """What the policy's loss is divided by in a part of the step: its tokens or its responses."""
+        return token_weights(mask, reduction=self.reduction, max_new_tokens=self.max_new_tokens)[1]
+
     def _ppo(
-        self, models: ActorCritic, exp: Experience, meter: Meter, kl_coefficient: float
+        self,
+        models: ActorCritic,
+        exp: Experience,
+        over: Normaliser,
+        meter: Meter,
+        kl_coefficient: float,
     ) -> Tensor:
-        """Σ over this micro-batch's tokens of policy, value and KL loss."""
+        """The part of policy, value and KL loss that this micro-batch has."""
         now, mask = models.evaluate(exp.sequences), exp.mask
         ratio = policy_ratio(now.logprobs, exp.logprobs)
-        policy, clipped = clipped_policy_loss(ratio, exp.advantages, clip=self.clip)
-        value, value_clipped = clipped_value_loss(
-            now.values, exp.values, exp.returns, clip=self.value_clip
-        )
-        total = masked_sum(policy, mask) + self.value_coefficient * masked_sum(value, mask)
+        loss = self._policy_loss(now, exp, meter)
         if self.kl_loss is not None:
             estimate = kl_estimators.ESTIMATORS[self.kl_loss](now.logprobs, exp.reference)
             kl = kl_estimators.straight_through(estimate, now.logprobs, exp.reference, ratio)
-            total = total + kl_coefficient * masked_sum(kl, mask)
+            loss = loss + kl_coefficient * self._weighed(kl, mask)
             meter.tokens("loss/kl_avg", kl, mask)
+        total = loss / over.policy
+        if now.values is not None:
+            value = self._value_loss(now.values, exp, meter)
+            total = total + self.value_coefficient * value / over.tokens
         with torch.no_grad():
             meter.tokens("policy/approxkl_avg", 0.5 * (now.logprobs - exp.logprobs) ** 2, mask)
-            meter.tokens("policy/clipfrac_avg", clipped, mask)
             meter.tokens("policy/entropy_avg", now.entropy, mask)
-            meter.tokens("loss/policy_avg", policy, mask)
-            meter.tokens("loss/value_avg", value, mask)
-            meter.tokens("val/clipfrac_avg", value_clipped, mask)
             meter.tokens("val/ratio", ratio, mask)
             # The variance is taken around 1, where the numbers are, and shifted at the end.
             meter.tokens("ratio_square", (ratio.double() - 1) ** 2, mask)
         return total
+
+    def _weighed(self, loss: Tensor, mask: Tensor) -> Tensor:
+        """Σ of the weights of tokens times their loss."""
+        if self.reduction == "token":  # whose weights are all 1
+            return masked_sum(loss, mask)
+        weights, _ = token_weights(
+            mask, reduction=self.reduction, max_new_tokens=self.max_new_tokens
+        )
+        return masked_sum(weights * loss, mask)
+
+    def _policy_loss(self, now: TokenOutputs, exp: Experience, meter: Meter) -> Tensor:
+        batch = PolicyLossBatch(now.logprobs, exp.logprobs, exp.advantages, now.entropy, exp.mask)
+        with self.relay.named("policy loss", self.policy):
+            answer = self.relay.hook.rlframe_policy_loss(loss=self.policy.component, batch=batch)
+        term = self._checked("policy loss", self.policy, answer, now.logprobs)
+        meter.tokens("loss/policy_avg", term.loss, exp.mask)
+        if term.clipped is not None:
+            meter.tokens("policy/clipfrac_avg", term.clipped, exp.mask)
+        return self._weighed(term.loss, exp.mask)
+
+    def _value_loss(self, values: Tensor, exp: Experience, meter: Meter) -> Tensor:
+        """Σ of the critic's loss over tokens."""
+        assert self.value is not None
+        assert exp.values is not None
+        assert exp.returns is not None
+        batch = ValueLossBatch(values, exp.values, exp.returns, exp.mask)
+        with self.relay.named("value loss", self.value):
+            answer = self.relay.hook.rlframe_value_loss(loss=self.value.component, batch=batch)
+        term = self._checked("value loss", self.value, answer, values)
+        meter.tokens("loss/value_avg", term.loss, exp.mask)
+        if term.clipped is not None:
+            meter.tokens("val/clipfrac_avg", term.clipped, exp.mask)
+        return masked_sum(term.loss, exp.mask)
+
+    def _checked(self, noun: str, instance: Instance[Any], answer: Any, like: Tensor) -> TokenLoss:
+        try:
+            term = token_loss(answer, like)
+            bounded = term.clipped is not None
+            # Or ranks would sum up different metrics with each other.
+            if self._bounded.setdefault(noun, bounded) != bounded:
+                raise ContractError(
+                    "returned `clipped` for one micro-batch and None for another; return it for every "
+                    "one or for none"
+                )
+            return term
+        except ContractError as error:
+            around = self.relay.around(f"rlframe_{noun.replace(' ', '_')}")
+            raise RunError(f"{noun} {instance}{around} {error}") from error
 
     def _auxiliary(
         self,

@@ -10,8 +10,7 @@
 
 Schulman et al. 2017 (https://arxiv.org/abs/1707.06347) as Ziegler et al. 2019
 (https://arxiv.org/abs/1909.08593) and Ouyang et al. 2022 (https://arxiv.org/abs/2203.02155) use it.
-What is left out: bootstrapping past the token limit, and importance correction for a sampler whose
-weights differ from the policy's.
+What is left out: importance correction for a sampler whose weights differ from the policy's.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def train(run: Run, state: RunState) -> RunState:
             with run.clock.phase("experience"):
                 rollout, scores = run.rebalancer.rebalance(rollout, scores)
                 schedule = run.scheduler.schedule(rollout, budget=run.updater.budget)
-                evaluation = run.models.evaluate(rollout.sequences, schedule)
+                evaluation = run.models.evaluate(rollout, schedule)
                 experience = run.experience.build(
                     rollout, scores, evaluation, schedule, kl_coefficient=kl.coefficient
                 )

@@ -74,7 +74,7 @@ def update_metrics(
         "episode": episodes,
         "eps": responses / sum(seconds.values()),
         **dict(sorted((found | deviations | _running(update)).items())),
-        "critic/explained_variance": _explained(update, reduce),
+        **_explained(update, reduce),
         "kl/coefficient": update.kl.coefficient,
         "kl/nats_per_response": update.measured.nats_per_response,
         "kl/nats_per_token": update.measured.nats_per_token,
@@ -143,12 +143,13 @@ def _running(update: Update) -> dict[str, float]:
     return found
 
 
-def _explained(update: Update, reduce: Reduce) -> float:
+def _explained(update: Update, reduce: Reduce) -> dict[str, float]:
     exp = update.experience
+    if exp.values is None or exp.returns is None:
+        return {}
     target = _over_ranks(exp.returns, exp.mask, reduce)
-    return float(
-        explained_variance(target, _over_ranks(exp.returns - exp.values, exp.mask, reduce))
-    )
+    residual = _over_ranks(exp.returns - exp.values, exp.mask, reduce)
+    return {"critic/explained_variance": float(explained_variance(target, residual))}
 
 
 def _over_ranks(values: Tensor, mask: Tensor, reduce: Reduce) -> Moments:

@@ -333,15 +333,19 @@ class PolicyUpdater:
     def _normaliser(
         self, slices: list[Experience], parts: dict[str, list[TokenBatch]]
     ) -> Normaliser:
-        counts: list[Tensor] = [sum((s.mask.sum() for s in slices), torch.zeros(()))]
+        none = torch.zeros(())
+        counts: list[Tensor] = [
+            sum((s.mask.sum() for s in slices), none),
+            sum((self._objective.count(s.mask) for s in slices), none),
+        ]
         for data in self._auxiliary:
             found = [count_of(data.instance, p) for p in parts[data.instance.name]]
             counts.append(torch.tensor(sum(found), dtype=torch.float64))
-        total, *auxiliary = self._runtime.sum(
+        tokens, policy, *auxiliary = self._runtime.sum(
             torch.stack([count.double().cpu() for count in counts])
         ).tolist()
         names = [data.instance.name for data in self._auxiliary]
-        return Normaliser(total, dict(zip(names, auxiliary, strict=True)))
+        return Normaliser(tokens, policy, dict(zip(names, auxiliary, strict=True)))
 
 
 def _as_tokens(experience: Experience) -> TokenBatch:

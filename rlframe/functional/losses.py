@@ -15,6 +15,9 @@ from torch import Tensor
 from rlframe.functional.kl import MAX_LOG_RATIO
 from rlframe.functional.masked import row_sums
 
+Reduction = Literal["token", "sequence", "constant"]
+"""How much a token weighs in the policy's loss, see `token_weights`."""
+
 
 def policy_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """ρ_t = π(a_t|s_t) / π_old(a_t|s_t), with the log ratio clamped to ±20 before the exponential."""
@@ -167,7 +170,7 @@ def plain_value_loss(values: Tensor, returns: Tensor) -> Tensor:
 
 
 def token_weights(
-    mask: Tensor, *, reduction: Literal["token", "sequence", "constant"], max_new_tokens: int
+    mask: Tensor, *, reduction: Reduction, max_new_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """What a token weighs in the mean loss of an optimiser step.
 

@@ -18,8 +18,8 @@ class TokenOutputs(NamedTuple):
     """log π, nats."""
     entropy: Tensor
     """Nats."""
-    values: Tensor
-    """V(s_t), the estimate before token t, in score units."""
+    values: Tensor | None
+    """V(s_t), the estimate before token t, in score units; None without a critic."""
 
 
 class Critic(nn.Module):
@@ -62,13 +62,13 @@ def _values(head: nn.Module, hidden: Tensor, batch: Sequences) -> Tensor:
 
 
 class ActorCritic(nn.Module):
-    """Policy and critic under one roof.
+    """Policy and critic, if there is one, as one module.
 
     `forward` runs a function on the module: whoever wraps this module (DDP, DeepSpeed, FSDP) sees one
     forward pass, whatever mixture of losses is computed in it.
     """
 
-    def __init__(self, policy: Policy, critic: Critic | SharedCritic) -> None:
+    def __init__(self, policy: Policy, critic: Critic | SharedCritic | None) -> None:
         super().__init__()
         self.policy = policy
         self.critic = critic
@@ -80,4 +80,5 @@ class ActorCritic(nn.Module):
         """Log-probabilities, entropies and values of a batch's response tokens."""
         hidden = self.policy.trunk(batch)
         logprobs, entropy = self.policy.response_logprobs(batch, hidden)
-        return TokenOutputs(logprobs, entropy, self.critic.values(batch, hidden))
+        values = None if self.critic is None else self.critic.values(batch, hidden)
+        return TokenOutputs(logprobs, entropy, values)

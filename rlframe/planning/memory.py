@@ -87,7 +87,7 @@ class Workload:
 
     policy: Shape
     critic: Shape | None
-    """None for a head on the policy's trunk."""
+    """None for a head on the policy's trunk, which is as good as nothing, and without a critic."""
     reference: Shape
     rewards: tuple[Shape, ...]
     precision: Precision

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from rlframe.api.algorithm import AdvantageEstimator
 from rlframe.api.component import Component, KLController, PluginConfig
 from rlframe.api.contract import out_of_bounds
 from rlframe.recipe.document import Path_
@@ -42,7 +43,39 @@ def conflicts(recipe: Recipe, chosen: Mapping[Path_, Named]) -> list[tuple[Path_
     found = [*_architecture(recipe)]
     if recipe.ppo is not None:
         found += [*_rewards(recipe), *_losses(recipe), *_kl(recipe, chosen)]
+        found += _critic(recipe, chosen)
     return found
+
+
+def has_critic(chosen: Mapping[Path_, Named]) -> bool | None:
+    """Whether the advantage estimator has a critic; None where it is missing or does not say."""
+    found = chosen.get(("algorithm", "advantages"))
+    if found is None or not issubclass(found.component, AdvantageEstimator):
+        return None
+    try:
+        return bool(found.component.needs(found.config).critic)
+    except Exception:  # reported as a mistake of the plugin, where all needs are asked
+        return None
+
+
+def _critic(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, str]]:
+    """What is said of a critic where there is none, and the other way round."""
+    wanted, estimator = has_critic(chosen), recipe.algorithm.advantages.type
+    for section, key in ((recipe.model, "critic"), (recipe.algorithm, "value_loss")):
+        path = ("model" if key == "critic" else "algorithm", key)
+        given = getattr(section, key) is not None
+        if wanted is True and not given:
+            yield (
+                path,
+                f"the advantage estimator {estimator!r} needs a critic, so this cannot be null. Remove "
+                "the line, or choose an estimator without a critic, such as rloo",
+            )
+        elif wanted is False and given and key in section.model_fields_set:
+            yield (
+                path,
+                f"nothing reads this: the advantage estimator {estimator!r} has no critic. Remove it, "
+                "or choose another estimator in `algorithm.advantages`, such as gae",
+            )
 
 
 def _architecture(recipe: Recipe) -> Iterator[tuple[Path_, str]]:

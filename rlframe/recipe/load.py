@@ -20,7 +20,7 @@ from rlframe.api.component import Component, ComponentSpec, Needs, PluginConfig
 from rlframe.errors import PluginError, RecipeError, RlframeError, listed, place_of
 from rlframe.recipe import wording
 from rlframe.recipe.compose import compose
-from rlframe.recipe.conflicts import conflicts
+from rlframe.recipe.conflicts import conflicts, has_critic
 from rlframe.recipe.document import Document, Path_, Problem, dotted, leaves
 from rlframe.recipe.references import (
     PPO_ONLY,
@@ -177,7 +177,22 @@ def load_recipe(
         problems += [(at, message, RecipeError) for at, message in look(valid, chosen)]
     document.check(Problem(document.place(at), at, message, kind) for at, message, kind in problems)
     assert recipe is not None  # or a problem was found
+    recipe = _as_the_estimator_says(recipe, chosen)
     return LoadedRecipe(recipe, chosen, without_credentials(read_text(path)), document)
+
+
+def _as_the_estimator_says(recipe: Recipe, chosen: dict[Path_, Chosen]) -> Recipe:
+    """The recipe with what its advantage estimator decides: is there a critic, is there whitening."""
+    critic, found = has_critic(chosen), chosen.get(("algorithm", "advantages"))
+    algorithm, changed = recipe.algorithm, {}
+    if algorithm.whiten_advantages is None and found is not None:
+        whitens = getattr(found.component, "whiten", True)
+        algorithm = algorithm.model_copy(update={"whiten_advantages": whitens})
+    if critic is False:
+        algorithm = algorithm.model_copy(update={"value_loss": None})
+        changed["model"] = recipe.model.model_copy(update={"critic": None})
+        chosen.pop(("algorithm", "value_loss"), None)
+    return recipe.model_copy(update={"algorithm": algorithm, **changed})
 
 
 def _unusable(

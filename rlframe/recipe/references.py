@@ -13,7 +13,7 @@ from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import Models, NewModel, NewTokenizer, Recipe
 
 STAGES = ("sft", "reward_model", "ppo")
-PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "advantages", "hooks", "evaluation"}
+PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "algorithm", "hooks", "evaluation"}
 
 
 def broken_references(recipe: Recipe) -> list[tuple[Path_, str]]:
@@ -127,7 +127,10 @@ def _stages(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
         yield (), f"nothing to run: give at least one of {', '.join(STAGES)}"
     made = {
         ("model", "reference"): (recipe.model.reference, ("sft",)),
-        ("model", "critic", "initial"): (recipe.model.critic.initial, ("reward_model",)),
+        ("model", "critic", "initial"): (
+            getattr(recipe.model.critic, "initial", None),
+            ("reward_model",),
+        ),
         ("reward_model", "initial"): (getattr(recipe.reward_model, "initial", None), ()),
     }
     for path, (name, fitting) in made.items():
@@ -162,6 +165,8 @@ def _ppo(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
             "(rollout.prompts_per_update * rollout.samples_per_prompt)",
         )
     critic = recipe.model.critic
+    if critic is None:
+        return
     if critic.shared and critic.initial != "policy":
         yield ("model", "critic", "initial"), "a shared critic is the policy's own trunk"
     if critic.head == "keep" and critic.initial == "policy":

@@ -77,13 +77,20 @@ class Models(RecipeSection):
 
     policy: str | NewModel = Field(description="a path, a hub id, or a new model")
     reference: str | None = Field(None, description="the policy as PPO starts, if left out")
-    critic: Critic = Critic()
+    critic: Critic | None = Field(
+        Critic(), description="null where the advantage estimator has no critic"
+    )
     lora: Lora | None = Field(None, description="train adapters of the policy, in PPO")
     pad_token: str | None = Field(
         None,
         description="padding token of the saved tokenizer, which other programs may want; a new one "
         "gets a row in every model. None is needed here",
     )
+
+    @property
+    def own_critic(self) -> Critic | None:
+        """The critic, if there is one and it is no head on the policy's trunk."""
+        return None if self.critic is None or self.critic.shared else self.critic
 
 
 class FineTuning(RecipeSection):
@@ -180,8 +187,43 @@ class AdvantageSpec(ComponentSpec):
     type: str = "gae"
 
 
+class PolicyLossSpec(ComponentSpec):
+    """The policy's loss."""
+
+    kind: ClassVar[str] = "policy_losses"
+    type: str = "clip"
+
+
+class ValueLossSpec(ComponentSpec):
+    """The critic's loss."""
+
+    kind: ClassVar[str] = "value_losses"
+    type: str = "clipped"
+    coefficient: NonNegativeFloat = Field(
+        0.1, description="what the critic's loss is multiplied with"
+    )
+
+
+class Algorithm(RecipeSection):
+    """How PPO, or a relative of it, learns from a rollout."""
+
+    advantages: AdvantageSpec = AdvantageSpec()
+    policy_loss: PolicyLossSpec = PolicyLossSpec()
+    value_loss: ValueLossSpec | None = Field(
+        ValueLossSpec(), description="null where the advantage estimator has no critic"
+    )
+    reduction: Literal["token", "sequence", "constant"] = Field(
+        "token",
+        description="every token weighs the same, or every response, or a token 1 / max_new_tokens",
+    )
+    whiten_advantages: bool | None = Field(
+        None, description="over all ranks; as the estimator says, if left out"
+    )
+    whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
+
+
 class KL(RecipeSection):
-    """The price of leaving the reference model."""
+    """The KL penalty for leaving the reference model."""
 
     controller: KLControllerSpec
     estimator: Literal["k1", "k2", "k3", "abs", "full"] = "k1"
@@ -215,11 +257,6 @@ class PPO(RecipeSection):
     decay: Literal["constant", "linear", "cosine"] = "linear"
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    clip: PositiveFloat = Field(0.2, description="of the policy ratio")
-    value_clip: PositiveFloat = Field(0.2, description="of the value prediction, in score units")
-    value_coefficient: NonNegativeFloat = 0.1
-    whiten_advantages: bool = True
-    whiten_rewards: bool = Field(False, description="scale token rewards to unit variance")
     stop_approx_kl: PositiveFloat | None = Field(
         None, description="end a rollout's passes when 1/2 E[(log ratio)²] exceeds this, in nats²"
     )
@@ -325,7 +362,7 @@ class Recipe(RecipeSection):
     rewards: dict[str, RewardEntry] = Field(default_factory=dict)
     kl: KL | None = None
     losses: dict[str, LossSpec] = Field(default_factory=dict)
-    advantages: AdvantageSpec = AdvantageSpec()
+    algorithm: Algorithm = Algorithm()
     hooks: dict[str, HookSpec] = Field(default_factory=dict)
     ppo: PPO | None = None
     evaluation: Evaluation = Evaluation()

@@ -21,7 +21,9 @@ from rlframe.recipe.schema import (
     HookSpec,
     KLControllerSpec,
     LossSpec,
+    PolicyLossSpec,
     RewardEntry,
+    ValueLossSpec,
 )
 
 MOST = 200
@@ -35,19 +37,28 @@ def component_slots(data: dict[str, Any]) -> Iterator[tuple[Path_, type[Componen
     for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
         if isinstance(dataset, dict) and "generator" in dataset:
             yield ("data", name, "generator"), GeneratorSpec
-    for section, kind in (
+    named: tuple[tuple[str, type[ComponentSpec]], ...] = (
         ("rewards", RewardEntry),
         ("losses", LossSpec),
         ("hooks", HookSpec),
-    ):
+    )
+    for section, kind in named:
         entries = data.get(section)
         if isinstance(entries, dict):
             yield from (((section, name), kind) for name in entries)
     kl = data.get("kl")
     if isinstance(kl, dict) and "controller" in kl:
         yield ("kl", "controller"), KLControllerSpec
-    if "advantages" in data:
-        yield ("advantages",), AdvantageSpec
+    algorithm = data.get("algorithm")
+    written: dict[str, Any] = algorithm if isinstance(algorithm, dict) else {}
+    parts: dict[str, type[ComponentSpec]] = {
+        "advantages": AdvantageSpec,
+        "policy_loss": PolicyLossSpec,
+        "value_loss": ValueLossSpec,
+    }
+    for part, kind in parts.items():
+        if written.get(part) is not None:
+            yield ("algorithm", part), kind
 
 
 def explain(

@@ -25,9 +25,9 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from rlframe.api.algorithm import AdvantageEstimator, PolicyLoss, ValueLoss
 from rlframe.api.component import (
     API_VERSION,
-    AdvantageEstimator,
     AuxiliaryLoss,
     Component,
     DataGenerator,
@@ -46,6 +46,8 @@ KINDS: dict[str, tuple[type[Component[Any]], str]] = {
     "kl_controllers": (KLController, "KL controller"),
     "auxiliary_losses": (AuxiliaryLoss, "auxiliary loss"),
     "advantage_estimators": (AdvantageEstimator, "advantage estimator"),
+    "policy_losses": (PolicyLoss, "policy loss"),
+    "value_losses": (ValueLoss, "value loss"),
     "hooks": (HookPlugin, "hook plugin"),
 }
 """Kind, the last part of its entry-point group -> (base class, what people call it)."""

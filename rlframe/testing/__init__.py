@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlframe.testing.batches import credit_batch, policy_loss_batch, value_loss_batch
     from rlframe.testing.check import Check, CheckFailed, Result
     from rlframe.testing.run import check_component
     from rlframe.testing.subject import Subject
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
         AdvantageEstimatorSuite,
         AuxiliaryLossSuite,
         KLControllerSuite,
+        PolicyLossSuite,
         RewardProviderSuite,
+        ValueLossSuite,
     )
     from rlframe.testing.world import reward_batch, tiny_context, tiny_policy
 
@@ -33,10 +36,15 @@ _HOMES = {
     "AdvantageEstimatorSuite": "suites",
     "AuxiliaryLossSuite": "suites",
     "KLControllerSuite": "suites",
+    "PolicyLossSuite": "suites",
     "RewardProviderSuite": "suites",
+    "ValueLossSuite": "suites",
+    "credit_batch": "batches",
+    "policy_loss_batch": "batches",
     "reward_batch": "world",
     "tiny_context": "world",
     "tiny_policy": "world",
+    "value_loss_batch": "batches",
 }
 
 __all__ = [
@@ -45,13 +53,18 @@ __all__ = [
     "Check",
     "CheckFailed",
     "KLControllerSuite",
+    "PolicyLossSuite",
     "Result",
     "RewardProviderSuite",
     "Subject",
+    "ValueLossSuite",
     "check_component",
+    "credit_batch",
+    "policy_loss_batch",
     "reward_batch",
     "tiny_context",
     "tiny_policy",
+    "value_loss_batch",
 ]
 
 

@@ -16,6 +16,8 @@ SUMMARIES = {
     "kl": "A KL controller that smooths the error it steers by",
     "loss": "An auxiliary loss on the rows that somebody approved of",
     "advantage": "Advantages from discounted Monte-Carlo returns",
+    "policy_loss": "A policy loss whose ratio is bounded from above alone",
+    "value_loss": "A value loss that is squared for small errors and linear for large ones",
 }
 """Kind, as on the command line -> what the component does that the author begins with."""
 

@@ -131,3 +131,15 @@ class AdvantageEstimatorSuite(Suite):
     """Tests that an advantage estimator keeps its contract."""
 
     kind = "advantage_estimators"
+
+
+class PolicyLossSuite(Suite):
+    """Tests that a policy loss keeps its contract."""
+
+    kind = "policy_losses"
+
+
+class ValueLossSuite(Suite):
+    """Tests that a value loss keeps its contract."""
+
+    kind = "value_losses"

@@ -11,7 +11,16 @@ import numpy
 import pytest
 import torch
 
-from rlframe.api import ContractError, KLState, LossTerm, TokenExample
+from rlframe.api import (
+    ContractError,
+    Credit,
+    CreditBatch,
+    KLState,
+    LossTerm,
+    StopReason,
+    TokenExample,
+    TokenLoss,
+)
 from rlframe.api.contract import (
     as_json,
     counted,
@@ -21,6 +30,7 @@ from rlframe.api.contract import (
     refuse_bad_examples,
     refuse_bad_state,
     refuse_bad_term,
+    token_loss,
 )
 
 
@@ -173,40 +183,99 @@ MASK = torch.tensor([[True, True, False], [True, False, False], [True, True, Tru
 REAL = torch.where(MASK, 1.5, 0.0)
 
 
+def credit_batch(values: torch.Tensor | None = REAL) -> CreditBatch:
+    return CreditBatch(
+        rewards=REAL,
+        mask=MASK,
+        scores=REAL.sum(-1),
+        kl=0 * REAL,
+        group_ids=torch.arange(3),
+        stop_reasons=(StopReason.EOS,) * 3,
+        values=values,
+    )
+
+
 def test_advantages_and_returns_like_the_rewards_are_taken() -> None:
-    advantages, returns = credited((REAL, 2 * REAL), REAL, REAL, MASK)
-    assert torch.equal(returns, 2 * advantages)
+    credit = Credit(REAL, 2 * REAL)
+    assert credited(credit, credit_batch()) is credit
+
+
+def test_without_a_critic_advantages_alone_are_taken() -> None:
+    credit = Credit(REAL)
+    assert credited(credit, credit_batch(values=None)) is credit
 
 
 def test_where_the_critic_is_not_finite_nobody_blames_the_estimator() -> None:
     broken = torch.where(MASK, math.nan, 0.0)
-    advantages, _ = credited((broken, REAL), REAL, broken, MASK)
-    assert bool(advantages[MASK].isnan().all())
+    credit = credited(Credit(broken, REAL), credit_batch(values=broken))
+    assert bool(credit.advantages[MASK].isnan().all())
 
 
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (None, "returned None; it must return (advantages, returns)"),
+        (None, "returned None; it must return Credit(advantages, returns)"),
         (REAL, "of shape (3, 3); it must return"),
         ((REAL,), "a tuple of 1"),
-        ((REAL, REAL, REAL), "a tuple of 3"),
-        (torch.stack([REAL, REAL]), "of shape (2, 3, 3); it must return"),
-        ((REAL, None), "None as returns"),
-        ((REAL.tolist(), REAL), "as advantages; it must be a tensor"),
-        ((REAL.sum(1), REAL), "advantages of shape (3,) for rewards of shape (3, 3)"),
-        ((REAL, REAL.sum(1)), "returns of shape (3,)"),
-        ((REAL.double(), REAL), "advantages in torch.float64"),
-        ((REAL, REAL.long()), "returns in torch.int64"),
-        ((REAL, REAL.clone().requires_grad_()), "returns with a gradient"),
-        ((REAL - 1, REAL), "advantages that are not 0 where the mask is False"),
-        ((REAL, torch.where(MASK, 1.0, math.nan)), "returns that are not 0 where the mask"),
-        ((REAL / 0, REAL), "advantages that are not finite"),
-        ((torch.where(MASK, math.inf, 0.0), REAL), "advantages that are not finite"),
+        ((REAL, REAL), "a tuple of 2; it must return Credit"),
+        (Credit(REAL), "returned no returns, which are the critic's targets"),
+        (Credit(REAL.tolist(), REAL), "as advantages; it must be a tensor"),  # type: ignore[arg-type]
+        (Credit(REAL.sum(1), REAL), "advantages of shape (3,) for rewards of shape (3, 3)"),
+        (Credit(REAL, REAL.sum(1)), "returns of shape (3,)"),
+        (Credit(REAL.double(), REAL), "advantages in torch.float64"),
+        (Credit(REAL, REAL.long()), "returns in torch.int64"),
+        (Credit(REAL, REAL.clone().requires_grad_()), "returns with a gradient"),
+        (Credit(REAL - 1, REAL), "advantages that are not 0 where the mask is False"),
+        (Credit(REAL, torch.where(MASK, 1.0, math.nan)), "returns that are not 0 where the mask"),
+        (Credit(REAL / 0, REAL), "advantages that are not finite"),
+        (Credit(torch.where(MASK, math.inf, 0.0), REAL), "advantages that are not finite"),
     ],
     ids=lambda case: str(case)[:40].replace("\n", " "),
 )
 def test_other_answers_of_an_estimator_are_refused(answer: Any, why: str) -> None:
     with pytest.raises(ContractError) as caught:
-        credited(answer, REAL, REAL, MASK)
+        credited(answer, credit_batch())
+    assert why in str(caught.value)
+
+
+def test_returns_that_no_critic_learns_are_refused() -> None:
+    with pytest.raises(ContractError, match="returned returns, and there is no critic"):
+        credited(Credit(REAL, REAL), credit_batch(values=None))
+
+
+# Policy and value losses
+
+MOVING = REAL.clone().requires_grad_()
+
+
+@pytest.mark.parametrize(
+    "answer", [TokenLoss(2 * MOVING), TokenLoss(2 * MOVING, MOVING > 1)], ids=["free", "clipped"]
+)
+def test_a_loss_of_each_token_with_a_gradient_is_taken(answer: TokenLoss) -> None:
+    assert token_loss(answer, MOVING) is answer
+
+
+def test_without_a_gradient_around_it_none_is_asked_for() -> None:
+    assert token_loss(TokenLoss(REAL), REAL).loss is REAL
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (None, "returned None; it must return TokenLoss(loss, clipped)"),
+        (MOVING, "it must return TokenLoss"),
+        ((MOVING, MOVING > 1), "it must return TokenLoss"),
+        (TokenLoss(1.0), "returned 1.0 as loss; it must be a tensor"),  # type: ignore[arg-type]
+        (TokenLoss(MOVING.mean()), "of shape () as loss"),
+        (TokenLoss(MOVING.sum(-1)), "of shape (3,) as loss; one value per token is needed"),
+        (TokenLoss(MOVING, (MOVING > 1).any(-1)), "of shape (3,) as clipped"),
+        (TokenLoss(MOVING, MOVING.detach()), "clipped in torch.float32; it must be bool"),
+        (TokenLoss(MOVING.double()), "a loss in torch.float64"),
+        (TokenLoss(MOVING.detach()), "a loss without a gradient"),
+    ],
+    ids=lambda case: str(case)[:40].replace("\n", " "),
+)
+def test_other_answers_of_a_loss_are_refused(answer: Any, why: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        token_loss(answer, MOVING)
     assert why in str(caught.value)

@@ -7,7 +7,9 @@ from rlframe.api import (
     AuxiliaryLoss,
     KLController,
     PluginConfig,
+    PolicyLoss,
     RewardProvider,
+    ValueLoss,
     hookimpl,
 )
 from rlframe.api.spec import plugin_manager
@@ -27,12 +29,9 @@ HOOKS = {
     "rlframe_score": (RewardProvider, "score", "provider", ("batch",)),
     "rlframe_update_kl": (KLController, "update", "controller", ("state", "measured")),
     "rlframe_auxiliary_loss": (AuxiliaryLoss, "loss", "loss", ("policy", "batch")),
-    "rlframe_compute_advantages": (
-        AdvantageEstimator,
-        "estimate",
-        "estimator",
-        ("rewards", "values", "mask"),
-    ),
+    "rlframe_compute_advantages": (AdvantageEstimator, "estimate", "estimator", ("batch",)),
+    "rlframe_policy_loss": (PolicyLoss, "loss", "loss", ("batch",)),
+    "rlframe_value_loss": (ValueLoss, "loss", "loss", ("batch",)),
 }
 
 

@@ -102,19 +102,28 @@ NAMED = {
     ),
     "the target of the value loss": (
         "engine/objective",
-        "now.values, exp.values, exp.returns",
-        "now.values, exp.values, exp.advantages",
+        "ValueLossBatch(values, exp.values, exp.returns",
+        "ValueLossBatch(values, exp.values, exp.advantages",
     ),
     "the value loss without its coefficient": (
         "engine/objective",
-        "self.value_coefficient * masked_sum(value, mask)",
-        "masked_sum(value, mask)",
+        "self.value_coefficient * value",
+        "value",
     ),
-    "the policy's clip for values": ("engine/objective", "clip=self.value_clip", "clip=self.clip"),
+    "another clip for values": (
+        "builtin/value_losses",
+        "clip=self.config.clip",
+        "clip=2 * self.config.clip",
+    ),
+    "KL as a loss without the policy's weights": (
+        "engine/objective",
+        "kl_coefficient * self._weighed(kl, mask)",
+        "kl_coefficient * masked_sum(kl, mask)",
+    ),
     "KL as a loss without its coefficient": (
         "engine/objective",
-        "total + kl_coefficient * masked_sum(kl, mask)",
-        "total + masked_sum(kl, mask)",
+        "kl_coefficient * self._weighed(kl, mask)",
+        "self._weighed(kl, mask)",
     ),
     "KL as a loss without the ratio": (
         "engine/objective",
@@ -186,11 +195,11 @@ NAMED = {
         f"the metric {name}": ("engine/objective", f'"{name}", {value}', f'"{name}", {other}')
         for name, value, other in (
             ("policy/approxkl_avg", "0.5 *", "1.0 *"),
-            ("policy/clipfrac_avg", "clipped", "value_clipped"),
+            ("policy/clipfrac_avg", "term.clipped", "~term.clipped"),
             ("policy/entropy_avg", "now.entropy", "-now.logprobs"),
-            ("loss/policy_avg", "policy", "-policy"),
-            ("loss/value_avg", "value", "2 * value"),
-            ("val/clipfrac_avg", "value_clipped", "clipped"),
+            ("loss/policy_avg", "term.loss", "-term.loss"),
+            ("loss/value_avg", "term.loss", "2 * term.loss"),
+            ("val/clipfrac_avg", "term.clipped", "~term.clipped"),
             ("val/ratio", "ratio", "1 / ratio"),
             ("ratio_square", "(ratio.double() - 1)", "(ratio.double())"),
             ("loss/kl_avg", "kl", "kl_coefficient * kl"),

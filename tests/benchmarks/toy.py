@@ -61,7 +61,8 @@ rewards:
   share: {{type: token_share, token: {WANTED}, of: {RESPONSE}}}
 kl:
   controller: {{type: fixed, coefficient: 0.01}}
-advantages: {{type: gae, gamma: 1.0, lam: 0.95}}
+algorithm:
+  advantages: {{type: gae, gamma: 1.0, lam: 0.95}}
 ppo:
   updates: {UPDATES}
   epochs: 4

@@ -17,6 +17,7 @@ from rlframe.testing.scaffold import name_problem, write_plugin
 pytest_plugins = ["pytester"]
 
 NAMES = {kind: f"begun_{kind}" for kind in KIND_WORDS}
+DISTRIBUTIONS = {kind: f"rlframe-{name.replace('_', '-')}" for kind, name in NAMES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_an_installed_plugin_is_listed_and_passes_the_check(rlframe, plugins, ki
     project = tomllib.loads((plugins[kind] / "pyproject.toml").read_text())["project"]
     listed = json.loads(rlframe("plugins", "list", "--json").out)
     (entry,) = [entry for entry in listed if entry["name"] == NAMES[kind]]
-    assert entry["distribution"] == project["name"] == f"rlframe-begun-{kind}"
+    assert entry["distribution"] == project["name"] == DISTRIBUTIONS[kind]
     ended = rlframe("plugins", "check", f"{kind}:{NAMES[kind]}", "--json")
     told = json.loads(ended.out)
     assert ended.code == 0, [c["message"] for c in told["checks"] if c["outcome"] == "failed"]
@@ -105,14 +106,14 @@ def test_the_recipe_that_is_written_trains(rlframe, plugins, tmp_path):
     assert f"({NAMES['reward']} " in ended.out
 
 
-@pytest.mark.parametrize("kind", ["kl", "loss", "advantage"])
+@pytest.mark.parametrize("kind", ["kl", "loss", "advantage", "policy_loss", "value_loss"])
 def test_the_recipe_of_every_other_kind_trains_too(rlframe, plugins, tmp_path, kind):
     recipe = plugins[kind] / "recipes" / f"{NAMES[kind]}.yaml"
     shorter = ("sft.epochs=0.1", "ppo.updates=1", "ppo.epochs=1")
     ended = rlframe("train", recipe, *shorter, "--output", tmp_path / "run")
     assert ended.code == 0, ended.err
     used = json.loads(rlframe("validate", recipe, "--json").out)["plugins"]
-    assert f"rlframe-begun-{kind}/{NAMES[kind]}" in used.values()
+    assert f"{DISTRIBUTIONS[kind]}/{NAMES[kind]}" in used.values()
 
 
 def test_a_folder_that_exists_is_refused_and_left_alone(rlframe, tmp_path):

@@ -24,7 +24,8 @@ def test_it_is_the_recipe_after_extends_overrides_and_interpolation(rlframe, chi
     shown = YAML(typ="safe").load(ended.out)
     assert shown["ppo"] == {"updates": 4, "epochs": 4}
     assert "extends" not in shown
-    assert "clip" not in shown["ppo"]
+    assert "max_grad_norm" not in shown["ppo"]
+    assert "algorithm" not in shown
 
 
 def test_json_is_json_alone(rlframe, child):
@@ -38,7 +39,7 @@ def test_resolved_has_every_default_and_loads_to_the_same_digest(rlframe, child,
     again = tmp_path / "again.yaml"
     again.write_text(ended.out)  # JSON is YAML
     assert load_recipe(again).digest == load_recipe(child, ["seed=7"]).digest
-    assert load_recipe(again).recipe.ppo.clip == 0.2
+    assert load_recipe(again).recipe.ppo.max_grad_norm == 1.0
 
 
 def test_provenance_has_a_line_a_value_with_the_writer_and_what_it_replaced(rlframe, child, recipe):
@@ -59,8 +60,8 @@ def test_provenance_has_a_line_a_value_with_the_writer_and_what_it_replaced(rlfr
 def test_provenance_of_the_resolved_recipe_says_what_is_a_default(rlframe, child):
     rows = json.loads(rlframe("show", child, "--resolved", "--provenance", "--json").out)
     by_path = {row["path"]: row for row in rows}
-    assert by_path["ppo.clip"] == {
-        "path": "ppo.clip",
+    assert by_path["algorithm.policy_loss.clip"] == {
+        "path": "algorithm.policy_loss.clip",
         "value": 0.2,
         "place": "default",
         "replaced": [],

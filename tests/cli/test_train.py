@@ -325,7 +325,7 @@ def test_every_option_reaches_the_ranks(rlframe, recipe, launched, tmp_path):
     }
     assert {*given, "processes"} == set(inspect.signature(train).parameters)
     words = [str(word) for words in given.values() for word in words]
-    assert rlframe("train", "--processes", 3, *words, "advantages.type=gae").code == 4
+    assert rlframe("train", "--processes", 3, *words, "algorithm.advantages.type=gae").code == 4
     assert rlframe("train", "--processes", 3, *words[:-3], words[-1]).code == 42
     [(command, settings)] = launched
     assert command[0] == sys.executable

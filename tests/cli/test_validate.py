@@ -25,7 +25,9 @@ def test_json_is_json_alone(rlframe, recipe):
             "data.reviews.generator": "rlframe/product_reviews",
             "rewards.brevity": "rlframe/length",
             "kl.controller": "rlframe/fixed",
-            "advantages": "rlframe/gae",
+            "algorithm.advantages": "rlframe/gae",
+            "algorithm.policy_loss": "rlframe/clip",
+            "algorithm.value_loss": "rlframe/clipped",
         },
         "not_looked_at": ["data.reviews (a generator)"],
     }

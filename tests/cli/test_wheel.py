@@ -40,6 +40,7 @@ from dataclasses import replace
 from pydantic import PositiveFloat
 
 from rlframe.api import (
+    Credit,
     AdvantageEstimator, AuxiliaryLoss, KLController, KLState, LossTerm, PluginConfig, RewardProvider,
 )
 
@@ -80,9 +81,9 @@ class OwnWords(AuxiliaryLoss[OwnWordsConfig]):
 
 
 class RewardToGo(AdvantageEstimator[PluginConfig]):
-    def estimate(self, rewards, values, mask):
-        returns = (rewards * mask).flip(1).cumsum(1).flip(1) * mask
-        return returns - values * mask, returns
+    def estimate(self, batch):
+        returns = (batch.rewards * batch.mask).flip(1).cumsum(1).flip(1) * batch.mask
+        return Credit(returns - batch.values * batch.mask, returns)
 """
 
 RECIPE = (
@@ -90,7 +91,7 @@ RECIPE = (
     .replace("brevity: {type: length, target_tokens: 4}", "sound: {type: vowels}")
     .replace("{type: fixed, coefficient: 0.1}", "{type: bang_bang, target: 3.0}")
     .replace("updates: 1,", "updates: 2,")
-    + "losses: {own: {type: own_words}}\nadvantages: {type: reward_to_go}\n"
+    + "losses: {own: {type: own_words}}\nalgorithm: {advantages: {type: reward_to_go}}\n"
 )
 
 
@@ -141,8 +142,8 @@ def test_it_trains_by_its_names_with_no_other_change(outside: Path) -> None:
     assert first["loss/own_avg"] > 0
     used = json.loads((outside / "run" / "manifest.json").read_text())["plugins"]
     theirs = {path for path, plugin in used.items() if plugin["distribution"] == "acme-rl"}
-    assert theirs == {"rewards.sound", "kl.controller", "losses.own", "advantages"}
-    assert used["advantages"]["version"] == "1.2"
+    assert theirs == {"rewards.sound", "kl.controller", "losses.own", "algorithm.advantages"}
+    assert used["algorithm.advantages"]["version"] == "1.2"
 
 
 def test_uninstalled_the_same_recipe_ends_with_4_and_says_what_to_install(outside: Path) -> None:

@@ -307,7 +307,7 @@ def test_each_is_found_at_its_place(name: str, folder: Path) -> None:
 def test_all_are_told_at_once_together_with_those_of_the_recipe(folder: Path) -> None:
     found = problems(
         folder,
-        merged(sft={"data": "pairs"}, prompts={"data": "texts"}, ppo={"clip": -1}),
+        merged(sft={"data": "pairs"}, prompts={"data": "texts"}, ppo={"max_grad_norm": -1}),
         dataset("texts", columns={"text": "txt"}),
         saved("llama3", cut("model.safetensors"), place="reference"),
         reward(type="lenght"),
@@ -317,7 +317,7 @@ def test_all_are_told_at_once_together_with_those_of_the_recipe(folder: Path) ->
         "sft.data",
         "model.reference",
         "rewards.mine.type",
-        "ppo.clip",
+        "ppo.max_grad_norm",
     }
 
 

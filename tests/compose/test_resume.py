@@ -214,9 +214,15 @@ def test_another_recipe_is_refused_by_its_keys(stopped: Path, override: str, wor
 def test_safe_changes_are_told_and_others_can_be_forced(stopped: Path) -> None:
     notes = Notes()
     with pytest.raises(Stopped):
-        resume(stopped, "ppo.microbatch_tokens=64", "ppo.clip=0.1", display=notes, force=True)
+        resume(
+            stopped,
+            "ppo.microbatch_tokens=64",
+            "algorithm.policy_loss.clip=0.1",
+            display=notes,
+            force=True,
+        )
     assert "ppo.microbatch_tokens: 4096 -> 64 (safe)" in notes.said
-    assert "ppo.clip: 0.2 -> 0.1 (needs --force)" in notes.said
+    assert "algorithm.policy_loss.clip: 0.2 -> 0.1 (needs --force)" in notes.said
     again = Notes()
     with pytest.raises(Stopped):
         resume(stopped, display=again)  # what was changed stays changed

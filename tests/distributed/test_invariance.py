@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from tests.distributed.worker import (
+    ALGORITHMS,
     DEFECTS,
     EXACT,
+    NO_CRITIC,
     SAVED_AFTER,
     SHORT,
     SMALLER,
@@ -31,7 +33,7 @@ from tests.distributed.worker import (
 )
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds until two processes that wait for each other are killed
+PATIENCE = 900  # seconds until two processes that wait for each other are killed
 LAUNCH = """
 import sys
 from rlframe.distributed.launch import launch
@@ -69,7 +71,11 @@ def alone(directory: Path) -> dict[str, Played]:
         for name in EXACT
         if name not in SAME_RUN
     }
+    whole = {"runtime.precision": "float64", "ppo.microbatch_tokens": 100_000}
+    for name, changes in ALGORITHMS.items():
+        found[name] = play(directory, whole | changes, updates=4)
     found["alone"] = play(directory, SMALLER, updates=SHORT)
+    found["no critic"] = play(directory, SMALLER | NO_CRITIC, updates=SHORT)
     found["not finite"] = play_not_finite(directory, SMALLER)
     return found
 
@@ -146,6 +152,42 @@ def test_two_processes_give_the_numbers_of_one(
     assert furthest(found.part("weights/"), expected.part("weights/")) < ROUNDING
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_part_of_an_algorithm_gives_the_same_numbers_from_two_processes_in_small_passes(
+    alone: dict[str, Played], pair: Callable[[str], Played], name: str
+) -> None:
+    found, expected = pair(name), alone[name]
+    assert len(found.metrics) == 4
+    assert sum(map(sum, found.passes)) > 2 * sum(map(sum, expected.passes))
+    apart = distance(found, expected)
+    assert apart.same_tokens
+    assert apart.metrics < ROUNDING, apart.which
+    assert furthest(found.part("weights/"), expected.part("weights/")) < ROUNDING
+    if "reinforce" not in name:  # which has no bound
+        assert any(update["policy/clipfrac_avg"] > 0.005 for update in expected.metrics)
+    for update in expected.metrics:
+        assert update["objective/scores_std"] > 0.1
+        assert update["train/grad_norm"] > 1e-3
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_without_a_critic_there_is_none_among_weights_and_metrics(
+    alone: dict[str, Played], name: str
+) -> None:
+    critics = ("loss/value_avg", "val/clipfrac_avg", "critic/explained_variance")
+    found = {key for update in alone[name].metrics for key in update if key in critics}
+    weights = [key for key in alone[name].part("weights/") if key.startswith("critic")]
+    if ALGORITHMS[name].get("model.critic", "") is None:
+        assert not found
+        assert not weights
+    else:
+        assert found == {
+            "loss/value_avg",
+            "critic/explained_variance",
+        }  # the plain loss clips nothing
+        assert weights
+
+
 def test_the_runs_that_are_compared_are_no_trivial_ones(
     alone: dict[str, Played], pair: Callable[[str], Played]
 ) -> None:
@@ -198,6 +240,18 @@ def test_a_strategy_gives_the_numbers_of_one_process(
     assert apart.same_tokens
     assert apart.metrics < SINGLE, apart.which
     assert furthest(found.part("weights/"), alone["alone"].part("weights/")) < SINGLE
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_gives_the_numbers_of_one_process_without_a_critic(
+    alone: dict[str, Played], pair: Callable[[str], Played], name: str
+) -> None:
+    found, expected = pair(f"{name}, no critic"), alone["no critic"]
+    assert len(found.metrics) == SHORT
+    apart = distance(found, expected)
+    assert apart.same_tokens
+    assert apart.metrics < SINGLE, apart.which
+    assert furthest(found.part("weights/"), expected.part("weights/")) < SINGLE
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -99,8 +99,8 @@ RECIPE: dict[str, Any] = {
         "decay": "constant",
         "max_grad_norm": 0.5,
         "microbatch_tokens": 64,
-        "whiten_rewards": True,
     },
+    "algorithm": {"whiten_rewards": True},
     "runtime": {"device": "cpu", "threads": 1, "strategy": "ddp"},
 }
 """7 prompts are 8 and 6 responses on two ranks; a step has 7 of them, in several micro-batches."""
@@ -126,6 +126,44 @@ EXACT: dict[str, dict[str, Any]] = {
     "frozen models on the CPU": {"runtime.frozen": "offload"},
 }
 """Runs in float64: name -> what differs from RECIPE."""
+
+NO_CRITIC: dict[str, Any] = {
+    "model.critic": None,
+    "algorithm.advantages": {"type": "rloo"},
+    "algorithm.policy_loss": {"type": "gspo", "clip": 0.003, "clip_high": 0.006},
+    "algorithm.reduction": "sequence",
+}
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "gae that bootstraps, clip": {
+        "algorithm.advantages": {"type": "gae", "bootstrap": True, "gamma": 0.9},
+        "algorithm.policy_loss": {"type": "clip", "clip": 0.02, "clip_high": 0.1, "dual_clip": 1.1},
+        "algorithm.value_loss": {"type": "plain"},
+        "model.critic.shared": True,
+    },
+    "rloo, gspo": NO_CRITIC,
+    "group_relative, cispo": {
+        "model.critic": None,
+        "algorithm.advantages": {"type": "group_relative"},
+        "algorithm.policy_loss": {"type": "cispo", "clip_low": 0.01, "clip_high": 0.01},
+        "algorithm.reduction": "constant",
+        "kl.placement": "loss",
+    },
+    "group_relative in units of the reward": {
+        "model.critic": None,
+        "algorithm.advantages": {"type": "group_relative", "divide_by_std": False},
+        "algorithm.whiten_advantages": True,
+    },
+    "reinforce_plus_plus, reinforce": {
+        "model.critic": None,
+        "algorithm.advantages": {"type": "reinforce_plus_plus", "gamma": 0.9},
+        "algorithm.policy_loss": {"type": "reinforce"},
+        "algorithm.reduction": "sequence",
+        "kl.placement": "loss",
+        "kl.estimator": "k2",
+    },
+}
+"""Runs in float64 in more steps and smaller passes on two ranks than alone: name -> what differs."""
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {},
@@ -563,6 +601,8 @@ def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
     exact = {"runtime.precision": "float64"}
     for name, changes in EXACT.items():
         yield name, lambda changes=changes: play(directory, exact | changes, updates=10)
+    for name, changes in ALGORITHMS.items():
+        yield name, lambda changes=changes: play(directory, exact | changes, updates=4)
     for name, planted in DEFECTS.items():
 
         def spoiled(planted: Callable[[], Any] = planted) -> Played:
@@ -585,6 +625,8 @@ def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
     for name in STRATEGIES:
         changes = strategy_changes(directory, name)
         yield name, lambda changes=changes: play(directory, changes, updates=SHORT)
+        without = changes | NO_CRITIC
+        yield f"{name}, no critic", lambda changes=without: play(directory, changes, updates=SHORT)
         yield f"{name}, not finite", lambda changes=changes: play_not_finite(directory, changes)
         yield (
             f"{name} after {before}",

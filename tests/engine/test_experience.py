@@ -13,7 +13,7 @@ from rlframe.engine.experience import Experience
 from rlframe.errors import RunError
 from tests.engine.test_updater import (
     LENGTHS,
-    Credit,
+    Assigned,
     actor_critic,
     credited,
     experience_of,
@@ -73,7 +73,7 @@ def test_rewards_that_are_infinite_in_the_critics_precision_end_the_run(
             counted.append(float(x))
         return x
 
-    settings = {"credit": Credit(lambda r, v, m: (r, r)), "reduce": reduce, "penalty": penalty}
+    settings = {"credit": Assigned(lambda r, v, m: (r, r)), "reduce": reduce, "penalty": penalty}
     scores = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
     scores[1, 6] = scores[4, 8] = size
     scores[0, 5] = float("inf")  # padding

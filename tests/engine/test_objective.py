@@ -9,8 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlframe.api import AuxiliaryLoss, LossTerm, PluginConfig, TokenBatch
+from rlframe.api import (
+    AuxiliaryLoss,
+    LossTerm,
+    PluginConfig,
+    PolicyLoss,
+    PolicyLossBatch,
+    TokenBatch,
+    TokenLoss,
+)
 from rlframe.api.component import Instance
+from rlframe.builtin.policy_losses import Clip
+from rlframe.builtin.value_losses import Clipped
 from rlframe.engine.experience import Experience
 from rlframe.engine.objective import (
     MicroBatch,
@@ -18,8 +28,10 @@ from rlframe.engine.objective import (
     NothingCountedWarning,
     Objective,
 )
+from rlframe.errors import RunError
 from rlframe.models.actor_critic import TokenOutputs
 from rlframe.registry.relay import Relay
+from tests.playing import part
 
 UP, DOWN = math.log(1.5), math.log(0.5)
 PADDING = 99.0
@@ -90,9 +102,11 @@ def objective(**changed: Any) -> Objective:
     usual: dict[str, Any] = {
         "relay": Relay(),
         "auxiliary": (),
-        "clip": 0.2,
-        "value_clip": 0.2,
+        "policy": part("policy_loss", Clip, clip=changed.pop("clip", 0.2)),
+        "value": part("value_loss", Clipped, clip=0.2),
         "value_coefficient": 0.5,
+        "reduction": "token",
+        "max_new_tokens": 5,
         "kl_loss": None,
     }
     return Objective(**(usual | changed))
@@ -100,7 +114,7 @@ def objective(**changed: Any) -> Objective:
 
 def loss_of(models: Models, found: Objective, auxiliary: Any = None, over: Any = None) -> Any:
     batch = MicroBatch(experience(), auxiliary or {})
-    over = over or Normaliser(TOKENS, {"total": 8.0})
+    over = over or Normaliser(TOKENS, TOKENS, {"total": 8.0})
     return found(models, batch, over, 0.3)  # type: ignore[arg-type]
 
 
@@ -186,7 +200,7 @@ def test_without_tokens_in_this_micro_batch_it_is_not_asked(models: Models) -> N
 
 def test_a_micro_batch_without_responses_has_the_auxiliary_loss_alone(models: Models) -> None:
     batch = MicroBatch(None, {"total": tokens(3)})
-    over = Normaliser(TOKENS, {"total": 8.0})
+    over = Normaliser(TOKENS, TOKENS, {"total": 8.0})
     loss, meter = objective(auxiliary=(auxiliary(),))(models, batch, over, 0.3)  # type: ignore[arg-type]
     assert loss.item() == pytest.approx(2 * 3 * models.logprobs[0, 0].item() / 8, rel=1e-12)
     assert meter.means(lambda x: x).keys() == {"loss/total_avg"}
@@ -197,8 +211,50 @@ def test_a_loss_that_counts_nothing_in_the_step_adds_nothing_but_reaches_autogra
 ) -> None:
     plain, _ = loss_of(models, objective())
     found = objective(auxiliary=(auxiliary(),))
-    nothing = Normaliser(TOKENS, {"total": 0.0})
+    nothing = Normaliser(TOKENS, TOKENS, {"total": 0.0})
     with pytest.warns(NothingCountedWarning, match="total .* counts nothing in this optimiser"):
         loss, _ = loss_of(models, found, {"total": tokens(3)}, nothing)
     assert loss.item() == plain.item()
     assert loss.requires_grad
+
+
+class Sometimes(PolicyLoss[PluginConfig]):
+    """Says where it is bounded every other time."""
+
+    calls = 0
+
+    def loss(self, batch: PolicyLossBatch) -> TokenLoss:
+        self.calls += 1
+        return TokenLoss(-batch.logprobs, batch.mask if self.calls % 2 else None)
+
+
+def test_a_loss_that_says_only_sometimes_where_it_was_clipped_ends_the_run(models: Models) -> None:
+    """Each rank's metrics would have other names, and be summed with those of another name."""
+    found = objective(policy=part("policy_loss", Sometimes))
+    loss_of(models, found)
+    with pytest.raises(RunError, match=r"'policy_loss' of type Sometimes .*None for another"):
+        loss_of(models, found)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "weight", "count"),
+    [("token", 1, 4), ("sequence", 1 / 2, 3), ("constant", 1 / 5, 3)],
+)
+def test_a_reduction_is_a_weight_and_a_count(
+    models: Models, reduction: str, weight: float, count: float
+) -> None:
+    """KL as a loss is weighed as the policy's loss is; the critic's loss always counts tokens."""
+    found = objective(reduction=reduction, kl_loss="k1")
+    loss, _ = loss_of(models, found, over=Normaliser(TOKENS, count, {}))
+    kl = (-1 + UP + 1.5) + (-2 + DOWN + 1.0)
+    policy = weight * (POLICY + 0.3 * kl) / count
+    assert loss.item() == pytest.approx(policy + 0.5 * VALUE / TOKENS, rel=1e-12)
+    mask = torch.tensor([[True, True, False], [False] * 3, [True] * 3])
+    assert float(found.count(mask)) == (5 if reduction == "token" else 2)
+
+
+def test_without_a_critic_neither_its_loss_nor_its_metrics_exist(models: Models) -> None:
+    models.evaluate = lambda _: TokenOutputs(models.logprobs, row(0.5, 0.7), None)  # type: ignore[method-assign]
+    loss, meter = loss_of(models, objective(value=None))
+    assert loss.item() == pytest.approx(POLICY / TOKENS, rel=1e-12)
+    assert not {"loss/value_avg", "val/clipfrac_avg"} & meter.means(lambda x: x).keys()

@@ -96,7 +96,7 @@ def test_each_quantity_is_made_of_the_one_before() -> None:
     assert parts.calls == [
         "scores(rollout0)",
         "schedule(moved rollout0, budget=77)",
-        "evaluation(moved sequences0, schedule)",
+        "evaluation(moved rollout0, schedule)",
         "build(moved rollout0, moved scores, ('evaluation', 'schedule'), 0.5)",
         "update(moved rollout0, 0.5)",
         "heldout(1)",

@@ -52,11 +52,11 @@ LIMIT = 1e-12
 FACTORS: dict[str, list[dict[str, Any]]] = {
     "estimator": [{"kl.estimator": name} for name in ("k1", "k2", "k3", "abs", "full")],
     "placement": [{"kl.placement": "reward"}, {"kl.placement": "loss"}],
-    "whiten rewards": [{"ppo.whiten_rewards": flag} for flag in (False, True)],
-    "whiten advantages": [{"ppo.whiten_advantages": flag} for flag in (True, False)],
+    "whiten rewards": [{"algorithm.whiten_rewards": flag} for flag in (False, True)],
+    "whiten advantages": [{"algorithm.whiten_advantages": flag} for flag in (True, False)],
     "critic": [
         {},
-        {"model.critic.learning_rate": 1e-2, "ppo.value_coefficient": 0.7},
+        {"model.critic.learning_rate": 1e-2, "algorithm.value_loss.coefficient": 0.7},
         {"model.critic.shared": True},
     ],
     "adapters": [{}, {"model.lora": {"rank": 2, "alpha": 6}}],
@@ -77,9 +77,9 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "clips": [
-        {"ppo.clip": 0.2, "ppo.value_clip": 0.2},
-        {"ppo.clip": 0.01, "ppo.value_clip": 0.3},
-        {"ppo.clip": 0.05, "ppo.value_clip": 0.002},
+        {"algorithm.policy_loss.clip": 0.2, "algorithm.value_loss.clip": 0.2},
+        {"algorithm.policy_loss.clip": 0.01, "algorithm.value_loss.clip": 0.3},
+        {"algorithm.policy_loss.clip": 0.05, "algorithm.value_loss.clip": 0.002},
     ],
     "controller": [
         {"kl.controller": {"type": "fixed", "coefficient": 0.3}},
@@ -120,8 +120,8 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
     ],
     "stop": [{}, {"ppo.stop_approx_kl": 1e-5}],
     "discount": [
-        {"advantages": {"type": "gae", "gamma": 1.0, "lam": 0.95}},
-        {"advantages": {"type": "gae", "gamma": 0.9, "lam": 0.6}},
+        {"algorithm.advantages": {"type": "gae", "gamma": 1.0, "lam": 0.95}},
+        {"algorithm.advantages": {"type": "gae", "gamma": 0.9, "lam": 0.6}},
     ],
 }
 
@@ -266,7 +266,6 @@ def parts_of(folder: Path, choice: Choice) -> tuple[PPOParts, Any]:
         "learning_rate": 3e-3,
         "microbatch_tokens": 60,
         "logits_chunk": 20,
-        "value_coefficient": 0.1,
         "max_grad_norm": 1.0,
     }
     base["runtime"] |= {"precision": "float64"}
@@ -330,6 +329,8 @@ def plain_name(name: str) -> str:
 
 def reference_of(parts: PPOParts, plain: Any) -> reference.PPO:
     recipe, ppo = parts.project.recipe, parts.ppo
+    algorithm = recipe.algorithm
+    assert algorithm.value_loss is not None
     trained: dict[str, dict[str, Tensor]] = {"policy": {}, "critic": {}}
     for name, weight in parts.models.trained.named_parameters():
         if weight.requires_grad:
@@ -364,8 +365,13 @@ def reference_of(parts: PPOParts, plain: Any) -> reference.PPO:
         estimator=recipe.kl.estimator,
         placement=recipe.kl.placement,
         unit=options.get("unit", "nats_per_response"),
-        gamma=recipe.advantages.options["gamma"],
-        lam=recipe.advantages.options["lam"],
+        gamma=algorithm.advantages.options["gamma"],
+        lam=algorithm.advantages.options["lam"],
+        clip=algorithm.policy_loss.options["clip"],
+        value_clip=algorithm.value_loss.options["clip"],
+        value_coefficient=algorithm.value_loss.coefficient,
+        whiten_rewards=algorithm.whiten_rewards,
+        whiten_advantages=algorithm.whiten_advantages,
         rewards={name: (entry.weight, entry.normalize) for name, entry in recipe.rewards.items()},
         coefficient=first.coefficient,
         memory=dict(first.memory),

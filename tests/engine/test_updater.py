@@ -12,9 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from rlframe.api import AuxiliaryLoss, LossTerm, PluginConfig, TokenExample
+from rlframe.api import (
+    AuxiliaryLoss,
+    Credit,
+    CreditBatch,
+    EstimatorNeeds,
+    LossTerm,
+    PluginConfig,
+    TokenExample,
+)
 from rlframe.api.component import Instance
 from rlframe.builtin.losses import PTX, SFT, PTXConfig, SFTConfig
+from rlframe.builtin.policy_losses import Clip
+from rlframe.builtin.value_losses import Clipped
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import Schedule
 from rlframe.engine.evaluation import Models
@@ -39,6 +49,7 @@ from rlframe.models.policy import Policy
 from rlframe.registry.relay import Relay
 from rlframe.rollout.sampler import pack
 from rlframe.types import Prompt, Rollout, StopReason
+from tests.playing import part
 
 RUNTIME = Runtime(device="cpu")
 RELAY = Relay()
@@ -116,14 +127,16 @@ def schedule_of(played: Rollout, *, budget: int, minibatches: int) -> Schedule:
     )
 
 
-class Credit:
-    """An advantage estimator that is a function."""
+class Assigned:
+    """An advantage estimator that is a function of rewards, values and mask."""
+
+    needs = EstimatorNeeds()
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
 
-    def assign(self, *given: torch.Tensor) -> Any:
-        return self._function(*given)
+    def assign(self, batch: CreditBatch) -> Credit:
+        return Credit(*self._function(batch.rewards, batch.values, batch.mask))
 
 
 def credited(
@@ -138,7 +151,7 @@ def credited(
 ) -> Experience:
     """The experience of the rollout above."""
     usual: dict[str, Any] = {
-        "credit": Credit(lambda r, v, m: gae(r, v, m, gamma=1.0, lam=0.95)),
+        "credit": Assigned(lambda r, v, m: gae(r, v, m, gamma=1.0, lam=0.95)),
         "reduce": RUNTIME.sum,
         "penalty": True,
         "whiten_rewards": False,
@@ -146,7 +159,7 @@ def credited(
     }
     nothing: Any = None
     evaluated = Models(models, reference, nothing, RUNTIME, nothing, estimator)
-    evaluation = evaluated.evaluate(rollout().sequences, schedule)
+    evaluation = evaluated.evaluate(rollout(), schedule)
     return ExperienceBuilder(**(usual | settings)).build(
         rollout(),
         Scores(scores, {}, {}, {}),
@@ -185,9 +198,11 @@ def updater_of(
         objective=Objective(
             relay=RELAY,
             auxiliary=tuple(d.instance for d in data),
-            clip=0.2,
-            value_clip=0.2,
+            policy=part("policy_loss", Clip, clip=0.2),
+            value=part("value_loss", Clipped, clip=0.2),
             value_coefficient=0.5,
+            reduction="token",
+            max_new_tokens=max(LENGTHS),
             kl_loss=kl_loss,
         ),
         auxiliary=data,
@@ -624,7 +639,9 @@ def test_an_auxiliary_loss_that_raises_is_named(language_model: Any) -> None:
         updater.update_policy(experience_of(models, reference, budget=10_000), kl_coefficient=0.1)
 
 
-def test_when_memory_runs_out_the_step_is_done_again_in_smaller_passes(language_model: Any) -> None:
+def test_when_memory_runs_out_the_step_is_done_again_in_smaller_passes(
+    language_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The gradient is the same, the budget stays small, and it is told."""
     models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=80)
@@ -632,15 +649,15 @@ def test_when_memory_runs_out_the_step_is_done_again_in_smaller_passes(language_
     updater_of(twin, budget=80).update_policy(experience, kl_coefficient=0.1)
 
     updater = updater_of(models, budget=80)
-    objective, largest = updater._objective, 20
+    objective, largest = Objective.__call__, 20
 
-    def cramped(model: Any, batch: Any, *rest: Any) -> Any:
+    def cramped(self: Objective, model: Any, batch: Any, *rest: Any) -> Any:
         part = batch.experience
         if part is not None and part.sequences.tokens.numel() > largest:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return objective(model, batch, *rest)
+        return objective(self, model, batch, *rest)
 
-    updater._objective = cramped  # type: ignore[assignment]
+    monkeypatch.setattr(Objective, "__call__", cramped)
     with pytest.warns(MemoryWarning) as told:
         _, figures = updater.update_policy(experience, kl_coefficient=0.1)
     assert [str(w.message).partition("up to ")[2] for w in told] == [
@@ -695,14 +712,14 @@ def test_where_a_step_can_not_begin_again_the_error_says_with_what_the_run_can_g
         def never(*_: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-        updater._objective = never  # type: ignore[assignment]
+        monkeypatch.setattr(Objective, "__call__", never)
         with pytest.raises(OutOfMemoryError, match=f"resume RUN {remedy}") as ended:
             updater.update_policy(experience, kl_coefficient=0.1)
         assert ended.value.remedy == remedy
 
 
 def test_when_not_even_the_longest_response_fits_the_run_ends_and_says_what_to_do(
-    language_model: Any,
+    language_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=80)
@@ -711,11 +728,11 @@ def test_when_not_even_the_longest_response_fits_the_run_ends_and_says_what_to_d
     def never(*_: Any) -> Any:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    updater._objective = never  # type: ignore[assignment]
+    monkeypatch.setattr(Objective, "__call__", never)
     told = r"no memory was left in a pass of up to 20 padded tokens.*resume RUN ppo.logits_chunk=\.\.\."
     with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match=told) as ended:
         updater.update_policy(experience, kl_coefficient=0.1)
     assert ended.value.remedy is None  # smaller passes than of one response there are none
-    updater._objective = lambda *_: 1 / 0  # type: ignore[assignment,return-value]
+    monkeypatch.setattr(Objective, "__call__", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # what is not a lack of memory is not tried again
         updater.update_policy(experience, kl_coefficient=0.1)

@@ -65,8 +65,9 @@ def test_a_typo_is_underlined_where_it_stands(found, minimal, old, new, path, to
         "extends: base.yaml\n",
         "extends: [a.yaml, b.yaml]\nppo: {updates: 3}\nkl: {controller: {target: 3}}\n",
         "extends: a.yaml\n~losses:\nrewards: {~polite: , brevity: {weight: 2}}\n",
-        "extends: a.yaml\nppo: {updates: '${env:N}', whiten_rewards: '${ref:x}'}\nkl: '${ref:x}'\n",
-        "extends: a.yaml\nkl: null\nadvantages: {lam: 0.9}\n",
+        "extends: a.yaml\nppo: {updates: '${env:N}'}\nkl: '${ref:x}'\n"
+        "algorithm: {whiten_rewards: '${ref:x}'}\n",
+        "extends: a.yaml\nkl: null\nalgorithm: {advantages: {lam: 0.9}}\n",
     ],
 )
 def test_a_recipe_that_extends_another_may_be_a_part_of_one(found, text):
@@ -89,7 +90,9 @@ def test_every_typo_of_the_corpus_is_underlined(validator):
 def test_every_key_has_its_description_and_every_component_its_words():
     found, _ = recipe_schema(Registry())
     definitions = found["$defs"]
-    assert definitions["PPO"]["properties"]["clip"]["description"] == "of the policy ratio"
+    assert definitions["Algorithm"]["properties"]["whiten_rewards"]["description"] == (
+        "scale token rewards to unit variance"
+    )
     length = definitions["RewardEntry.rlframe.length"]
     assert length["description"].startswith("0 at the target length")
     for name in schema.Recipe.model_fields:

@@ -179,7 +179,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(mistakes, place,
         ("policy: some", "polcy: 1, policy: some"),
         ("target_tokens: 20", "target_tokens: 0"),  # found by the component's own config
         ("type: adaptive", "type: adaptive, horizn: 3"),  # and so is this
-        ("{updates: 4}", "{minibatches: x, updates: 4, clip: -1}"),
+        ("{updates: 4}", "{minibatches: x, updates: 4, max_grad_norm: -1}"),
     ]:
         text = text.replace(old, new)
     assert [line.split(": ")[:2] for line in mistakes(text)] == [
@@ -188,7 +188,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(mistakes, place,
         [place(text, "target_tokens: 0"), "rewards.brevity.target_tokens"],
         [place(text, "horizn"), "kl.controller.horizn"],
         [place(text, "minibatches"), "ppo.minibatches"],
-        [place(text, "clip"), "ppo.clip"],
+        [place(text, "max_grad_norm"), "ppo.max_grad_norm"],
     ]
 
 
@@ -230,7 +230,9 @@ def test_a_recipe_knows_its_components_by_their_paths(load, minimal):
         "rewards.better": "rlframe/preference_difference",
         "rewards.better.reward": "rlframe/keyword",
         "kl.controller": "rlframe/adaptive",
-        "advantages": "rlframe/gae",
+        "algorithm.advantages": "rlframe/gae",
+        "algorithm.policy_loss": "rlframe/clip",
+        "algorithm.value_loss": "rlframe/clipped",
     }
     assert chosen["rewards", "better", "reward"].config.words == ("good",)
 
@@ -330,7 +332,7 @@ def as_yaml(data):
 
 def test_a_resolved_recipe_has_every_default_of_sections_and_components(load, minimal):
     resolved = load(nested(minimal)).resolved()
-    assert resolved["ppo"]["clip"] == 0.2
+    assert resolved["ppo"]["max_grad_norm"] == 1.0
     assert resolved["rewards"]["brevity"] == {
         "type": "length",
         "weight": 1.0,
@@ -351,7 +353,17 @@ def test_a_resolved_recipe_has_every_default_of_sections_and_components(load, mi
         "per_word": 1.0,
         "at_most": None,
     }
-    assert resolved["advantages"] == {"type": "gae", "gamma": 1.0, "lam": 0.95}
+    assert resolved["algorithm"]["advantages"] == {
+        "type": "gae",
+        "gamma": 1.0,
+        "lam": 0.95,
+        "bootstrap": False,
+    }
+    assert resolved["algorithm"]["value_loss"] == {
+        "type": "clipped",
+        "coefficient": 0.1,
+        "clip": 0.2,
+    }
 
 
 def alone(stage):
@@ -378,7 +390,7 @@ def test_a_resolved_recipe_loads_again_to_the_same_recipe(load, minimal, which):
     [
         "seed=1",
         "ppo.updates=5",
-        "ppo.clip=0.3",
+        "ppo.max_grad_norm=0.3",
         "prompts.first_words=4",
         "rewards.brevity.target_tokens=21",
         "rewards.brevity.weight=2",
@@ -387,7 +399,9 @@ def test_a_resolved_recipe_loads_again_to_the_same_recipe(load, minimal, which):
         "rewards.better.reward.per_word=2",
         "kl.controller.horizon=3",
         "kl.controller={type: fixed, coefficient: 0.1}",
-        "advantages={type: gae, lam: 0.9}",
+        "algorithm.advantages={type: gae, lam: 0.9}",
+        "algorithm.policy_loss={type: gspo}",
+        "algorithm.value_loss.coefficient=0.2",
         "data.reviews.generator.rows=201",
         "losses.ptx={type: ptx, gamma: 0.1, data: reviews}",
     ],
@@ -401,11 +415,12 @@ def test_another_value_gives_another_digest(load, minimal, override):
     [
         "seed=0",
         "ppo.updates=4",
-        "ppo.clip=2e-1",
+        "ppo.max_grad_norm=1e0",
         "rewards.brevity.weight=1",
         "kl.controller.horizon=10000",
         "rewards.better.reward.per_word=1",
-        "advantages={type: gae}",
+        "algorithm.advantages={type: gae}",
+        "algorithm.policy_loss.clip=2e-1",
     ],
 )
 def test_a_default_or_the_same_value_written_in_another_way_gives_the_same_digest(
@@ -435,10 +450,10 @@ def test_the_order_of_rewards_changes_the_digest_since_it_changes_the_run(load, 
 
 
 def test_overrides_apply_in_their_order(load, minimal):
-    overrides = ["ppo={updates: 7}", "ppo.clip=0.3", "ppo.clip=0.4"]
+    overrides = ["ppo={updates: 7}", "ppo.max_grad_norm=0.3", "ppo.max_grad_norm=0.4"]
     ppo = load(minimal, *overrides).recipe.ppo
-    assert (ppo.updates, ppo.clip) == (7, 0.4)
-    assert load(minimal, *overrides[::-1]).recipe.ppo.clip == 0.2
+    assert (ppo.updates, ppo.max_grad_norm) == (7, 0.4)
+    assert load(minimal, *overrides[::-1]).recipe.ppo.max_grad_norm == 1.0
 
 
 def test_an_override_can_add_a_named_reward(load, minimal):
@@ -449,8 +464,9 @@ def test_an_override_can_add_a_named_reward(load, minimal):
 
 
 def test_an_override_can_change_one_key_of_a_component_that_is_a_default(load, minimal):
-    resolved = load(minimal, "advantages.lam=0.9").resolved()
-    assert resolved["advantages"] == {"type": "gae", "gamma": 1.0, "lam": 0.9}
+    resolved = load(minimal, "algorithm.advantages.lam=0.9").resolved()
+    assert resolved["algorithm"]["advantages"]["lam"] == 0.9
+    assert resolved["algorithm"]["advantages"]["gamma"] == 1.0
 
 
 def test_a_recipe_keeps_its_own_text(load, minimal):

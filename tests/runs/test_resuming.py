@@ -20,7 +20,13 @@ RECIPE: dict[str, Any] = {
     "data": {"reviews": {"path": "a.jsonl", "heldout": 0.1}},
     "model": {"policy": "models/m"},
     "rewards": {"mine": {"type": "length", "weight": 1.0}},
-    "ppo": {"updates": 4, "decay": "linear", "warmup_updates": 1, "clip": 0.2, "epochs": 4},
+    "ppo": {
+        "updates": 4,
+        "decay": "linear",
+        "warmup_updates": 1,
+        "max_grad_norm": 0.2,
+        "epochs": 4,
+    },
     "runtime": {"device": "cpu", "threads": None},
     "checkpoints": {"every": 5},
 }
@@ -104,7 +110,7 @@ def test_a_key_that_changes_no_number_may_change(tmp_path: Path, key: str) -> No
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("ppo__clip", 0.1, "ppo.clip: 0.2 -> 0.1 (needs --force)"),
+        ("ppo__max_grad_norm", 0.1, "ppo.max_grad_norm: 0.2 -> 0.1 (needs --force)"),
         ("rewards__mine__weight", 2.0, "rewards.mine.weight: 1.0 -> 2.0 (needs --force)"),
         ("ppo__ema", 0.9, "ppo.ema: nothing -> 0.9 (needs --force)"),
     ],
@@ -192,7 +198,7 @@ def test_a_model_that_is_gone_is_refused_while_the_recipe_names_it(tmp_path: Pat
 
 def edit(path: Path) -> None:
     file = path / RESOLVED
-    file.write_text(file.read_text().replace("clip: 0.2", "clip: 0.3"))
+    file.write_text(file.read_text().replace("max_grad_norm: 0.2", "max_grad_norm: 0.3"))
 
 
 def test_a_resolved_recipe_that_somebody_has_edited_is_said_key_by_key(tmp_path: Path) -> None:
@@ -200,7 +206,7 @@ def test_a_resolved_recipe_that_somebody_has_edited_is_said_key_by_key(tmp_path:
     edit(tmp_path / "run")
     with pytest.raises(RecipeError) as caught:
         check(tmp_path / "run")
-    assert f"{RESOLVED}: somebody has edited it: ppo.clip 0.2 -> 0.3" in str(caught.value)
+    assert f"{RESOLVED}: somebody has edited it: ppo.max_grad_norm 0.2 -> 0.3" in str(caught.value)
     assert f"add --allow-changed {RESOLVED}" in str(caught.value)
     (said,) = check(tmp_path / "run", names=[RESOLVED])
     assert said.endswith("(allowed)")

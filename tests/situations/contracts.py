@@ -70,13 +70,14 @@ def loss(body: str, more: str = "") -> Any:
 
 
 def estimator(returned: str) -> Any:
-    """An advantage estimator of one expression of `rewards`, `values` and `mask`."""
+    """An advantage estimator of one expression of `rewards`, `values`, `mask` and `batch`."""
     source = f"""
     class Mine(AdvantageEstimator[Nothing]):
-        def estimate(self, rewards, values, mask):
+        def estimate(self, batch):
+            rewards, values, mask = batch.rewards, batch.values, batch.mask
             return {returned}
     """
-    return local(lambda mine: {"advantages": {"type": mine}}, source)
+    return local(lambda mine: {"algorithm": {"advantages": {"type": mine}}}, source)
 
 
 def validated(**sections: Any) -> Callable[[Path], list[str]]:
@@ -246,13 +247,13 @@ SITUATIONS = [
     # Advantage estimators
     Situation(
         "one advantage per response, where there are as many responses as tokens",
-        estimator("(rewards.sum(1), rewards)"),
+        estimator("Credit(rewards.sum(1), rewards)"),
         1,
         ("advantage estimator", "./mine.py:Mine", "advantages of shape (8,)"),
     ),
     Situation(
         "advantages that are divided by a spread of 0",
-        estimator("(rewards.masked_fill(~mask, 0) / 0, values.masked_fill(~mask, 0))"),
+        estimator("Credit(rewards.masked_fill(~mask, 0) / 0, values.masked_fill(~mask, 0))"),
         1,
         ("advantage estimator", "not finite for rewards and values that are"),
     ),

@@ -63,7 +63,7 @@ class Part(AuxiliaryLoss[Config]):
 """,
     "estimator": """
 class Part(AdvantageEstimator[Config]):
-    def estimate(self, rewards, values, mask):
+    def estimate(self, batch):
         leave()
 """,
     "observer": """
@@ -100,7 +100,7 @@ def leaving(component: str, at: str = "call", **sections: Any) -> Callable[[Path
             "import": {"rewards": {"mine": spec}},
             "controller": {"kl": {"controller": spec}},
             "loss": {"losses": {"mine": spec}},
-            "estimator": {"advantages": spec},
+            "estimator": {"algorithm": {"advantages": spec}},
             "observer": {"hooks": {"mine": spec}},
             "wrapper": {"hooks": {"mine": spec}},
             "generator": {"data": {"reviews": {"generator": spec}}},

@@ -13,12 +13,17 @@ import torch
 from rlframe.api import (
     AdvantageEstimator,
     AuxiliaryLoss,
+    Credit,
+    EstimatorNeeds,
     KLController,
     KLState,
     LossTerm,
     PluginConfig,
+    PolicyLoss,
     RewardProvider,
     TokenExample,
+    TokenLoss,
+    ValueLoss,
 )
 
 
@@ -483,103 +488,460 @@ class ReseedsLoss(Loss):
 class Estimator(AdvantageEstimator[PluginConfig]):
     """Right: what came after."""
 
-    def estimate(self, rewards, values, mask):
-        returns = rewards.masked_fill(~mask, 0).flip(1).cumsum(1).flip(1).masked_fill(~mask, 0)
-        return returns - values.masked_fill(~mask, 0), returns
+    def estimate(self, batch):
+        mask = batch.mask
+        returns = batch.rewards.masked_fill(~mask, 0).flip(1).cumsum(1).flip(1)
+        returns = returns.masked_fill(~mask, 0)
+        return Credit(returns - batch.values.masked_fill(~mask, 0), returns)
+
+
+class Grouped(AdvantageEstimator[PluginConfig]):
+    """Right: relative to the mean of the group, without a critic."""
+
+    whiten = False
+
+    @classmethod
+    def needs(cls, config):
+        return EstimatorNeeds(samples_per_prompt=2, critic=False)
+
+    def counted(self, batch):
+        return batch.valid
+
+    def group(self, batch):
+        return batch.group_ids
+
+    def estimate(self, batch):
+        same = self.group(batch)[:, None] == self.group(batch)[None]
+        same = (same & self.counted(batch)[None]).double()
+        means = (same @ batch.totals) / same.sum(1).clamp(min=1)
+        found = (batch.totals - means)[:, None].expand(batch.mask.shape)
+        return Credit(found.masked_fill(~batch.mask, 0).contiguous())
 
 
 class OneAResponse(Estimator):
-    def estimate(self, rewards, values, mask):
-        return tuple(x.sum(1) for x in super().estimate(rewards, values, mask))
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        return Credit(found.advantages.sum(1), found.returns.sum(1))
 
 
 class OneAResponseWhereItFits(Estimator):
-    def estimate(self, rewards, values, mask):
-        advantages, returns = super().estimate(rewards, values, mask)
-        square = rewards.shape[0] == rewards.shape[1]
-        return advantages.sum(1) if square else advantages, returns
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        square = batch.mask.shape[0] == batch.mask.shape[1]
+        return Credit(found.advantages.sum(1) if square else found.advantages, found.returns)
 
 
 class OnlyAdvantages(Estimator):
-    def estimate(self, rewards, values, mask):
-        return super().estimate(rewards, values, mask)[:1]
+    def estimate(self, batch):
+        return Credit(super().estimate(batch).advantages)
+
+
+class ReturnsForNobody(Grouped):
+    def estimate(self, batch):
+        found = super().estimate(batch).advantages
+        return Credit(found, found)
+
+
+class APair(Estimator):
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        return found.advantages, found.returns
 
 
 class WithGradient(Estimator):
-    def estimate(self, rewards, values, mask):
-        advantages, returns = super().estimate(rewards, values, mask)
-        return advantages.requires_grad_(), returns
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        return Credit(found.advantages.requires_grad_(), found.returns)
 
 
 class OneTensor(Estimator):
-    def estimate(self, rewards, values, mask):
-        return super().estimate(rewards, values, mask)[0]
+    def estimate(self, batch):
+        return super().estimate(batch).advantages
 
 
 class Unmasked(Estimator):
-    def estimate(self, rewards, values, mask):
-        advantages, returns = super().estimate(rewards, values, mask)
-        return advantages - 1.0, returns
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        return Credit(found.advantages - 1.0, found.returns)
 
 
 class SumsPadding(Estimator):
-    def estimate(self, rewards, values, mask):
-        returns = rewards.flip(1).cumsum(1).flip(1).masked_fill(~mask, 0)
-        return returns - values.masked_fill(~mask, 0), returns
+    def estimate(self, batch):
+        returns = batch.rewards.flip(1).cumsum(1).flip(1).masked_fill(~batch.mask, 0)
+        return Credit(returns - batch.values.masked_fill(~batch.mask, 0), returns)
 
 
 class WhitensAdvantages(Estimator):
-    def estimate(self, rewards, values, mask):
-        advantages, returns = super().estimate(rewards, values, mask)
-        real = advantages[mask]
-        return ((advantages - real.mean()) / (real.std() + 1e-8)).masked_fill(~mask, 0), returns
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        real = found.advantages[batch.mask]
+        white = (found.advantages - real.mean()) / (real.std() + 1e-8)
+        return Credit(white.masked_fill(~batch.mask, 0), found.returns)
+
+
+class LeaksOverTheBatch(Grouped):
+    def group(self, batch):
+        return torch.zeros_like(batch.group_ids)
+
+
+class GroupsByPlace(Grouped):
+    def group(self, batch):
+        return torch.arange(len(batch)) // 2
+
+
+class CountsTheInvalid(Grouped):
+    def counted(self, batch):
+        return torch.ones_like(batch.valid)
+
+
+class ReadsTheInvalid(Grouped):
+    def estimate(self, batch):
+        found = super().estimate(batch).advantages
+        return Credit(found - batch.scores.mean() * 1e-3 * batch.mask)
 
 
 class DividesByTheSpread(Estimator):
-    def estimate(self, rewards, values, mask):
-        advantages, returns = super().estimate(rewards, values, mask)
-        return (advantages / advantages.abs().amax(1, keepdim=True)).masked_fill(~mask, 0), returns
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        spread = found.advantages.abs().amax(1, keepdim=True)
+        return Credit((found.advantages / spread).masked_fill(~batch.mask, 0), found.returns)
 
 
 class InPlace(Estimator):
-    def estimate(self, rewards, values, mask):
-        values[~mask] = 0
-        return super().estimate(rewards, values, mask)
+    def estimate(self, batch):
+        batch.values[~batch.mask] = 0
+        return super().estimate(batch)
 
 
 class InSingle(Estimator):
-    def estimate(self, rewards, values, mask):
-        return tuple(x.float() for x in super().estimate(rewards, values, mask))
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        return Credit(found.advantages.float(), found.returns.float())
 
 
 class Swapped(Estimator):
-    def estimate(self, rewards, values, mask):
-        return super().estimate(rewards, values, mask)[::-1]
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        return Credit(found.returns, found.advantages)
 
 
 class AddsTheBaseline(Estimator):
-    def estimate(self, rewards, values, mask):
-        return super().estimate(rewards, -values, mask)
+    def estimate(self, batch):
+        return super().estimate(replace(batch, values=-batch.values))
 
 
 class TurnsRewards(Estimator):
-    def estimate(self, rewards, values, mask):
-        return super().estimate(-rewards, values, mask)
+    def estimate(self, batch):
+        return super().estimate(replace(batch, rewards=-batch.rewards))
+
+
+class TurnsTheGroup(Grouped):
+    def estimate(self, batch):
+        return Credit(-super().estimate(batch).advantages)
 
 
 class SumsFromTheLeft(Estimator):
-    def estimate(self, rewards, values, mask):
-        returns = rewards.masked_fill(~mask, 0).cumsum(1).masked_fill(~mask, 0)
-        return returns - values.masked_fill(~mask, 0), returns
+    def estimate(self, batch):
+        returns = batch.rewards.masked_fill(~batch.mask, 0).cumsum(1).masked_fill(~batch.mask, 0)
+        return Credit(returns - batch.values.masked_fill(~batch.mask, 0), returns)
 
 
 class ReseedsEstimator(Estimator):
-    def estimate(self, rewards, values, mask):
+    def estimate(self, batch):
         torch.manual_seed(0)
-        return super().estimate(rewards, values, mask)
+        return super().estimate(batch)
 
 
-RIGHT = (Reward, Controller, Loss, OwnData, Estimator)
+class Surrogate(PolicyLoss[PluginConfig]):
+    """Right: PPO's clip, with a bonus on entropy."""
+
+    def loss(self, batch):
+        ratio = (batch.logprobs - batch.old_logprobs).exp()
+        bounded = ratio.clamp(0.8, 1.2) * batch.advantages
+        loss = -torch.minimum(ratio * batch.advantages, bounded)
+        return TokenLoss(loss - 0.01 * batch.entropy, bounded < ratio * batch.advantages)
+
+
+class OfTheResponse(PolicyLoss[PluginConfig]):
+    """Right: one ratio for the whole response, without a bound."""
+
+    def summed(self, x, mask):
+        return x.masked_fill(~mask, 0).sum(-1, keepdim=True)
+
+    def loss(self, batch):
+        total = self.summed(batch.logprobs - batch.old_logprobs, batch.mask)
+        ratio = (total / batch.mask.sum(-1, keepdim=True).clamp(min=1)).exp()
+        return TokenLoss(-ratio * batch.advantages.masked_fill(~batch.mask, 0))
+
+
+class AdvantagesOfThePadding(OfTheResponse):
+    """The gradient of a response's ratio is a sum over all of its advantages."""
+
+    def loss(self, batch):
+        total = self.summed(batch.logprobs - batch.old_logprobs, batch.mask)
+        return TokenLoss(-total.exp() * batch.advantages)
+
+
+class MeanLoss(Surrogate):
+    def loss(self, batch):
+        return TokenLoss(super().loss(batch).loss[batch.mask].mean())
+
+
+class OneLossAResponse(Surrogate):
+    def loss(self, batch):
+        return TokenLoss(super().loss(batch).loss.masked_fill(~batch.mask, 0).sum(-1))
+
+
+class LossAndClipped(Surrogate):
+    def loss(self, batch):
+        term = super().loss(batch)
+        return term.loss, term.clipped
+
+
+class DetachedLoss(Surrogate):
+    def loss(self, batch):
+        return TokenLoss(super().loss(batch).loss.detach())
+
+
+class ClippedInNumbers(Surrogate):
+    def loss(self, batch):
+        term = super().loss(batch)
+        return replace(term, clipped=term.clipped.float())
+
+
+class InDouble(Surrogate):
+    def loss(self, batch):
+        return TokenLoss(super().loss(batch).loss.double())
+
+
+class NothingWithoutTokens(Surrogate):
+    def loss(self, batch):
+        found = super().loss(batch)
+        return found if batch.mask.any() else TokenLoss(torch.zeros_like(batch.advantages))
+
+
+class TurnsAdvantages(Surrogate):
+    def loss(self, batch):
+        return super().loss(replace(batch, advantages=-batch.advantages))
+
+
+class RatioUpsideDown(Surrogate):
+    def loss(self, batch):
+        return super().loss(
+            replace(batch, logprobs=batch.old_logprobs, old_logprobs=batch.logprobs)
+        )
+
+
+class DetachesTheRatio(Surrogate):
+    """It has a gradient, that of entropy."""
+
+    def loss(self, batch):
+        return super().loss(replace(batch, logprobs=batch.logprobs.detach()))
+
+
+class ZeroIsBad(Surrogate):
+    def loss(self, batch):
+        signs = torch.where(batch.advantages > 0, 1.0, -1.0).to(batch.advantages)
+        return super().loss(replace(batch, advantages=signs))
+
+
+class ClippedWhereEqual(Surrogate):
+    def loss(self, batch):
+        ratio = (batch.logprobs - batch.old_logprobs).exp()
+        return replace(super().loss(batch), clipped=ratio.clamp(0.8, 1.2) <= ratio)
+
+
+class SumsThePadding(OfTheResponse):
+    def summed(self, x, mask):
+        return x.sum(-1, keepdim=True)
+
+
+class MultipliesByTheMask(OfTheResponse):
+    def summed(self, x, mask):
+        return (x * mask).sum(-1, keepdim=True)
+
+
+class CountsThePadding(OfTheResponse):
+    def loss(self, batch):
+        total = self.summed(batch.logprobs - batch.old_logprobs, batch.mask)
+        return TokenLoss(-(total / batch.mask.shape[1]).exp() * batch.advantages)
+
+
+class WhitensTheMicroBatch(Surrogate):
+    def loss(self, batch):
+        mean = batch.advantages[batch.mask].sum() / batch.mask.sum().clamp(min=1)
+        return super().loss(replace(batch, advantages=batch.advantages - mean))
+
+
+class DividesByTheCount(Surrogate):
+    def loss(self, batch):
+        return TokenLoss(super().loss(batch).loss / batch.mask.sum().clamp(min=1))
+
+
+class CountsRows(Surrogate):
+    def loss(self, batch):
+        return TokenLoss(super().loss(batch).loss / len(batch.mask))
+
+
+class KeepsABaseline(Surrogate):
+    baseline = 0.0
+
+    def loss(self, batch):
+        found = super().loss(replace(batch, advantages=batch.advantages - self.baseline))
+        real = batch.advantages[batch.mask]
+        self.baseline = 0.9 * self.baseline + 0.1 * float(real.mean()) if len(real) else 0.0
+        return found
+
+
+class AddsNoise(Surrogate):
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        self.generator = torch.Generator().manual_seed(context.seed)
+
+    def loss(self, batch):
+        noise = torch.randn(batch.mask.shape, generator=self.generator).to(batch.advantages)
+        return super().loss(replace(batch, advantages=batch.advantages * (1 + 0.1 * noise)))
+
+
+class ByTheLargestAdvantage(Surrogate):
+    def loss(self, batch):
+        largest = batch.advantages.masked_fill(~batch.mask, 0).abs().amax(-1, keepdim=True)
+        return super().loss(replace(batch, advantages=batch.advantages / largest))
+
+
+class Overflows(Surrogate):
+    """The ratio to the fourth, of which float32 holds no more than e^22."""
+
+    def loss(self, batch):
+        return TokenLoss(-(batch.logprobs - batch.old_logprobs).mul(4).exp() * batch.advantages)
+
+
+class ClampsInPlace(Surrogate):
+    def loss(self, batch):
+        batch.advantages.clamp_(-1, 1)
+        return super().loss(batch)
+
+
+class ScalesLogprobsInPlace(Surrogate):
+    def loss(self, batch):
+        found = super().loss(replace(batch, logprobs=batch.logprobs.clone()))
+        batch.logprobs.mul_(0.5)
+        return found
+
+
+class ReseedsPolicyLoss(Surrogate):
+    def loss(self, batch):
+        torch.manual_seed(0)
+        return super().loss(batch)
+
+
+class Squared(ValueLoss[PluginConfig]):
+    """Right: squared error, no smaller than that of values near the old ones."""
+
+    def loss(self, batch):
+        near = batch.old_values + (batch.values - batch.old_values).clamp(-0.2, 0.2)
+        errors = [(x - batch.returns) ** 2 for x in (batch.values, near)]
+        return TokenLoss(torch.maximum(*errors) / 2, errors[1] > errors[0])
+
+
+class AbsoluteError(ValueLoss[PluginConfig]):
+    """Right: absolute error, which bounds nothing."""
+
+    def loss(self, batch):
+        return TokenLoss((batch.values - batch.returns).abs())
+
+
+class MeanError(Squared):
+    def loss(self, batch):
+        return TokenLoss(super().loss(batch).loss.mean())
+
+
+class ErrorAlone(Squared):
+    def loss(self, batch):
+        return super().loss(batch).loss
+
+
+class DetachedError(Squared):
+    def loss(self, batch):
+        return super().loss(replace(batch, values=batch.values.detach()))
+
+
+class ErrorInSingle(Squared):
+    def loss(self, batch):
+        return TokenLoss(super().loss(batch).loss.float())
+
+
+class TurnsTheError(Squared):
+    def loss(self, batch):
+        return TokenLoss(-super().loss(batch).loss)
+
+
+class LearnsOldValues(Squared):
+    def loss(self, batch):
+        return TokenLoss((batch.old_values - batch.returns) ** 2 + 0 * batch.values)
+
+
+class PullsToZero(Squared):
+    def loss(self, batch):
+        return TokenLoss(super().loss(batch).loss + 0.01 * batch.values**2)
+
+
+class CentresOnThePadding(Squared):
+    def loss(self, batch):
+        error = batch.values - batch.returns
+        return TokenLoss((error - 0.1 * error.mean(-1, keepdim=True)) ** 2)
+
+
+class ScalesByTheBatch(Squared):
+    def loss(self, batch):
+        real = batch.returns[batch.mask]
+        spread = (real - real.mean()).square().mean() if len(real) else 0.0
+        return TokenLoss(super().loss(batch).loss / (spread + 1.0))
+
+
+class ScalesByARunningSpread(Squared):
+    spread = 1.0
+
+    def loss(self, batch):
+        found = TokenLoss(super().loss(batch).loss / self.spread)
+        real = batch.returns[batch.mask]
+        self.spread = 0.9 * self.spread + 0.1 * float(real.square().sum() + 1)
+        return found
+
+
+class RootOfTheSquare(Squared):
+    def loss(self, batch):
+        return TokenLoss((batch.values - batch.returns).square().sqrt())
+
+
+class RelativeError(Squared):
+    def loss(self, batch):
+        return TokenLoss((batch.values / batch.returns - 1) ** 2)
+
+
+class ReturnsInPlace(Squared):
+    def loss(self, batch):
+        batch.returns.clamp_(-1, 1)
+        return super().loss(batch)
+
+
+class DropsTokens(Squared):
+    def loss(self, batch):
+        return TokenLoss(torch.nn.functional.dropout(super().loss(batch).loss))
+
+
+RIGHT = (
+    Reward,
+    Controller,
+    Loss,
+    OwnData,
+    Estimator,
+    Grouped,
+    Surrogate,
+    OfTheResponse,
+    Squared,
+    AbsoluteError,
+)
 
 PLANTED = {
     "reward_providers": [
@@ -661,18 +1023,69 @@ PLANTED = {
         (OneTensor, "shapes"),
         (OneAResponseWhereItFits, "shapes"),
         (OnlyAdvantages, "shapes"),
+        (ReturnsForNobody, "shapes"),
+        (APair, "shapes"),
         (WithGradient, "shapes"),
+        (InSingle, "shapes"),
         (Unmasked, "zero_outside_the_mask"),
         (SumsPadding, "padding_changes_nothing"),
-        (WhitensAdvantages, "rows_are_independent"),
+        (WhitensAdvantages, "groups_are_independent"),
+        (LeaksOverTheBatch, "groups_are_independent"),
+        (GroupsByPlace, "groups_are_independent"),
+        (CountsTheInvalid, "invalid_responses_count_for_nothing"),
+        (ReadsTheInvalid, "invalid_responses_count_for_nothing"),
         (DividesByTheSpread, "finite"),
         (InPlace, "inputs_untouched"),
-        (InSingle, "shapes"),
         (Swapped, "direction"),
         (AddsTheBaseline, "direction"),
         (TurnsRewards, "direction"),
+        (TurnsTheGroup, "direction"),
         (SumsFromTheLeft, "direction"),
         (ReseedsEstimator, "global_rng_untouched"),
+    ],
+    "policy_losses": [
+        (MeanLoss, "shapes"),
+        (OneLossAResponse, "shapes"),
+        (LossAndClipped, "shapes"),
+        (DetachedLoss, "shapes"),
+        (ClippedInNumbers, "shapes"),
+        (InDouble, "shapes"),
+        (NothingWithoutTokens, "shapes"),
+        (TurnsAdvantages, "direction"),
+        (RatioUpsideDown, "direction"),
+        (DetachesTheRatio, "direction"),
+        (ZeroIsBad, "no_advantage_no_gradient"),
+        (ClippedWhereEqual, "nothing_clipped_at_ratio_1"),
+        (SumsThePadding, "padding_changes_nothing"),
+        (MultipliesByTheMask, "padding_changes_nothing"),
+        (AdvantagesOfThePadding, "padding_changes_nothing"),
+        (CountsThePadding, "responses_are_independent"),
+        (WhitensTheMicroBatch, "responses_are_independent"),
+        (DividesByTheCount, "responses_are_independent"),
+        (CountsRows, "responses_are_independent"),
+        (KeepsABaseline, "remembers_nothing"),
+        (AddsNoise, "remembers_nothing"),
+        (ByTheLargestAdvantage, "finite"),
+        (Overflows, "finite"),
+        (ClampsInPlace, "inputs_untouched"),
+        (ScalesLogprobsInPlace, "inputs_untouched"),
+        (ReseedsPolicyLoss, "global_rng_untouched"),
+    ],
+    "value_losses": [
+        (MeanError, "shapes"),
+        (ErrorAlone, "shapes"),
+        (DetachedError, "shapes"),
+        (ErrorInSingle, "shapes"),
+        (TurnsTheError, "direction"),
+        (LearnsOldValues, "direction"),
+        (PullsToZero, "no_error_no_gradient"),
+        (CentresOnThePadding, "padding_changes_nothing"),
+        (ScalesByTheBatch, "responses_are_independent"),
+        (ScalesByARunningSpread, "remembers_nothing"),
+        (RootOfTheSquare, "finite"),
+        (RelativeError, "finite"),
+        (ReturnsInPlace, "inputs_untouched"),
+        (DropsTokens, "global_rng_untouched"),
     ],
 }
 """Kind -> (component, the check that must fail)."""

@@ -8,6 +8,7 @@ from rlframe.builtin.advantages import GAE
 from rlframe.builtin.eos_penalty import EosPenalty
 from rlframe.builtin.kl import Adaptive
 from rlframe.builtin.losses import PTX
+from rlframe.builtin.policy_losses import CISPO, GSPO, Clip
 from rlframe.builtin.preference_difference import PreferenceDifference
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.builtin.text_rules import Keyword
@@ -16,6 +17,7 @@ from rlframe.testing import (
     AdvantageEstimatorSuite,
     AuxiliaryLossSuite,
     KLControllerSuite,
+    PolicyLossSuite,
     RewardProviderSuite,
     Subject,
     check_component,
@@ -72,3 +74,15 @@ class TestPTXOnDataOfItsOwn(AuxiliaryLossSuite):
 
 class TestGAEWithDiscount(AdvantageEstimatorSuite):
     component, config = GAE, {"gamma": 0.9, "lam": 0.5}
+
+
+class TestClipWithAllItsBounds(PolicyLossSuite):
+    component, config = Clip, {"clip": 0.1, "clip_high": 0.3, "dual_clip": 3.0}
+
+
+class TestGSPOWithOneBound(PolicyLossSuite):
+    component, config = GSPO, {"clip": 0.1, "clip_high": None}
+
+
+class TestCISPOWithALowerBound(PolicyLossSuite):
+    component, config = CISPO, {"clip_low": 0.2}

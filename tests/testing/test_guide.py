@@ -14,6 +14,8 @@ CONFIGS = {
     "BangBang": {"initial": 0.1, "target": 6.0},
     "PTX": {"data": "reviews", "gamma": 0.5},
     "RewardToGo": {},
+    "EntropyBonus": {"bonus": 0.01},
+    "Huber": {"delta": 1.0},
     "Politeness": {"model": "stage:reward_model"},
 }
 SKIPS = {

@@ -2,134 +2,166 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds
 from rlframe.api.answers import ContractError
-from rlframe.api.component import AdvantageEstimator
-from rlframe.api.contract import refuse_bad_shapes
+from rlframe.api.contract import refuse_bad_credit
 from rlframe.functional.rewards import response_mask
-from rlframe.testing.check import Broken, check
+from rlframe.testing.check import Broken, DoesNotApply, check
 from rlframe.testing.checks.common import COMMON, random_states_moved
+from rlframe.testing.checks.tensors import (
+    compare,
+    copied,
+    padded_with,
+    refuse_change,
+    rows_of,
+    shuffled,
+    tensors,
+)
 from rlframe.testing.subject import Subject
+from rlframe.types import CreditBatch, ScoreMoments, StopReason
 
 Estimator = Subject[AdvantageEstimator[Any]]
 
-LENGTHS = (7, 1, 4, 6, 2)
-NAMES = ("advantages", "returns")
+LENGTHS = (7, 1, 4, 6, 2, 5, 3, 7)
+"""Of responses; a batch has whole groups of them."""
+GROUPS = 3
 
 
-class _Inputs(NamedTuple):
-    """[B, T] each."""
-
-    rewards: Tensor
-    values: Tensor
-    mask: Tensor
-
-    def copy(self) -> _Inputs:
-        return _Inputs(*(tensor.clone() for tensor in self))
-
-    def padded_with(self, garbage: float) -> _Inputs:
-        rewards, values = (x.masked_fill(~self.mask, garbage) for x in self[:2])
-        return _Inputs(rewards, values, self.mask)
+def _needs(subject: Estimator) -> EstimatorNeeds:
+    return subject.component.needs(subject.instance.config)
 
 
-def _inputs(*, scale: float = 1.0) -> _Inputs:
-    """Rewards and values at random, 0 in the padding."""
-    mask = response_mask(torch.tensor(LENGTHS), width=max(LENGTHS))
+def _inputs(subject: Estimator, *, scale: float = 1.0, groups: int = GROUPS) -> CreditBatch:
+    """Rewards, and what else the estimator asks for, at random; 0 in the padding.
+
+    Groups are complete, their numbers neither in order nor without gaps. Every third response was cut.
+    """
+    needs = _needs(subject)
+    size = max(2, needs.samples_per_prompt)
+    lengths = [LENGTHS[k % len(LENGTHS)] for k in range(groups * size)]
+    mask = response_mask(torch.tensor(lengths), width=max(LENGTHS))
     generator = torch.Generator().manual_seed(0)
-    rewards, values = (
-        scale * torch.randn(mask.shape, generator=generator, dtype=torch.float64) for _ in range(2)
+
+    def drawn() -> Tensor:
+        x = scale * torch.randn(mask.shape, generator=generator, dtype=torch.float64)
+        return x.masked_fill(~mask, 0)
+
+    rewards, kl, values = drawn(), drawn() / 10, drawn()
+    cut = [k % 3 == 0 for k in range(len(lengths))]
+    scores = rewards.sum(-1)
+    return CreditBatch(
+        rewards=rewards,
+        mask=mask,
+        scores=scores,
+        kl=kl,
+        group_ids=torch.tensor([5 + 7 * (groups - k // size) for k in range(len(lengths))]),
+        stop_reasons=tuple(StopReason.LENGTH if c else StopReason.EOS for c in cut),
+        values=values if needs.critic else None,
+        last_values=values[:, 0] * torch.tensor(cut) if needs.last_values else None,
+        score_moments=(
+            ScoreMoments(len(scores), float(scores.mean()), float(scores.std()) or 1.0)
+            if needs.global_moments
+            else None
+        ),
     )
-    return _Inputs(rewards, values, mask).padded_with(0.0)
 
 
-def _estimated(subject: Estimator, given: _Inputs) -> tuple[Tensor, Tensor]:
-    answer = subject.instance.estimate(*given.copy())
+def _with_rewards(batch: CreditBatch, rewards: Tensor) -> CreditBatch:
+    """Other rewards, and the scores that go with them."""
+    more = (rewards - batch.rewards).sum(-1)
+    return replace(batch, rewards=rewards, scores=batch.scores + more)
+
+
+def _estimated(subject: Estimator, given: CreditBatch) -> dict[str, Tensor]:
+    """Advantages, and returns where there is a critic."""
+    answer = subject.instance.estimate(copied(given))
     try:
-        refuse_bad_shapes(answer, given.rewards)
+        return tensors(refuse_bad_credit(answer, given))
     except ContractError as error:
         raise Broken(f"it {error}") from None
-    advantages, returns = answer
-    return advantages, returns
-
-
-def _compare(expected: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], when: str) -> None:
-    for name, before, after in zip(NAMES, expected, found, strict=True):
-        if not torch.allclose(before, after, rtol=1e-6, atol=1e-9, equal_nan=True):
-            row = int((before - after).abs().sum(-1).argmax())
-            raise Broken(
-                f"{name} of row {row} went from {_shown(before[row])} to {_shown(after[row])} {when}"
-            )
-
-
-def _shown(row: Tensor) -> str:
-    return "[" + ", ".join(f"{x:.4g}" for x in row.tolist()) + "]"
 
 
 @check(
-    expected="(advantages, returns), both with the shape and the type of the rewards",
-    likely="one value a response is returned, a single tensor, or a tensor of a type of its own",
-    do="return one advantage and one value target for each token, [B, T] each; make new tensors from "
-    "those that are given: `torch.zeros_like(rewards)`",
+    expected="Credit(advantages, returns), each with the shape and the type of the rewards; returns "
+    "where there is a critic, and None where there is none",
+    likely="one value per response is returned, a single tensor, a tuple, or a tensor of a type of its "
+    "own",
+    do="return `Credit(advantages, returns)` with one value for each token, [B, T]; make new tensors "
+    "from those that are given: `torch.zeros_like(batch.rewards)`",
 )
 def shapes(subject: Estimator) -> None:
     """The policy's loss takes the one, the critic's the other, token by token."""
-    for width in (max(LENGTHS), 1):
-        given = _Inputs(*(tensor[:, :width] for tensor in _inputs()))
-        _estimated(subject, given)
-    square = _Inputs(*(tensor[:, : len(LENGTHS)] for tensor in _inputs()))
-    _estimated(subject, square)  # where [B] would pass for [T]
+    given = _inputs(subject)
+    _estimated(subject, given)
+    _estimated(subject, rows_of(given, slice(None), 1))
+    _estimated(subject, rows_of(given, slice(None), len(given)))  # where [B] would pass for [T]
 
 
 @check(
     expected="more reward does not lower advantages or returns; a critic that expected more does not "
     "raise advantages or lower returns; and a reward counts for the tokens up to it, not those after",
     likely="a sign is turned, the answer is (returns, advantages), or a sum runs from the left",
-    do="advantage = what came after the token - what the critic expected; sum from the right",
+    do="advantage = what came after the token - what was expected; sum from the right",
 )
 def direction(subject: Estimator) -> None:
     """The wrong sign makes the worst likelier. Sums of a response: it may have a baseline."""
-    given = _inputs()
-    more = given.mask.double()
-    for what, changed, signs in (
-        ("rewards are 1 higher", given._replace(rewards=given.rewards + more), (1, 1)),
-        ("the critic expects 1 more", given._replace(values=given.values + more), (-1, 1)),
-    ):
-        for name, moved, sign in zip(NAMES, _moved(subject, given, changed), signs, strict=True):
+    given = _inputs(subject)
+    for row, length in enumerate(given.mask.sum(-1).tolist()):
+        more = given.rewards.clone()
+        more[row, :length] += 1
+        _refuse_fall(subject, given, _with_rewards(given, more), row, "its rewards are 1 higher")
+    if given.values is not None:
+        expected = replace(given, values=given.values + given.mask.double())
+        for name, moved in _moved(subject, given, expected).items():
+            sign = 1 if name == "returns" else -1
             worst = float((sign * moved.sum(1)).min())
             if worst < -1e-6:
                 fall = "fall" if sign > 0 else "rise"
-                raise Broken(f"{name} of a response {fall} by up to {-worst:.4g} when {what}")
-    row, end = 0, LENGTHS[0] - 1
+                raise Broken(
+                    f"{name} of a response {fall} by up to {-worst:.4g} when the critic expects 1 more"
+                )
+    row, end = 0, int(given.mask[0].sum()) - 1
     first, last = given.rewards.clone(), given.rewards.clone()
     first[row, 0] += 1
     last[row, end] += 1
-    forwards = _moved(subject, given, given._replace(rewards=first))[0][row, 1:]
-    backwards = _moved(subject, given, given._replace(rewards=last))[0][row, :end]
+    forwards = _moved(subject, given, _with_rewards(given, first))["advantages"][row, 1:]
+    backwards = _moved(subject, given, _with_rewards(given, last))["advantages"][row, :end]
     if float(forwards.abs().max()) > 1e-9 and float(backwards.abs().max()) <= 1e-9:
         raise Broken(
             "the first token's reward counts for the last token, and not the other way round"
         )
 
 
-def _moved(subject: Estimator, given: _Inputs, changed: _Inputs) -> list[Tensor]:
+def _refuse_fall(
+    subject: Estimator, given: CreditBatch, changed: CreditBatch, row: int, when: str
+) -> None:
+    for name, moved in _moved(subject, given, changed).items():
+        fall = -float(moved[row].sum())
+        if fall > 1e-6:
+            raise Broken(f"{name} of a response fall by {fall:.4g} when {when}")
+
+
+def _moved(subject: Estimator, given: CreditBatch, changed: CreditBatch) -> dict[str, Tensor]:
     """By how much advantages and returns change."""
     before, after = _estimated(subject, given), _estimated(subject, changed)
-    return [new - old for old, new in zip(before, after, strict=True)]
+    return {name: after[name] - before[name] for name in before}
 
 
 @check(
     expected="0 outside the mask, in advantages and returns alike",
     likely="a baseline is subtracted, or values are added, after the mask was applied",
-    do="end with `x.masked_fill(~mask, 0)`",
+    do="end with `x.masked_fill(~batch.mask, 0)`",
 )
 def zero_outside_the_mask(subject: Estimator) -> None:
     """Values outside the mask are 0 everywhere in the engine."""
-    given = _inputs().padded_with(3.0)
-    for name, found in zip(NAMES, _estimated(subject, given), strict=True):
+    given = padded_with(_inputs(subject), 3.0)
+    for name, found in _estimated(subject, given).items():
         outside = found[~given.mask]
         if bool((outside != 0).any()):
             raise Broken(f"{name} of up to {float(outside.abs().max()):.4g} outside the mask")
@@ -137,31 +169,67 @@ def zero_outside_the_mask(subject: Estimator) -> None:
 
 @check(
     expected="the same advantages whatever stands in the padding",
-    likely="a recursion or a mean runs over the padding behind a response",
-    do="fill what is not real with 0 first: `rewards.masked_fill(~mask, 0)`, and values alike",
+    likely="a recursion, a sum or a mean runs over the padding behind a response",
+    do="fill what is not real with 0 first: `batch.rewards.masked_fill(~batch.mask, 0)`, and values "
+    "alike; `batch.totals` has done so",
 )
 def padding_changes_nothing(subject: Estimator) -> None:
     """A critic computes some number for padding too."""
-    given = _inputs()
+    given = _inputs(subject)
     expected = _estimated(subject, given)
     for garbage in (1e4, -1e4):
-        found = _estimated(subject, given.padded_with(garbage))
-        _compare(expected, found, f"with {garbage:g} in the padding")
+        found = _estimated(subject, padded_with(given, garbage))
+        compare(expected, found, f"with {garbage:g} in the padding")
 
 
 @check(
-    expected="the same advantages for a response alone as beside others",
-    likely="a mean or a spread over the whole batch: whitening",
-    do="leave whitening to the engine, which does it over all ranks (`ppo.whiten_advantages`)",
+    expected="the same advantages for a group alone as beside others",
+    likely="a mean or a spread over the whole batch (whitening), or groups that are told apart by "
+    "position instead of `group_ids`",
+    do="compare responses within their group alone; leave whitening to the engine, which does it over "
+    "all ranks (`whiten = True`), or declare `global_moments` in `needs` and use `score_moments`",
 )
-def rows_are_independent(subject: Estimator) -> None:
-    """Which responses share a rank is chance."""
-    given = _inputs()
+def groups_are_independent(subject: Estimator) -> None:
+    """Which groups share a rank is chance."""
+    if _needs(subject).global_moments:
+        raise DoesNotApply("it declares that it compares all responses (`global_moments`)")
+    given = _inputs(subject)
     together = _estimated(subject, given)
-    for row, length in enumerate(LENGTHS):
-        alone = _Inputs(*(tensor[row : row + 1, :length] for tensor in given))
-        expected = (together[0][row : row + 1, :length], together[1][row : row + 1, :length])
-        _compare(expected, _estimated(subject, alone), "when it was alone")
+    size = len(given) // GROUPS
+    for start in range(0, len(given), size):
+        rows = slice(start, start + size)
+        longest = int(given.mask[rows].sum(-1).max())
+        reasons = given.stop_reasons[rows]
+        found = _estimated(subject, rows_of(given, rows, longest, stop_reasons=reasons))
+        expected = {name: x[rows, :longest] for name, x in together.items()}
+        compare(expected, found, "when its group was alone", first=start)
+    order = shuffled(len(given))
+    reasons = tuple(given.stop_reasons[k] for k in order.tolist())
+    mixed = rows_of(given, order, stop_reasons=reasons)
+    expected = {name: x[order] for name, x in together.items()}
+    compare(expected, _estimated(subject, mixed), "when responses stood in another order")
+
+
+@check(
+    expected="the same advantages for valid responses with an invalid one in the group as without it",
+    likely="a mean over a group counts responses without a token, whose rewards nobody knows",
+    do="count `batch.valid` responses alone; `batch.totals` is 0 for the others, which is no score",
+)
+def invalid_responses_count_for_nothing(subject: Estimator) -> None:
+    """A response that no reward could judge stays in the batch, with no token in its mask."""
+    given = _inputs(subject)
+    if _needs(subject).samples_per_prompt > 1:  # one group of all, so that enough are left in it
+        given = replace(given, group_ids=torch.full_like(given.group_ids, 4))
+    mask, scores, rewards = given.mask.clone(), given.scores.clone(), given.rewards.clone()
+    mask[1], scores[1], rewards[1] = False, 50.0, 50.0
+    found = _estimated(subject, replace(given, mask=mask, scores=scores, rewards=rewards))
+    if bool(found["advantages"][1].any()):
+        raise Broken("an invalid response has advantages")
+    others = torch.tensor([row for row in range(len(given)) if row != 1])
+    reasons = tuple(given.stop_reasons[k] for k in others.tolist())
+    without = rows_of(given, others, stop_reasons=reasons)
+    left = {name: x[others] for name, x in found.items()}
+    compare(_estimated(subject, without), left, "when an invalid response stood beside it")
 
 
 @check(
@@ -171,36 +239,35 @@ def rows_are_independent(subject: Estimator) -> None:
 )
 def finite(subject: Estimator) -> None:
     """A reward that is 0 for everybody is an ordinary first rollout."""
-    zero = _inputs(scale=0.0)
-    alike = _Inputs(zero.mask.double(), zero.mask.double(), zero.mask)
-    for name, given in (("0", zero), ("1", alike), ("up to 1e6", _inputs(scale=1e6))):
-        for what, found in zip(NAMES, _estimated(subject, given), strict=True):
+    zero = _inputs(subject, scale=0.0)
+    alike = _with_rewards(zero, zero.mask.double())
+    for name, given in (("0", zero), ("1", alike), ("up to 1e6", _inputs(subject, scale=1e6))):
+        for what, found in _estimated(subject, given).items():
             if not bool(found.isfinite().all()):
                 raise Broken(f"{what} that are not finite, with rewards and values of {name}")
 
 
 @check(
-    expected="rewards, values and mask as they were",
-    likely="an operation in place: `rewards[~mask] = 0`, `values *= mask`",
+    expected="the batch unchanged",
+    likely="an operation in place: `batch.rewards[~batch.mask] = 0`, `batch.values.mul_(...)`",
     do="use the form that makes a new tensor: `masked_fill`, `values * mask`",
 )
 def inputs_untouched(subject: Estimator) -> None:
     """The engine goes on to use them: they are logged, and values are clipped around."""
-    given, kept = _inputs().padded_with(3.0), _inputs().padded_with(3.0)
-    subject.instance.estimate(*given)
-    for name, before, after in zip(_Inputs._fields, kept, given, strict=True):
-        if not torch.equal(before, after):
-            raise Broken(f"`estimate` changed {name}")
+    given = padded_with(_inputs(subject), 3.0)
+    before = tensors(copied(given))
+    subject.instance.estimate(given)
+    refuse_change(before, tensors(given), "estimate")
 
 
 @check(
-    expected="the global random states of Python, NumPy and torch as they were",
+    expected="the global random states of Python, NumPy and torch unchanged",
     likely="`torch.rand` or `manual_seed` without a generator of its own",
     do="draw from a generator that is seeded by `context.seed`",
 )
 def global_rng_untouched(subject: Estimator) -> None:
     """Random numbers that a plugin takes change those of everything after it."""
-    changed = random_states_moved(lambda: _estimated(subject, _inputs()))
+    changed = random_states_moved(lambda: _estimated(subject, _inputs(subject)))
     if changed:
         raise Broken(f"`estimate` moved the global random state of {', '.join(changed)}")
 
@@ -211,7 +278,8 @@ ADVANTAGE = (
     direction,
     zero_outside_the_mask,
     padding_changes_nothing,
-    rows_are_independent,
+    groups_are_independent,
+    invalid_responses_count_for_nothing,
     finite,
     inputs_untouched,
     global_rng_untouched,

@@ -134,7 +134,7 @@ def finite(subject: Reward) -> None:
     expected="the same score for a response whatever prompts share its batch (its group stays whole)",
     likely="scores are normalised over the batch: whitened, ranked, divided by its largest",
     do="score each group of samples by itself; the engine whitens advantages over all ranks, and "
-    "`ppo.whiten_rewards` scales rewards. A reward that draws at random skips this with a reason",
+    "`algorithm.whiten_rewards` scales rewards. A reward that draws at random skips this with a reason",
 )
 def batch_split_invariance(subject: Reward) -> str | None:
     """The share of a rank depends on how many ranks there are; the reward must not."""
