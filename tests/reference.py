@@ -58,27 +58,27 @@ class PPO:
         every, text.logprobs, text.values = self.look(text)
         ids, first = [*text.prompt, *text.response], len(text.prompt)
         others, _ = self.reference(ids, first, self.s.temperature)
-        text.score = torch.zeros_like(text.values)
+        text.score, text.plain = torch.zeros_like(text.values), 0.0
         text.reference = others[range(len(text.response)), text.response]
         exact, x = (every.exp() * (every - others)).sum(-1), text.logprobs - text.reference
         text.kl = exact if self.s.estimator == "full" else estimate(self.s.estimator, x)
 
     def mix(self, texts: Sequence[Any], out: dict[str, float]) -> None:
         """Weighted token rewards; what normalises them is measured over all responses so far."""
-        for name, (weight, normalize) in self.s.rewards.items():
+        for name, (weight, transform) in self.s.rewards.items():
             rows = [torch.tensor(text.scores[name], dtype=torch.float64) for text in texts]
             raw, seen = [float(row.sum()) for row in rows], self.history[name]
             seen += raw
             out |= {f"reward/{name}/raw": fmean(raw), f"reward/{name}/std": pstdev(raw)}
-            if normalize != "none":
+            if transform != "none":
                 center, spread = fmean(seen), pstdev(seen)
                 out |= {f"reward/{name}/running_mean": center, f"reward/{name}/running_std": spread}
                 for row in rows:
-                    row[-1] -= center if normalize == "standardize" else 0
+                    row[-1] -= center if transform == "running_standardize" else 0
                     row /= spread
             out[f"reward/{name}/weighted"] = fmean([weight * float(row.sum()) for row in rows])
-            for text, row in zip(texts, rows, strict=True):
-                text.score = text.score + weight * row
+            for text, row, plain in zip(texts, rows, raw, strict=True):
+                text.score, text.plain = text.score + weight * row, text.plain + weight * plain
 
     def credit(self, texts: Sequence[Any]) -> None:
         """Rewards r = score - β KL, advantages and returns; whitened over all tokens if asked."""
@@ -173,8 +173,10 @@ class PPO:
         totals, kl = [float(t.score.sum()) for t in texts], [float(t.kl.sum()) for t in texts]
         targets, values = (torch.cat([getattr(t, n) for t in texts]) for n in ("returns", "values"))
         paid = self.coefficient * (s.placement == "reward") * fmean(kl)
-        out |= {"objective/scores": fmean(totals), "objective/scores_std": pstdev(totals)}
-        out |= {"objective/non_score_reward": -paid, "objective/rlhf_reward": fmean(totals) - paid}
+        plain, mix = [text.plain for text in texts], fmean(totals)
+        out |= {"objective/scores": fmean(plain), "objective/scores_std": pstdev(plain)}
+        out |= {"objective/mix": mix, "objective/rlhf_reward": mix - paid}
+        out["objective/non_score_reward"] = -paid
         out |= {"objective/kl": fmean(kl), "kl/nats_per_response": fmean(kl)}
         out["objective/entropy"] = fmean([-float(t.logprobs.sum()) for t in texts])
         unexplained = pvariance((targets - values).tolist()) / pvariance(targets.tolist())

@@ -65,7 +65,7 @@ def test_every_built_in_component_and_its_keys_are_documented(offer: Any) -> Non
     if offer.distribution != "rlframe":
         pytest.skip("not of rlframe")
     text = read("docs/recipe.md")
-    begin = text.index(f"### `{offer.name}` (")
+    begin = text.index(f"### `{offer.name}` ({KINDS[offer.kind][1]})")
     end = text.find("\n### ", begin + 1)
     for key in Registry().load(offer.kind, offer.name).Config.model_fields:
         assert f"| `{key}` |" in text[begin:end], key
@@ -114,7 +114,7 @@ def test_every_command_of_the_documentation_is_one_with_those_options(words: lis
 def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    space = run_snippet(6) | run_snippet(7)
+    space = run_snippet(7) | run_snippet(8)
     sums = space["Sums"]
     rows = sums.rows(sums.Config(rows=5, seed=3))
     assert rows == sums.rows(sums.Config(rows=5, seed=3)) != sums.rows(sums.Config(rows=5, seed=4))
@@ -133,7 +133,7 @@ def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
     assert relay.errors == 0
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(9))
 def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
     from rlframe.api import Component
 
@@ -153,7 +153,7 @@ def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
 
 
 def test_the_advantage_estimator_of_the_guide_sums_what_came_after() -> None:
-    space = run_snippet(3)
+    space = run_snippet(4)
     estimator = space["RewardToGo"](None, None)
     credit = estimator.estimate(
         credit_batch([[1.0, 2.0, 9.0]], values=[[0.5, 0.5, 7.0]], mask=MASK)
@@ -163,7 +163,7 @@ def test_the_advantage_estimator_of_the_guide_sums_what_came_after() -> None:
 
 
 def test_the_policy_loss_of_the_guide_rewards_advantages_and_entropy() -> None:
-    space = run_snippet(4)
+    space = run_snippet(5)
     loss = space["EntropyBonus"](space["EntropyBonusConfig"](bonus=0.5), None)
     logprobs = torch.tensor([[-1.0, -2.0, -4.0]], requires_grad=True)
     advantages, entropy = torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[1.0, 2.0, 4.0]])
@@ -173,7 +173,7 @@ def test_the_policy_loss_of_the_guide_rewards_advantages_and_entropy() -> None:
 
 
 def test_the_value_loss_of_the_guide_is_squared_up_to_delta_and_linear_beyond() -> None:
-    space = run_snippet(5)
+    space = run_snippet(6)
     loss = space["Huber"](space["HuberConfig"](delta=2.0), None)
     values = torch.tensor([[1.0, 5.0, 9.0]], requires_grad=True)
     term = loss.loss(ValueLossBatch(values, values.detach(), torch.zeros(1, 3), MASK))
@@ -270,7 +270,10 @@ def definitions(body: list[ast.stmt], front: str = "") -> Iterator[tuple[str, bo
 
 DEFINITIONS = {
     name: documented
-    for path in [*sorted((ROOT / "rlframe" / "api").glob("*.py")), ROOT / "rlframe" / "types.py"]
+    for path in [
+        *sorted((ROOT / "rlframe" / "api").glob("*.py")),
+        *(ROOT / "rlframe" / name for name in ("types.py", "batches.py")),
+    ]
     for name, documented in definitions(ast.parse(path.read_text()).body)
 }
 

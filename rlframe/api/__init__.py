@@ -1,6 +1,12 @@
 """The contract with plugins. A plugin author needs the names below and nothing else of rlframe."""
 
-from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds, PolicyLoss, ValueLoss
+from rlframe.api.algorithm import (
+    AdvantageEstimator,
+    EstimatorNeeds,
+    PolicyLoss,
+    RewardTransform,
+    ValueLoss,
+)
 from rlframe.api.answers import ContractError, raw_scores, token_scores
 from rlframe.api.component import (
     AuxiliaryLoss,
@@ -19,23 +25,26 @@ from rlframe.api.lengths import context_tokens
 from rlframe.api.pretrained import PretrainedModel
 from rlframe.api.references import ColumnName, DataName, ModelName, RewardName
 from rlframe.api.spec import hookimpl
-from rlframe.types import (
+from rlframe.batches import (
     Credit,
     CreditBatch,
+    PolicyLossBatch,
+    ScoreBatch,
+    ScoreMoments,
+    TokenLoss,
+    ValueLossBatch,
+)
+from rlframe.types import (
     KLMeasurement,
     KLState,
     LossTerm,
-    PolicyLossBatch,
     PolicyView,
     Prompt,
     RewardBatch,
     Row,
-    ScoreMoments,
     StopReason,
     TokenBatch,
     TokenExample,
-    TokenLoss,
-    ValueLossBatch,
 )
 
 __all__ = [
@@ -68,7 +77,9 @@ __all__ = [
     "RewardName",
     "RewardProvider",
     "RewardSpec",
+    "RewardTransform",
     "Row",
+    "ScoreBatch",
     "ScoreMoments",
     "StopReason",
     "TokenBatch",

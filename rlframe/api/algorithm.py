@@ -2,11 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlframe.api.component import C, Component, Needs
-from rlframe.types import Credit, CreditBatch, PolicyLossBatch, TokenLoss, ValueLossBatch
+from rlframe.batches import (
+    Credit,
+    CreditBatch,
+    PolicyLossBatch,
+    ScoreBatch,
+    TokenLoss,
+    ValueLossBatch,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RewardTransform(Component[C]):
+    """Replaces the total score of each response by another one. Pure: state goes in and comes out.
+
+    The engine keeps the state in checkpoints, and ends the run if ranks arrive at different states.
+    Held-out scores are not transformed, and change no state.
+    """
+
+    def initial(self) -> Mapping[str, Any]:
+        """The state before the first rollout: plain data that JSON can hold, {} if there is none."""
+        return {}
+
+    def apply(
+        self, state: Mapping[str, Any], scores: ScoreBatch
+    ) -> tuple[Mapping[str, Any], Tensor, Tensor]:
+        """The next state, and what happens to the token rewards r of each response:
+
+            y_t = scale r_t + shift [t is the last token]        so that Σ_t y_t = scale Σ_t r_t + shift
+
+        Called once per rollout on every rank, also on one without a valid response. It must change
+        neither argument and call no collective: `scores.moments` are of all ranks.
+
+        Returns:
+          (state, scale, shift); scale and shift are [B] float64, on the device of the totals, and
+          finite for valid responses.
+        """
+        raise NotImplementedError
+
+    def metrics(self, state: Mapping[str, Any]) -> Mapping[str, float]:
+        """What to log of a state, as `reward/NAME/KEY`; nothing if left out."""
+        return {}
 
 
 @dataclass(frozen=True)

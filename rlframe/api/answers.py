@@ -82,6 +82,23 @@ def raw_scores(answer: Any, lengths: Sequence[int]) -> list[list[float]]:
     return [_row(entry, length, number) for number, (entry, length) in enumerate(pairs)]
 
 
+def gate_factors(answer: Any, responses: int) -> list[float]:
+    """A gate's answer as plain numbers.
+
+    Raises:
+      ContractError: it is not one number from 0 to 1 for each response.
+    """
+    found = [row[0] for row in token_scores(answer, [1] * responses)]
+    for row, factor in enumerate(found):
+        if not 0 <= factor <= 1:
+            raise ContractError(
+                f"returned {factor:g} from `gate`; it must be from 0 to 1. A gate lets a part of "
+                "other rewards through; a `weight` makes them larger or turns them round",
+                row=row,
+            )
+    return found
+
+
 def _row(entry: Any, length: int, number: int) -> list[float]:
     """[score] for a number, the numbers for a row of `length`."""
     numbers = _listed(entry)

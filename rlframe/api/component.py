@@ -246,7 +246,7 @@ class RewardProvider(Component[C]):
     """Scores finished responses."""
 
     reserved: ClassVar[frozenset[str]] = frozenset(
-        {"type", "weight", "time_limit_seconds", "normalize"}
+        {"type", "weight", "time_limit_seconds", "transforms", "gates"}
     )
     """Keys that a recipe may write beside `type` for any reward."""
 
@@ -274,15 +274,23 @@ class RewardProvider(Component[C]):
         """
         raise NotImplementedError
 
-    def combine(self, total: Tensor, values: Tensor, batch: RewardBatch) -> Tensor:
-        """Combine this reward with the sum of those before it in the recipe; the default adds them.
+    @classmethod
+    def has_gate(cls, config: C) -> bool:
+        """Whether `gate` answers with this config; by default, whether the class has a `gate`."""
+        return cls.gate is not RewardProvider.gate
 
-        Args:
-          total: [B, T] weighted rewards of the providers before this one.
-          values: [B, T] this provider's values times its weight; a score is on the last token.
-          batch: the responses that were scored.
+    def gate(self, batch: RewardBatch) -> Sequence[float] | None:
+        """What other rewards of each response are multiplied with, from 0 to 1; None for no gate.
+
+        A gate acts on the rewards that the recipe names in its `gates`, and on every one without a
+        gate if it names none. The mix is
+
+            Σ_r (Π_g gate_g) weight_r score_r        g: the gates that act on reward r
+
+        so that the order of rewards does not matter. Called after `score`, with the same batch. With a
+        weight of 0 it is not called.
         """
-        return total + values
+        return None
 
 
 class KLController(Component[C]):

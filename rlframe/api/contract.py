@@ -1,4 +1,4 @@
-"""What controllers, losses and estimators return, held against the contract by engine and kit alike."""
+"""What controllers, losses, estimators and transforms return: engine and kit refuse the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlframe.api.answers import ContractError, kind_of, shown
-from rlframe.types import Credit, CreditBatch, KLState, LossTerm, TokenExample, TokenLoss
+from rlframe.batches import Credit, CreditBatch, ScoreBatch, TokenLoss
+from rlframe.types import KLState, LossTerm, TokenExample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -318,3 +319,63 @@ def token_loss(answer: Any, like: Tensor) -> TokenLoss:
             "returned a loss without a gradient, so that nothing would be learned; do not detach it"
         )
     return answer
+
+
+# ---- reward transforms
+
+
+def transformed(answer: Any, scores: ScoreBatch) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """A reward transform's answer, as the contract wants it: (state, scale, shift).
+
+    Raises:
+      ContractError: it is anything else.
+    """
+    if not isinstance(answer, tuple) or len(answer) != 3:
+        raise ContractError(f"returned {shown(answer)}; it must return (state, scale, shift)")
+    state, *change = answer
+    kept = plain_state(state)
+    for name, found in zip(("scale", "shift"), change, strict=True):
+        like = scores.totals
+        if not isinstance(found, type(like)) or found.shape != like.shape:
+            raise ContractError(
+                f"returned {shown(found)} as {name}; it must be a tensor of shape {tuple(like.shape)}, "
+                "one number per response"
+            )
+        if (found.dtype, found.device) != (like.dtype, like.device):
+            raise ContractError(
+                f"returned {name} in {found.dtype} on {found.device}; it must be in {like.dtype} on "
+                f"{like.device}, as the totals are"
+            )
+        bad = ~found.isfinite() & scores.valid
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            raise ContractError(
+                f"returned a {name} of {float(found[row])} for a total of {float(like[row]):g}: a "
+                "division by a deviation of 0, or the logarithm of a negative score?",
+                row=row,
+            )
+    scale, shift = change
+    return kept, scale, shift
+
+
+def plain_state(state: Any) -> dict[str, Any]:
+    """A transform's state as JSON gives it back.
+
+    Raises:
+      ContractError: JSON cannot hold it, or would give back something else.
+    """
+    if not isinstance(state, Mapping):
+        raise ContractError(f"has a state of {shown(state)}; it must be a mapping from names")
+    try:
+        kept: dict[str, Any] = json.loads(json.dumps(dict(state), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ContractError(
+            f"has a state that JSON cannot hold ({error}): {shown(state)}. Keep plain finite numbers, "
+            "text and lists"
+        ) from error
+    if kept != dict(state):
+        raise ContractError(
+            f"has a state that JSON does not give back as it is: {shown(state)}. Keep lists "
+            "in place of tuples, and text for the names"
+        )
+    return kept

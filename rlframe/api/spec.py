@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from rlframe.api.algorithm import AdvantageEstimator, PolicyLoss, ValueLoss
+from rlframe.api.algorithm import AdvantageEstimator, PolicyLoss, RewardTransform, ValueLoss
 from rlframe.api.component import (
     AuxiliaryLoss,
     KLController,
@@ -33,23 +33,20 @@ from rlframe.api.events import (
     RunStarted,
     UpdateFinished,
 )
-from rlframe.types import (
+from rlframe.batches import (
     Credit,
     CreditBatch,
-    KLMeasurement,
-    KLState,
-    LossTerm,
     PolicyLossBatch,
-    PolicyView,
-    RewardBatch,
-    TokenBatch,
+    ScoreBatch,
     TokenLoss,
     ValueLossBatch,
 )
+from rlframe.types import KLMeasurement, KLState, LossTerm, PolicyView, RewardBatch, TokenBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from torch import Tensor
 
 hookspec = pluggy.HookspecMarker("rlframe")
 hookimpl = pluggy.HookimplMarker("rlframe")
@@ -95,6 +92,21 @@ class Specification:
                 print(type(provider).__name__, time.perf_counter() - start)
                 return scores
         """
+
+    @hookspec(firstresult=True)
+    def rlframe_gate(
+        self, provider: RewardProvider[Any], batch: RewardBatch
+    ) -> Sequence[float] | None:
+        """What a provider multiplies other rewards with, from 0 to 1; see `RewardProvider.gate`.
+
+        Called after `rlframe_score` for every provider with a gate and a weight other than 0.
+        """
+
+    @hookspec(firstresult=True)
+    def rlframe_transform_reward(
+        self, transform: RewardTransform[Any], state: Mapping[str, Any], scores: ScoreBatch
+    ) -> tuple[Mapping[str, Any], Tensor, Tensor] | None:
+        """Transform the total scores of one reward, once per rollout; see `RewardTransform.apply`."""
 
     @hookspec(firstresult=True)
     def rlframe_update_kl(
@@ -181,6 +193,18 @@ class Defaults:
     @hookimpl(trylast=True)
     def rlframe_score(self, provider: RewardProvider[Any], batch: RewardBatch) -> Any:
         return provider.score(batch)
+
+    @hookimpl(trylast=True)
+    def rlframe_gate(
+        self, provider: RewardProvider[Any], batch: RewardBatch
+    ) -> Sequence[float] | None:
+        return provider.gate(batch)
+
+    @hookimpl(trylast=True)
+    def rlframe_transform_reward(
+        self, transform: RewardTransform[Any], state: Mapping[str, Any], scores: ScoreBatch
+    ) -> tuple[Mapping[str, Any], Tensor, Tensor]:
+        return transform.apply(state, scores)
 
     @hookimpl(trylast=True)
     def rlframe_update_kl(

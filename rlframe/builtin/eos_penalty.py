@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from rlframe.api import PluginConfig, RewardBatch, RewardProvider, StopReason
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class EosPenaltyConfig(PluginConfig):
@@ -17,7 +14,7 @@ class EosPenaltyConfig(PluginConfig):
         description="taken off, in score units; 0 with `replace` alone"
     )
     mode: Literal["subtract", "replace"] = Field(
-        "subtract", description="lower the score of the rewards before this one, or take its place"
+        "subtract", description="lower the score of the other rewards, or take their place"
     )
     reasons: Annotated[tuple[StopReason, ...], Field(min_length=1)] = Field(
         (StopReason.LENGTH,), description="stop reasons that are penalised"
@@ -37,7 +34,7 @@ class EosPenalty(RewardProvider[EosPenaltyConfig]):
 
     What counts is the reason for which sampling stopped, not which tokens are there: a stop string or
     a second EOS token ends a response as well (TRL #3750 penalised those). With `replace` the penalty
-    takes the place of all rewards that stand before it in the recipe (Huang et al. 2024, arXiv
+    takes the place of the other rewards, or of those that `gates` names (Huang et al. 2024, arXiv
     2403.17031, use -1), so that no quality makes up for not ending.
     """
 
@@ -46,11 +43,12 @@ class EosPenalty(RewardProvider[EosPenaltyConfig]):
     def score(self, batch: RewardBatch) -> list[float]:
         return [-self.config.penalty if cut else 0.0 for cut in self._cut(batch)]
 
-    def combine(self, total: Tensor, values: Tensor, batch: RewardBatch) -> Tensor:
-        if self.config.mode == "subtract":
-            return total + values
-        kept = total.new_tensor([0.0 if cut else 1.0 for cut in self._cut(batch)])
-        return total * kept[:, None] + values
+    @classmethod
+    def has_gate(cls, config: EosPenaltyConfig) -> bool:
+        return config.mode == "replace"
+
+    def gate(self, batch: RewardBatch) -> list[float]:
+        return [0.0 if cut else 1.0 for cut in self._cut(batch)]
 
     def _cut(self, batch: RewardBatch) -> list[bool]:
         return [reason in self.config.reasons for reason in batch.stop_reasons]

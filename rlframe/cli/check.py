@@ -25,6 +25,7 @@ KIND_WORDS = {
     "reward": "reward_providers",
     "kl": "kl_controllers",
     "loss": "auxiliary_losses",
+    "transform": "reward_transforms",
     "advantage": "advantage_estimators",
     "policy_loss": "policy_losses",
     "value_loss": "value_losses",

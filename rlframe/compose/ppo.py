@@ -121,7 +121,7 @@ class PPOParts:
     def components(self) -> dict[str, Any]:
         """Everything whose state a checkpoint keeps, by recipe path."""
         return {
-            **{f"rewards.{r.name}": r.component for r in self.scorer.instances},
+            **{f"rewards.{part.name}": part.component for part in self.scorer.instances},
             **{f"losses.{loss.name}": loss.component for loss in self.losses},
             "kl.controller": self.controller.component,
             **{f"algorithm.{part.name}": part.component for part in self._parts()},
@@ -311,13 +311,19 @@ class PPOParts:
                     self.project.instance("rewards", name),
                     entry.weight,
                     entry.time_limit_seconds,
-                    entry.normalize,
+                    transforms=tuple(
+                        self.project.instance("rewards", name, "transforms", number)
+                        for number, _ in enumerate(entry.transforms)
+                    ),
+                    gates=entry.gates,
                 )
                 for name, entry in recipe.rewards.items()
             ],
             self.relay,
             sample_reference=self.generator.of_reference,
             reduce=runtime.sum,
+            gather=runtime.gather,
+            updates=self.ppo.updates,
             seed=recipe.seed,
             rank=runtime.rank,
         )

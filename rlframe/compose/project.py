@@ -203,8 +203,10 @@ class Project:
         with at(".".join(map(str, path))):
             context = self.context if path[0] == "rewards" else self._context_of_others
             component = chosen.component(chosen.config, context)
-        component.name = str(path[-1])
-        return Instance(str(path[-1]), str(chosen.offer), component)
+        # One of a list has no name of its own.
+        last = path[-1] if isinstance(path[-1], str) else ".".join(map(str, path[1:]))
+        component.name = last
+        return Instance(last, str(chosen.offer), component)
 
     def _nested(self, spec: RewardSpec, context: Context) -> Any:
         component = self._registry.load(spec.kind, spec.type)

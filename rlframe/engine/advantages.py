@@ -11,9 +11,9 @@ from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds
 from rlframe.api.answers import ContractError
 from rlframe.api.component import Instance
 from rlframe.api.contract import credited
+from rlframe.batches import Credit, CreditBatch
 from rlframe.errors import RunError
 from rlframe.registry.relay import Relay
-from rlframe.types import Credit, CreditBatch
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlframe.batches import CreditBatch, ScoreMoments
 from rlframe.engine.advantages import CreditAssignment
 from rlframe.engine.batching import Schedule
 from rlframe.engine.evaluation import Evaluation
@@ -16,7 +17,7 @@ from rlframe.errors import RunError
 from rlframe.functional.masked import Moments, masked_sum, moments, whiten
 from rlframe.functional.rewards import apply_kl_penalty, response_mask
 from rlframe.functional.running import statistics
-from rlframe.types import CreditBatch, KLMeasurement, Rollout, ScoreMoments, Sequences
+from rlframe.types import KLMeasurement, Rollout, Sequences
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -159,8 +160,7 @@ class ExperienceBuilder:
         """Collective where the estimator asks for them: call on all ranks."""
         if not self.credit.needs.global_moments:
             return None
-        found = statistics(scores.mix, self.reduce)
-        return ScoreMoments(found.number, found.mean, found.std)
+        return statistics(scores.mix, self.reduce)
 
     def _refuse_infinite(
         self,
@@ -189,7 +189,7 @@ class ExperienceBuilder:
         raise RunError(
             f"update {update}: the rewards of tokens are not finite in {rewards.dtype}. They are made "
             f"of scores of up to {score:.3g} (on this rank){penalty}. Lower the `weight` of the reward "
-            "that is so large, or set its `normalize`"
+            "that is so large, or give it a transform such as {type: running_scale}"
         )
 
     def _moments(self, x: Tensor, mask: Tensor) -> Moments:

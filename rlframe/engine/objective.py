@@ -18,6 +18,7 @@ from rlframe.api.algorithm import PolicyLoss, ValueLoss
 from rlframe.api.answers import ContractError
 from rlframe.api.component import AuxiliaryLoss, Instance
 from rlframe.api.contract import counted, refuse_bad_term, token_loss
+from rlframe.batches import PolicyLossBatch, TokenLoss, ValueLossBatch
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
 from rlframe.errors import RunError, place_of
@@ -26,7 +27,7 @@ from rlframe.functional.losses import Reduction, policy_ratio, token_weights
 from rlframe.functional.masked import masked_sum
 from rlframe.models.actor_critic import ActorCritic, TokenOutputs
 from rlframe.registry.relay import Relay
-from rlframe.types import PolicyLossBatch, TokenBatch, TokenLoss, ValueLossBatch
+from rlframe.types import TokenBatch
 
 
 class NothingCountedWarning(RuntimeWarning):

@@ -1,30 +1,31 @@
-"""Rewards: every provider of the recipe is asked, checked and added up, in the recipe's order.
+"""Rewards: every provider of the recipe is asked, checked, transformed, gated and added up.
 
 A provider that raises, returns a wrong number of values or a value that is not finite ends the run
 with its name, its distribution and the sample. Nothing ever becomes 0 silently: for a reward that can
 be negative, 0 is better than average.
 
-A reward may be divided by the standard deviation of all its scores so far (Engstrom et al. 2020,
-"Implementation Matters in Deep RL", https://arxiv.org/abs/2005.12729, scale rewards so). Statistics
-are of raw scores, over all ranks, and only training adds to them.
+The mix is Σ_r (Π_g gate_g) weight_r score_r, where g are the gates that act on reward r, and score_r
+has gone through the reward's transforms. Only training goes through transforms: held-out scores are
+compared with each other over the whole run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlframe.api.answers import LARGEST, ContractError, shown, token_scores
+from rlframe.api.algorithm import RewardTransform
+from rlframe.api.answers import LARGEST, ContractError, gate_factors, token_scores
 from rlframe.api.component import Instance, RewardProvider
 from rlframe.engine.asking import TimeLimit, culprit, described
+from rlframe.engine.transforming import Place, TransformChain
 from rlframe.errors import RunError
 from rlframe.functional.rewards import response_mask
-from rlframe.functional.running import Running, normalised, statistics
 from rlframe.registry.relay import Relay
 from rlframe.rollout.seeds import stream
 from rlframe.types import RewardBatch, Rollout
@@ -39,8 +40,16 @@ class WeightedReward:
     time_limit_seconds: float | None = None
     """For one call on a rollout, wrappers and the search for a response at fault included; None for
     none."""
-    normalize: Literal["none", "scale", "standardize"] = "none"
-    """By the scores so far: divided by their standard deviation, or their mean taken off before."""
+    transforms: tuple[Instance[RewardTransform[Any]], ...] = ()
+    """In the order in which they are applied, before the weight."""
+    gates: tuple[str, ...] | None = None
+    """Names of the rewards that its gate acts on; None for all that have no gate."""
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether it multiplies other rewards."""
+        component = self.instance.component
+        return self.weight != 0 and type(component).has_gate(component.config)
 
 
 @dataclass(frozen=True)
@@ -48,13 +57,15 @@ class Scores:
     """What the rewards gave the responses of a rollout."""
 
     rewards: Tensor
-    """[B, T] the mix, scores on the last generated token; no KL in it."""
+    """[B, T] the mix that PPO sees, scores on the last generated token; no KL in it."""
+    untransformed: Tensor
+    """[B] what the mix would be without transforms."""
     raw: dict[str, Tensor]
-    """Name -> [B] score before its weight; a row of token rewards counts as its sum."""
+    """Name -> [B] score before its transforms and its weight; token rewards count as their sum."""
     weighted: dict[str, Tensor]
-    """Name -> [B] score, normalised if the recipe says so, times weight: what is added."""
-    running: Mapping[str, Running]
-    """Name -> statistics by which a reward was normalised; of those alone that are."""
+    """Name -> [B] score after transforms, times weight and gates: what it adds to the mix."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """NAME/KEY -> what the transforms of a reward tell of their state; the same on all ranks."""
 
     @property
     def mix(self) -> Tensor:
@@ -70,6 +81,8 @@ class RewardScorer:
       relay: components are called through it.
       sample_reference: draws a response of the reference model for each prompt of a rollout.
       reduce: sums a tensor over ranks.
+      gather: every rank's value, on every rank.
+      updates: how many there will be.
       seed: of the run.
       rank: of this process.
     """
@@ -81,6 +94,8 @@ class RewardScorer:
         *,
         sample_reference: Callable[[Rollout], Rollout] | None,
         reduce: Callable[[Tensor], Tensor],
+        gather: Callable[[str], list[str]],
+        updates: int,
         seed: int,
         rank: int,
     ) -> None:
@@ -89,30 +104,37 @@ class RewardScorer:
         self._sample_reference = sample_reference
         self._seed = seed
         self._rank = rank
-        self._reduce = reduce
-        self._running = {r.instance.name: Running() for r in rewards if r.normalize != "none"}
+        self._updates = updates
+        self._chains = {
+            r.instance.name: TransformChain(r.transforms, relay, reduce, gather)
+            for r in rewards
+            if r.transforms
+        }
 
     @property
-    def instances(self) -> list[Instance[RewardProvider[Any]]]:
-        """The rewards, in the recipe's order."""
-        return [reward.instance for reward in self._rewards]
+    def instances(self) -> list[Instance[Any]]:
+        """The rewards and their transforms, in the recipe's order."""
+        found: list[Instance[Any]] = []
+        for reward in self._rewards:
+            found += [reward.instance, *reward.transforms]
+        return found
 
-    def state_dict(self) -> dict[str, list[float]]:
-        """Number, mean and squared deviations of the scores so far, of each normalised reward."""
-        return {name: list(seen) for name, seen in self._running.items()}
+    def state_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """The states of each reward's transforms, in their order."""
+        return {name: list(chain.states) for name, chain in self._chains.items()}
 
-    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Take back what `state_dict` gave; a reward that was not normalised then begins anew."""
-        for name in self._running.keys() & state.keys():
-            number, mean, square = state[name]
-            self._running[name] = Running(int(number), mean, square)
+    def load_state_dict(self, state: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Take back what `state_dict` gave; a reward with other transforms than then begins anew."""
+        for name in self._chains.keys() & state.keys():
+            if len(state[name]) == len(self._chains[name].states):
+                self._chains[name].states = list(state[name])
 
     def score(self, rollout: Rollout) -> Scores:
         """Score what the policy is to learn from. Collective: call on all ranks."""
         return self._score(rollout, training=True)
 
     def heldout(self, rollout: Rollout) -> Scores:
-        """Score without normalising: evaluations are compared with each other over the whole run."""
+        """Score without transforms: evaluations are compared with each other over the whole run."""
         return self._score(rollout, training=False)
 
     @torch.no_grad()
@@ -120,20 +142,67 @@ class RewardScorer:
         batch = self._batch(rollout)
         lengths = rollout.sequences.response_lengths
         mask = response_mask(lengths, width=int(lengths.max()))
-        total = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
-        raw, weighted = {}, {}
+        nothing = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+        groups = torch.tensor(rollout.group_ids, device=mask.device)
+        raw = {r.instance.name: self._values(r, batch, nothing) for r in self._rewards}
+        values, metrics = dict(raw), dict[str, float]()
+        for name, chain in self._chains.items() if training else ():
+            place = Place(lengths, groups, rollout.update, self._updates)
+            values[name] = chain.apply(raw[name], place, batch)
+            metrics |= {f"{name}/{key}": value for key, value in chain.metrics().items()}
+        gates = self._gates(batch, like=nothing)
+        parts = {r.instance.name: r.weight * gates[r.instance.name] for r in self._rewards}
+        mix = sum((parts[name][:, None] * values[name] for name in values), nothing)
+        self._refuse_infinite(mix, parts, values, batch)
+        return Scores(
+            rewards=mix,
+            untransformed=sum((parts[n] * raw[n].sum(-1) for n in raw), nothing.sum(-1)),
+            raw={name: found.sum(-1) for name, found in raw.items()},
+            weighted={name: parts[name] * found.sum(-1) for name, found in values.items()},
+            metrics=metrics,
+        )
+
+    def _gates(self, batch: RewardBatch, like: Tensor) -> dict[str, Tensor]:
+        """Name -> [B] the product of the gates that act on a reward."""
+        found = {r.instance.name: like.new_ones(len(like)) for r in self._rewards}
+        free = [r.instance.name for r in self._rewards if not r.has_gate]
         for reward in self._rewards:
-            values = self._values(reward, batch, total)
-            name = reward.instance.name
-            raw[name] = values.sum(-1)
-            if training and name in self._running:
-                seen = statistics(raw[name], self._reduce)
-                self._running[name] = self._running[name].joined(seen)
-                center = reward.normalize == "standardize"
-                values = normalised(values, lengths, self._running[name], center=center)
-            weighted[name] = values.sum(-1) * reward.weight
-            total = self._joined(reward, total, values * reward.weight, batch)
-        return Scores(total, raw, weighted, dict(self._running))
+            factors = self._gate(reward, batch) if reward.has_gate else None
+            if factors is not None:
+                for name in free if reward.gates is None else reward.gates:
+                    found[name] = found[name] * like.new_tensor(factors)
+        return found
+
+    def _gate(self, reward: WeightedReward, batch: RewardBatch) -> list[float] | None:
+        with self._relay.named("reward", reward.instance):
+            answer = self._relay.hook.rlframe_gate(provider=reward.instance.component, batch=batch)
+        try:
+            return None if answer is None else gate_factors(answer, len(batch))
+        except ContractError as error:
+            around = self._relay.around("rlframe_gate")
+            raise RunError(
+                f"reward {reward.instance}{around} {error}.\n{described(batch, error.row)}"
+            ) from error
+
+    def _refuse_infinite(
+        self,
+        mix: Tensor,
+        parts: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+        batch: RewardBatch,
+    ) -> None:
+        bad = ~(mix.abs() <= LARGEST).all(-1)
+        if not bool(bad.any()):
+            return
+        row = int(bad.nonzero()[0])
+        largest = max(
+            values, key=lambda name: float((parts[name] * values[name].sum(-1)).abs()[row])
+        )
+        weight = next(r.weight for r in self._rewards if r.instance.name == largest)
+        raise RunError(
+            f"the mix is not finite, or too large for float32. The largest part of it is reward "
+            f"{largest!r} times its weight of {weight:g}.\n{described(batch, row)}"
+        )
 
     def _batch(self, rollout: Rollout) -> RewardBatch:
         batch = RewardBatch(
@@ -200,32 +269,3 @@ class RewardScorer:
 
         with self._relay.named("reward", instance, detail=detail):
             return answer.result()
-
-    def _joined(
-        self, reward: WeightedReward, total: Tensor, values: Tensor, batch: RewardBatch
-    ) -> Tensor:
-        """[B, T] the mix with one more reward in it; a weight of 0 changes nothing, whatever it
-        does.
-        """
-        if reward.weight == 0:
-            return total
-        with self._relay.named("reward", reward.instance):
-            found: Any = reward.instance.component.combine(total, values, batch)
-        sound = isinstance(found, Tensor) and (found.shape, found.dtype) == (
-            total.shape,
-            total.dtype,
-        )
-        if not sound:
-            raise RunError(
-                f"reward {reward.instance} returned {shown(found)} from `combine`; it must return "
-                f"the mix as it was given, {total.dtype} of shape {tuple(total.shape)}"
-            )
-        bad = ~(found.abs() <= LARGEST).all(-1)
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise RunError(
-                f"the mix is not finite, or too large for float32, with reward {reward.instance} times "
-                f"its weight of {reward.weight:g}.\n{described(batch, row)}"
-            )
-        joined: Tensor = found
-        return joined

@@ -63,8 +63,9 @@ def update_metrics(
     # or lose it by the order of their arguments.
     variance = found.pop("ratio_square") - shift**2
     found["val/ratio_var"] = 0.0 if variance < 0 else variance
-    found["objective/rlhf_reward"] = found["objective/scores"] + found["objective/non_score_reward"]
+    found["objective/rlhf_reward"] = found["objective/mix"] + found["objective/non_score_reward"]
     deviations = _deviations(update, reduce)
+    transforms = {f"reward/{key}": value for key, value in update.scores.metrics.items()}
     ended = sum(reason is StopReason.EOS for reason in update.rollout.stop_reasons)
     tokens, eos = reduce(
         torch.stack([update.experience.mask.sum().double().cpu(), torch.tensor(float(ended))])
@@ -73,7 +74,7 @@ def update_metrics(
     return {
         "episode": episodes,
         "eps": responses / sum(seconds.values()),
-        **dict(sorted((found | deviations | _running(update)).items())),
+        **dict(sorted((found | deviations | transforms).items())),
         **_explained(update, reduce),
         "kl/coefficient": update.kl.coefficient,
         "kl/nats_per_response": update.measured.nats_per_response,
@@ -91,7 +92,8 @@ def update_metrics(
 
 def _scores(meter: Meter, update: Update) -> None:
     scores, count = update.scores, len(update.rollout)
-    meter.add("objective/scores", scores.mix.sum(), count)
+    meter.add("objective/scores", scores.untransformed.sum(), count)
+    meter.add("objective/mix", scores.mix.sum(), count)
     for name in scores.raw:
         meter.add(f"reward/{name}/raw", scores.raw[name].sum(), count)
         meter.add(f"reward/{name}/weighted", scores.weighted[name].sum(), count)
@@ -122,8 +124,8 @@ def _sampler(meter: Meter, update: Update) -> None:
 
 
 def _deviations(update: Update, reduce: Reduce) -> dict[str, float]:
-    """Population standard deviation over all responses, of the mix and of each reward."""
-    columns = {"objective/scores_std": update.scores.mix} | {
+    """Population standard deviation over all responses, of their scores and of each reward."""
+    columns = {"objective/scores_std": update.scores.untransformed} | {
         f"reward/{name}/std": values for name, values in update.scores.raw.items()
     }
     return {
@@ -132,15 +134,6 @@ def _deviations(update: Update, reduce: Reduce) -> dict[str, float]:
         )
         for name, values in columns.items()
     }
-
-
-def _running(update: Update) -> dict[str, float]:
-    """By what rewards were normalised: the same on all ranks."""
-    found = {}
-    for name, seen in update.scores.running.items():
-        found[f"reward/{name}/running_mean"] = seen.mean
-        found[f"reward/{name}/running_std"] = seen.std
-    return found
 
 
 def _explained(update: Update, reduce: Reduce) -> dict[str, float]:

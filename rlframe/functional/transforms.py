@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlframe.batches import ScoreMoments
 from rlframe.functional.groups import group_statistics
-from rlframe.functional.running import Running
 
 
 def clip(totals: Tensor, *, limit: float) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def clip(totals: Tensor, *, limit: float) -> tuple[Tensor, Tensor]:
     return torch.ones_like(totals), totals.clamp(-limit, limit) - totals
 
 
-def standardize(totals: Tensor, over: Running) -> tuple[Tensor, Tensor]:
+def standardize(totals: Tensor, over: ScoreMoments) -> tuple[Tensor, Tensor]:
     """Totals in standard deviations from the mean of all scores seen.
 
         scale = 1 / std        shift = -mean / std
@@ -46,7 +46,7 @@ def standardize(totals: Tensor, over: Running) -> tuple[Tensor, Tensor]:
     return torch.full_like(like, 1 / over.std), torch.full_like(like, -over.mean / over.std)
 
 
-def scale(totals: Tensor, over: Running) -> tuple[Tensor, Tensor]:
+def scale(totals: Tensor, over: ScoreMoments) -> tuple[Tensor, Tensor]:
     """Totals in units of the standard deviation of all scores seen; a score keeps its sign.
 
         scale = 1 / std        shift = 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from rlframe.api.algorithm import AdvantageEstimator
-from rlframe.api.component import Component, KLController, PluginConfig
+from rlframe.api.component import Component, KLController, PluginConfig, RewardProvider
 from rlframe.api.contract import out_of_bounds
 from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import NewModel, Recipe
@@ -42,7 +42,7 @@ def conflicts(recipe: Recipe, chosen: Mapping[Path_, Named]) -> list[tuple[Path_
     """
     found = [*_architecture(recipe)]
     if recipe.ppo is not None:
-        found += [*_rewards(recipe), *_losses(recipe), *_kl(recipe, chosen)]
+        found += [*_rewards(recipe, chosen), *_losses(recipe), *_kl(recipe, chosen)]
         found += _critic(recipe, chosen)
     return found
 
@@ -101,7 +101,7 @@ def _architecture(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
             )
 
 
-def _rewards(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+def _rewards(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, str]]:
     if recipe.rewards and all(entry.weight == 0 for entry in recipe.rewards.values()):
         yield (
             ("rewards",),
@@ -109,11 +109,44 @@ def _rewards(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
             "to learn but to stay near the reference. Give one of them a weight",
         )
     for name, entry in recipe.rewards.items():
-        if entry.weight == 0 and entry.normalize != "none":
+        for key in ("transforms", "gates") if entry.weight == 0 else ():
+            if getattr(entry, key):
+                yield (
+                    ("rewards", name, key),
+                    "nothing reads this with a weight of 0, which makes the reward a metric alone",
+                )
+    yield from _gates(recipe, chosen)
+
+
+def _gates(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, str]]:
+    """Gates that act on nothing, or that nothing asks."""
+    gates = {path for path, one in chosen.items() if path[0] == "rewards" and _has_gate(one)}
+    for path in gates:
+        if len(path) > 2:
             yield (
-                ("rewards", name, "normalize"),
-                "nothing reads this with a weight of 0, which makes the reward a metric alone",
+                path,
+                f"a reward inside of rewards.{path[1]} has no gate: its score alone is read. Name it "
+                "as a reward of its own",
             )
+    for name, entry in recipe.rewards.items():
+        if entry.gates is None or ("rewards", name) not in chosen:
+            continue
+        if ("rewards", name) not in gates:
+            yield (
+                ("rewards", name, "gates"),
+                "nothing reads this: with these keys the reward has no gate",
+            )
+        for number, other in enumerate(entry.gates):
+            if other not in recipe.rewards:
+                known = ", ".join(n for n in recipe.rewards if n != name)
+                yield ("rewards", name, "gates", number), f"there is no such reward; it has {known}"
+            elif other == name:
+                yield ("rewards", name, "gates", number), "a reward cannot gate itself"
+
+
+def _has_gate(named: Named) -> bool:
+    component = named.component
+    return issubclass(component, RewardProvider) and bool(component.has_gate(named.config))
 
 
 def _losses(recipe: Recipe) -> Iterator[tuple[Path_, str]]:

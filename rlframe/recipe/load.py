@@ -256,10 +256,12 @@ def _valid_sections(data: dict[str, Any]) -> Recipe:
 
 
 def _specs(node: Any, path: Path_) -> Iterator[tuple[Path_, ComponentSpec]]:
-    """Every component named below a validated model, with its path."""
+    """Every component named below a validated model, with its path.
+
+    A component's own keys are not validated yet, but a reward's transforms stand beside them.
+    """
     if isinstance(node, ComponentSpec):
         yield path, node
-        return
     for key, value in _children(node):
         yield from _specs(value, (*path, key))
 

@@ -69,6 +69,7 @@ RENAMED = {
     "rollout.stop": "rollout.stop_strings",
     # rewards
     "rewards.*.coef": "weight",
+    "rewards.*.normalize": "transforms",
     "rewards.*.coefficient": "weight",
     "rewards.*.scale": "weight",
     "rewards.*.name": "type",

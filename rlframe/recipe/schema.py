@@ -152,6 +152,12 @@ class RolloutSection(RecipeSection):
     )
 
 
+class TransformSpec(ComponentSpec):
+    """A transform of a reward."""
+
+    kind: ClassVar[str] = "reward_transforms"
+
+
 class RewardEntry(RewardSpec):
     """One named reward of the mix."""
 
@@ -161,10 +167,12 @@ class RewardEntry(RewardSpec):
         description="for one call on a rollout, hook plugins around it and the search for a response "
         "at fault included: longer ends the run, which may hang otherwise",
     )
-    normalize: Literal["none", "scale", "standardize"] = Field(
-        "none",
-        description="before the weight, by all scores so far: divide by their standard deviation, or "
-        "take off their mean and divide",
+    transforms: tuple[TransformSpec, ...] = Field(
+        (), description="what is done to the score before the weight, in this order"
+    )
+    gates: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="names of the rewards that its gate multiplies; all without a gate, if left out",
     )
 
 

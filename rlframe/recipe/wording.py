@@ -23,6 +23,7 @@ from rlframe.recipe.schema import (
     LossSpec,
     PolicyLossSpec,
     RewardEntry,
+    TransformSpec,
     ValueLossSpec,
 )
 
@@ -44,8 +45,11 @@ def component_slots(data: dict[str, Any]) -> Iterator[tuple[Path_, type[Componen
     )
     for section, kind in named:
         entries = data.get(section)
-        if isinstance(entries, dict):
-            yield from (((section, name), kind) for name in entries)
+        for name, entry in entries.items() if isinstance(entries, dict) else ():
+            yield (section, name), kind
+            chain = entry.get("transforms") if isinstance(entry, dict) else None
+            for number, _ in enumerate(chain if isinstance(chain, list) else ()):
+                yield (section, name, "transforms", number), TransformSpec
     kl = data.get("kl")
     if isinstance(kl, dict) and "controller" in kl:
         yield ("kl", "controller"), KLControllerSpec

@@ -25,7 +25,7 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from rlframe.api.algorithm import AdvantageEstimator, PolicyLoss, ValueLoss
+from rlframe.api.algorithm import AdvantageEstimator, PolicyLoss, RewardTransform, ValueLoss
 from rlframe.api.component import (
     API_VERSION,
     AuxiliaryLoss,
@@ -45,6 +45,7 @@ KINDS: dict[str, tuple[type[Component[Any]], str]] = {
     "reward_providers": (RewardProvider, "reward"),
     "kl_controllers": (KLController, "KL controller"),
     "auxiliary_losses": (AuxiliaryLoss, "auxiliary loss"),
+    "reward_transforms": (RewardTransform, "reward transform"),
     "advantage_estimators": (AdvantageEstimator, "advantage estimator"),
     "policy_losses": (PolicyLoss, "policy loss"),
     "value_losses": (ValueLoss, "value loss"),

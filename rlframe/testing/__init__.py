@@ -13,7 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlframe.testing.batches import credit_batch, policy_loss_batch, value_loss_batch
+    from rlframe.testing.batches import (
+        credit_batch,
+        policy_loss_batch,
+        score_batch,
+        value_loss_batch,
+    )
     from rlframe.testing.check import Check, CheckFailed, Result
     from rlframe.testing.run import check_component
     from rlframe.testing.subject import Subject
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
         KLControllerSuite,
         PolicyLossSuite,
         RewardProviderSuite,
+        RewardTransformSuite,
         ValueLossSuite,
     )
     from rlframe.testing.world import reward_batch, tiny_context, tiny_policy
@@ -38,10 +44,12 @@ _HOMES = {
     "KLControllerSuite": "suites",
     "PolicyLossSuite": "suites",
     "RewardProviderSuite": "suites",
+    "RewardTransformSuite": "suites",
     "ValueLossSuite": "suites",
     "credit_batch": "batches",
     "policy_loss_batch": "batches",
     "reward_batch": "world",
+    "score_batch": "batches",
     "tiny_context": "world",
     "tiny_policy": "world",
     "value_loss_batch": "batches",
@@ -56,12 +64,14 @@ __all__ = [
     "PolicyLossSuite",
     "Result",
     "RewardProviderSuite",
+    "RewardTransformSuite",
     "Subject",
     "ValueLossSuite",
     "check_component",
     "credit_batch",
     "policy_loss_batch",
     "reward_batch",
+    "score_batch",
     "tiny_context",
     "tiny_policy",
     "value_loss_batch",

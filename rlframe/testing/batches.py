@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlframe.batches import CreditBatch, PolicyLossBatch, ScoreBatch, ValueLossBatch
 from rlframe.functional.rewards import response_mask
-from rlframe.types import CreditBatch, PolicyLossBatch, StopReason, ValueLossBatch
+from rlframe.functional.running import statistics
+from rlframe.types import StopReason
 
 Rows = Sequence[Sequence[float]]
 """Of each response, one number per token."""
@@ -46,6 +48,34 @@ def credit_batch(
         "values": None if values is None else _padded(values),
     }
     return CreditBatch(**(usual | more))
+
+
+def score_batch(
+    totals: Sequence[float],
+    *,
+    group_ids: Sequence[int] | None = None,
+    valid: Sequence[bool] | None = None,
+    **more: Any,
+) -> ScoreBatch:
+    """What a reward transform is given in the only update of a run, by one process.
+
+    Args:
+      totals: the score of each response.
+      group_ids: of each response; one group each if left out.
+      valid: which of them count; all if left out.
+      more: other fields of the batch.
+    """
+    given, count = torch.tensor(totals, dtype=torch.float64), len(totals)
+    counts = torch.tensor([True] * count if valid is None else valid)
+    usual: dict[str, Any] = {
+        "totals": given,
+        "valid": counts,
+        "group_ids": torch.tensor(range(count) if group_ids is None else group_ids),
+        "moments": statistics(given[counts], lambda x: x),
+        "update": 0,
+        "updates": 1,
+    }
+    return ScoreBatch(**(usual | more))
 
 
 def policy_loss_batch(

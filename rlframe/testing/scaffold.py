@@ -15,6 +15,7 @@ SUMMARIES = {
     "reward": "A reward for saying it in different words",
     "kl": "A KL controller that smooths the error it steers by",
     "loss": "An auxiliary loss on the rows that somebody approved of",
+    "transform": "A reward transform that keeps large scores from outweighing all others",
     "advantage": "Advantages from discounted Monte-Carlo returns",
     "policy_loss": "A policy loss whose ratio is bounded from above alone",
     "value_loss": "A value loss that is squared for small errors and linear for large ones",

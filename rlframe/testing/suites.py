@@ -127,6 +127,12 @@ class AuxiliaryLossSuite(Suite):
     kind = "auxiliary_losses"
 
 
+class RewardTransformSuite(Suite):
+    """Tests that a reward transform keeps its contract."""
+
+    kind = "reward_transforms"
+
+
 class AdvantageEstimatorSuite(Suite):
     """Tests that an advantage estimator keeps its contract."""
 

@@ -9,6 +9,7 @@ from rlframe.api import (
     PluginConfig,
     PolicyLoss,
     RewardProvider,
+    RewardTransform,
     ValueLoss,
     hookimpl,
 )
@@ -27,6 +28,8 @@ def recording(base, method, calls):
 
 HOOKS = {
     "rlframe_score": (RewardProvider, "score", "provider", ("batch",)),
+    "rlframe_gate": (RewardProvider, "gate", "provider", ("batch",)),
+    "rlframe_transform_reward": (RewardTransform, "apply", "transform", ("state", "scores")),
     "rlframe_update_kl": (KLController, "update", "controller", ("state", "measured")),
     "rlframe_auxiliary_loss": (AuxiliaryLoss, "loss", "loss", ("policy", "batch")),
     "rlframe_compute_advantages": (AdvantageEstimator, "estimate", "estimator", ("batch",)),

@@ -58,6 +58,7 @@ WATCHERS: dict[str, tuple[str, ...]] = {
     "engine/batching": (REFERENCE,),
     "engine/checkpoint": ("tests/compose/test_ema.py", *WHOLE_RUNS),
     "engine/scoring": (REFERENCE, "tests/compose/test_run.py"),
+    "engine/transforming": ("tests/engine/test_scoring.py", REFERENCE),
     "engine/kl_control": (REFERENCE,),
     "engine/metrics": (REFERENCE,),
     "engine/rebalancing": (),
@@ -70,7 +71,7 @@ WATCHERS: dict[str, tuple[str, ...]] = {
     "runs/resuming": ("tests/runs/test_fingerprints.py", *WHOLE_RUNS),
     "runs/saving": ("tests/runs/test_checkpointer.py", *WHOLE_RUNS),
     "runs/sealed": ("tests/runs/test_power.py", *WHOLE_RUNS),
-    "builtin": ("tests/testing/test_builtins.py",),
+    "builtin": ("tests/testing/test_builtins.py", "tests/test_docs.py"),
     "builtin/classifier": ("tests/builtin/test_reward_model.py", CHATS),
     "builtin/reward_input": ("tests/builtin/test_reward_model.py", CHATS),
 }
@@ -109,6 +110,16 @@ NAMED = {
         "engine/objective",
         "self.value_coefficient * value",
         "value",
+    ),
+    "the metric reward/NAME/running_std": (
+        "builtin/reward_transforms",
+        '"running_std": seen.std',
+        '"running_std": seen.squared_deviations',
+    ),
+    "the mix without its transforms": (
+        "engine/scoring",
+        "parts[name][:, None] * values[name]",
+        "parts[name][:, None] * raw[name]",
     ),
     "another clip for values": (
         "builtin/value_losses",
@@ -222,7 +233,6 @@ NAMED = {
             ("response/length_mean", "exp.mask.sum(), count", "exp.mask.sum(), exp.mask.sum()"),
             ("critic/explained_variance", "exp.returns - exp.values", "exp.values"),
             ("kl/nats_per_token", "update.measured.nats_per_token", "update.measured.kl"),
-            ("reward/NAME/running_std", "seen.std", "seen.square"),
             ("reward/NAME/raw", "scores.raw[name].sum()", "scores.raw[name].abs().sum()"),
             ("objective/scores_std", ".var.sqrt()", ".var"),
         )

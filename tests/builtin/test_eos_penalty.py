@@ -1,7 +1,6 @@
 """The EOS trick: the reason why sampling stopped decides, and where the penalty goes is the mode's."""
 
 import pytest
-import torch
 from pydantic import ValidationError
 
 from rlframe.api import StopReason
@@ -39,42 +38,15 @@ def test_the_last_token_does_not_decide(build, batch):
     assert build(EosPenalty, penalty=1).score(ended_and_cut) == [0, -1]
 
 
-# The mix so far: token rewards of 1 and 2, of 4, and of 8 at the end. The penalty comes times its
-# weight, as the engine hands it over.
-TOTAL = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 4.0], [8.0, 0.0, 0.0]])
-VALUES = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [-6.0, 0.0, 0.0]])
-
-
-def test_subtract_lowers_the_score_of_the_response_that_was_cut(build, three):
-    found = build(EosPenalty, penalty=2).combine(TOTAL, VALUES, three)
-    assert found.tolist() == [[1, 2, 0], [0, 0, 4], [2, 0, 0]]
-
-
-def test_replace_takes_the_place_of_all_rewards_before_it(build, three):
-    found = build(EosPenalty, penalty=2, mode="replace").combine(TOTAL, VALUES, three)
-    assert found.tolist() == [[1, 2, 0], [0, 0, 4], [-6, 0, 0]]
-
-
-def test_replace_makes_no_quality_make_up_for_not_ending(build, three):
+def test_replace_shuts_the_other_rewards_out_where_a_response_was_cut(build, three):
     reward = build(EosPenalty, penalty=2, mode="replace")
-    for scale in (0.0, 1.0, 1e6):
-        found = reward.combine(TOTAL * scale, VALUES, three)
-        assert found[2].tolist() == [-6, 0, 0]
+    assert reward.gate(three) == [1, 1, 0]
+    assert reward.score(three) == [0, 0, -2]
 
 
-def test_replace_takes_away_token_rewards_too(build, batch):
-    cut = batch(["a b c"], stops=[LENGTH])
-    total, values = torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[0.0, 0.0, -1.0]])
-    found = build(EosPenalty, penalty=1, mode="replace").combine(total, values, cut)
-    assert found.tolist() == [[0, 0, -1]]
-
-
-@pytest.mark.parametrize("mode", ["subtract", "replace"])
-def test_the_mix_that_is_handed_in_is_left_as_it_was(build, three, mode):
-    total, values = TOTAL.clone(), VALUES.clone()
-    build(EosPenalty, penalty=2, mode=mode).combine(total, values, three)
-    assert torch.equal(total, TOTAL)
-    assert torch.equal(values, VALUES)
+@pytest.mark.parametrize(("mode", "gated"), [("subtract", False), ("replace", True)])
+def test_only_replace_has_a_gate(mode, gated):
+    assert EosPenalty.has_gate(EosPenalty.Config(penalty=2, mode=mode)) == gated
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,12 @@ def recipe(tiny_recipe: Callable[..., Path]) -> Path:
     return tiny_recipe(
         **STAGES,
         rewards={
-            "liked": {"type": "reward_model", "weight": 0.5, "normalize": "standardize"},
-            "counting": {"type": "counting", "normalize": "scale"},
+            "liked": {
+                "type": "reward_model",
+                "weight": 0.5,
+                "transforms": [{"type": "running_standardize"}],
+            },
+            "counting": {"type": "counting", "transforms": [{"type": "running_scale"}]},
         },
         losses={"ptx": {"type": "ptx", "gamma": 0.5, "data": "reviews", "examples_per_step": 3}},
         ppo={"updates": 5, "learning_rate": 1e-3, "minibatches": 2, "epochs": 2},

@@ -114,7 +114,11 @@ def whole(tiny_recipe: Callable[..., Path]) -> Path:
     return tiny_recipe(
         **STAGES,
         rewards={
-            "liked": {"type": "reward_model", "weight": 0.5, "normalize": "standardize"},
+            "liked": {
+                "type": "reward_model",
+                "weight": 0.5,
+                "transforms": [{"type": "running_standardize"}],
+            },
             "short": {"type": "length", "target_tokens": 4},
             "finished": {"type": "eos_penalty", "penalty": 1.0},
         },
@@ -183,10 +187,10 @@ def test_every_metric_has_its_name_and_a_finite_value(
     assert (first["episode"], second["episode"]) == (8, 16)
     assert first["objective/kl"] == 0.0  # exactly: the policy is the reference
     assert first["objective/non_score_reward"] == 0.0
-    total = first["objective/scores"] + first["objective/non_score_reward"]
+    total = first["objective/mix"] + first["objective/non_score_reward"]
     assert first["objective/rlhf_reward"] == total
     parts = [first[f"reward/{name}/weighted"] for name in ("liked", "short", "finished")]
-    assert sum(parts) == pytest.approx(first["objective/scores"], abs=1e-9)
+    assert sum(parts) == pytest.approx(first["objective/mix"], abs=1e-9)
     assert "heldout/scores" in first
     assert "heldout/scores" in after
 
@@ -378,7 +382,7 @@ def test_kl_as_a_loss_leaves_the_rewards_alone(
     row = metrics(run(tiny_recipe(), "kl.placement=loss", "ppo.learning_rate=0.01"))[1]
     assert row["objective/kl"] != 0
     assert row["objective/non_score_reward"] == 0
-    assert row["objective/rlhf_reward"] == row["objective/scores"]
+    assert row["objective/rlhf_reward"] == row["objective/mix"]
     assert row["loss/kl_avg"] != 0
 
 

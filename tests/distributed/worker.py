@@ -38,6 +38,7 @@ from rlframe.engine.kl_control import KLControl
 from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import Objective
 from rlframe.engine.ppo import RunState, train
+from rlframe.engine.transforming import TransformChain
 from rlframe.engine.update_metrics import Update, update_metrics
 from rlframe.engine.updater import PolicyUpdater
 from rlframe.functional.masked import Moments, moments
@@ -77,12 +78,16 @@ RECIPE: dict[str, Any] = {
         "stop_strings": ["e"],  # lengths differ, and go on to differ
     },
     "rewards": {
-        "vowel": {"type": "regex", "pattern": "[aou]", "normalize": "standardize"},
+        "vowel": {
+            "type": "regex",
+            "pattern": "[aou]",
+            "transforms": [{"type": "running_standardize"}],
+        },
         "better": {
             "type": "preference_difference",
             "reward": {"type": "length", "target_tokens": 3},
             "against": "others",
-            "normalize": "scale",
+            "transforms": [{"type": "clip", "limit": 2.0}, {"type": "running_scale"}],
         },
         "ended": {"type": "eos_penalty", "penalty": 1.0},
     },
@@ -153,6 +158,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "model.critic": None,
         "algorithm.advantages": {"type": "group_relative", "divide_by_std": False},
         "algorithm.whiten_advantages": True,
+        "rewards.vowel.transforms": [{"type": "group_standardize"}, {"type": "clip", "limit": 0.5}],
     },
     "reinforce_plus_plus, reinforce": {
         "model.critic": None,
@@ -446,7 +452,7 @@ def _kl_by_rank() -> Any:
 
 
 def _statistics_by_rank() -> Any:
-    return patch("rlframe.engine.scoring.statistics", lambda x, _: statistics(x, lambda y: y))
+    return patch("rlframe.engine.transforming.statistics", lambda x, _: statistics(x, lambda y: y))
 
 
 def _metrics_by_rank() -> Any:
@@ -606,8 +612,12 @@ def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
     for name, planted in DEFECTS.items():
 
         def spoiled(planted: Callable[[], Any] = planted) -> Played:
-            # Or the run would stop at a KL that differs between ranks, and no number would show it.
-            with planted(), patch.object(KLControl, "_agreed", lambda _, state: state):
+            # Or the run would stop at what differs between ranks, and no number would show it.
+            with (
+                planted(),
+                patch.object(KLControl, "_agreed", lambda _, state: state),
+                patch.object(TransformChain, "_refuse_other_states", lambda _: None),
+            ):
                 return play(directory, exact, updates=2)
 
         yield name, spoiled

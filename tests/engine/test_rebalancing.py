@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from rlframe.engine.rebalancing import Rebalancer, fair
 from rlframe.engine.scoring import Scores
-from rlframe.functional.running import Running
 from rlframe.rollout.sampler import pack
 from rlframe.types import Prompt, Rollout, StopReason
 
@@ -56,7 +55,9 @@ def judged(samples, *, group_of=lambda sample: sample):
     for row, tokens in enumerate(ids):
         rewards[row, len(tokens) - 1] = samples[row] / 3  # no number that is exact in binary
     scores = rewards.sum(-1)
-    return rollout, Scores(rewards, {"a": scores}, {"a": scores * 2}, {"a": Running(9, 0.5, 2.0)})
+    return rollout, Scores(
+        rewards, scores * 3, {"a": scores}, {"a": scores * 2}, {"a/running_mean": 0.5}
+    )
 
 
 def shared(parts):
@@ -91,7 +92,7 @@ def test_every_response_arrives_whole_with_what_was_said_of_it():
     for rollout, scores in shared(before):
         assert list(rollout.samples) == sorted(rollout.samples)
         assert rollout.update == 3
-        assert scores.running == everything.running
+        assert scores.metrics == everything.metrics
         width = int(rollout.sequences.response_lengths.max())
         assert scores.rewards.shape == (len(rollout), width)
         for row, sample in enumerate(rollout.samples):
@@ -104,6 +105,7 @@ def test_every_response_arrives_whole_with_what_was_said_of_it():
             length = len(ids[sample])
             assert scores.rewards[row, length - 1] == everything.mix[sample]
             assert scores.rewards[row].count_nonzero() == (sample > 0)
+            assert scores.untransformed[row] == everything.untransformed[sample]
             assert scores.raw["a"][row] == everything.raw["a"][sample]
             assert scores.weighted["a"][row] == everything.weighted["a"][sample]
     assert sorted(arrived) == list(range(30))

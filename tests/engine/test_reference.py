@@ -109,14 +109,17 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
     "steps": [
         {"ppo.epochs": 1, "ppo.minibatches": 1},
         {"ppo.epochs": 3, "ppo.minibatches": 1},
-        {"ppo.epochs": 2, "ppo.minibatches": 3},
+        {"ppo.epochs": 2, "ppo.minibatches": 3, "seed": 3},
     ],
     "gradient": [{"ppo.max_grad_norm": 1e3}, {"ppo.max_grad_norm": 0.05, "ppo.weight_decay": 0.1}],
     "rewards": [
         {"rewards.even.weight": 1.0, "rewards.tokens.weight": 0.0},
         {"rewards.even.weight": -0.7, "rewards.tokens.weight": 2.0},
-        {"rewards.even.normalize": "scale", "rewards.tokens.weight": 0.5},
-        {"rewards.even.weight": 3.0, "rewards.tokens.normalize": "standardize"},
+        {"rewards.even.transforms": [{"type": "running_scale"}], "rewards.tokens.weight": 0.5},
+        {
+            "rewards.even.weight": 3.0,
+            "rewards.tokens.transforms": [{"type": "running_standardize"}],
+        },
     ],
     "stop": [{}, {"ppo.stop_approx_kl": 1e-5}],
     "discount": [
@@ -372,7 +375,10 @@ def reference_of(parts: PPOParts, plain: Any) -> reference.PPO:
         value_coefficient=algorithm.value_loss.coefficient,
         whiten_rewards=algorithm.whiten_rewards,
         whiten_advantages=algorithm.whiten_advantages,
-        rewards={name: (entry.weight, entry.normalize) for name, entry in recipe.rewards.items()},
+        rewards={
+            name: (entry.weight, *([t.type for t in entry.transforms] or ["none"]))
+            for name, entry in recipe.rewards.items()
+        },
         coefficient=first.coefficient,
         memory=dict(first.memory),
         learning_rates={

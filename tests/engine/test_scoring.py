@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from typing import Any
@@ -13,15 +14,19 @@ from rlframe.api import (
     Prompt,
     RewardBatch,
     RewardProvider,
+    RewardTransform,
+    ScoreBatch,
     StopReason,
     hookimpl,
 )
 from rlframe.api.component import Instance
-from rlframe.engine.scoring import RewardScorer, WeightedReward
+from rlframe.builtin.reward_transforms import ClipReward, RunningScale, RunningStandardize
+from rlframe.engine.scoring import RewardScorer, Scores, WeightedReward
 from rlframe.errors import RunError
 from rlframe.registry.relay import Relay
 from rlframe.rollout.sampler import pack
 from rlframe.types import Rollout
+from tests.playing import part
 
 
 class Scripted(RewardProvider[PluginConfig]):
@@ -30,6 +35,7 @@ class Scripted(RewardProvider[PluginConfig]):
     cheap_to_repeat = True
 
     def __init__(self, answer: Any) -> None:
+        super().__init__(PluginConfig(), None)  # type: ignore[arg-type]
         self.answer = answer
 
     def score(self, batch: RewardBatch) -> Any:
@@ -55,7 +61,7 @@ def rollout() -> Rollout:
 def scorer(
     *rewards: tuple[Any, float],
     time_limit_seconds: float | None = None,
-    normalize: Any = "none",
+    transforms: tuple[Any, ...] = (),
     **kwargs: Any,
 ) -> RewardScorer:
     mix = [
@@ -63,14 +69,21 @@ def scorer(
             Instance(f"r{i}", f"scripted (dist {i}.0)", Scripted(answer)),
             weight,
             time_limit_seconds,
-            normalize,
+            transforms,
         )
         for i, (answer, weight) in enumerate(rewards)
     ]
     return RewardScorer(mix, Relay(), **{**ALONE, **kwargs})
 
 
-ALONE: Any = {"sample_reference": None, "reduce": lambda x: x, "seed": 0, "rank": 0}
+ALONE: Any = {
+    "sample_reference": None,
+    "reduce": lambda x: x,
+    "gather": lambda x: [x],
+    "updates": 9,
+    "seed": 0,
+    "rank": 0,
+}
 
 
 def test_a_score_lands_on_the_last_generated_token_eos_included() -> None:
@@ -323,23 +336,69 @@ def test_a_weight_that_makes_a_score_infinite_is_refused() -> None:
     assert "sample 2" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("joined", "why"),
-    [
-        (None, "returned None from `combine`"),
-        (torch.zeros(3), "shape \\(3,\\) from `combine`"),
-        (torch.zeros(3, 3, dtype=torch.float32), "from `combine`"),
-        (torch.full((3, 3), math.nan, dtype=torch.float64), "the mix is not finite"),
-    ],
-    ids=["none", "rows", "float32", "nan"],
-)
-def test_what_combine_returns_is_held_against_the_contract(joined: Any, why: str) -> None:
-    class Joins(Scripted):
-        def combine(self, total: Any, values: Any, batch: Any) -> Any:
-            return joined
+class Gate(Scripted):
+    """A reward with a gate, which answers what it was given."""
 
-    with pytest.raises(RunError, match=f"'dear' of type dear .*{why}|{why}.*'dear'"):
-        scorer_of(Joins(lambda b: [0.0] * 3)).score(rollout())
+    def __init__(self, factors: Any, answer: Any = lambda b: [10.0, 20.0, 30.0]) -> None:
+        super().__init__(answer)
+        self.factors = factors
+
+    def gate(self, batch: RewardBatch) -> Any:
+        return self.factors
+
+
+def gated(*rewards: tuple[str, Any, float, Any]) -> Scores:
+    """What (name, component, weight, gates) come to."""
+    mix = [
+        WeightedReward(Instance(name, f"{name} (dist 1.0)", component), weight, gates=gates)
+        for name, component, weight, gates in rewards
+    ]
+    return RewardScorer(mix, Relay(), **ALONE).score(rollout())
+
+
+PLAIN = ("plain", Scripted(lambda b: [1.0, 2.0, 3.0]), 2.0, None)
+OTHER = ("other", Scripted(lambda b: [[5.0, 7.0], 1.0, 0.0]), 1.0, None)
+HALF = ("half", Gate([1.0, 0.5, 0.0]), 0.1, None)
+
+
+def test_a_gate_multiplies_every_reward_without_a_gate_and_not_itself() -> None:
+    found = gated(PLAIN, HALF, OTHER)
+    assert found.mix.tolist() == pytest.approx([2 + 12 + 1, 2 + 0.5 + 2, 0 + 0 + 3])
+    assert found.rewards[0].tolist() == pytest.approx([5, 2 + 7 + 1, 0])
+    assert found.weighted["plain"].tolist() == [2, 2, 0]
+    assert found.raw["plain"].tolist() == [1, 2, 3]
+
+
+def test_the_order_of_rewards_changes_nothing() -> None:
+    orders = itertools.permutations((PLAIN, HALF, OTHER, ("no", Gate([0.5] * 3), 1.0, None)))
+    found = [gated(*order).mix.tolist() for order in orders]
+    assert all(mix == pytest.approx(found[0], rel=1e-15) for mix in found)
+
+
+def test_a_gate_acts_on_the_rewards_that_it_names_and_several_multiply() -> None:
+    mine = ("mine", Gate([0.5, 0.5, 0.5], lambda b: [0.0] * 3), 1.0, ("plain", "half"))
+    found = gated(PLAIN, HALF, OTHER, mine)
+    assert found.mix.tolist() == pytest.approx([1 + 12 + 0.5, 1 + 0.5 + 1, 0 + 0 + 1.5])
+
+
+def test_a_gate_that_answers_none_is_none() -> None:
+    assert gated(PLAIN, ("half", Gate(None), 0.1, None)).mix.tolist() == pytest.approx([3, 6, 9])
+
+
+@pytest.mark.parametrize(
+    ("factors", "why"),
+    [
+        ([1.0, 0.5], "returned 2 values for 3 responses"),
+        ([1.0, 1.5, 0.0], "returned 1.5 from `gate`; it must be from 0 to 1.*sample 1"),
+        ([1.0, -0.5, 0.0], "returned -0.5 from `gate`"),
+        ([1.0, math.nan, 0.0], "returned nan"),
+        (0.5, "returned 0.5 for 3 responses"),
+    ],
+    ids=str,
+)
+def test_what_a_gate_returns_is_held_against_the_contract(factors: Any, why: str) -> None:
+    with pytest.raises(RunError, match=rf"(?s)reward 'half' of type half.*{why}"):
+        gated(PLAIN, ("half", Gate(factors), 1.0, None))
 
 
 def test_a_reward_of_weight_0_is_a_metric_alone_even_if_it_would_replace_others() -> None:
@@ -356,7 +415,11 @@ def test_a_reward_of_weight_0_is_a_metric_alone_even_if_it_would_replace_others(
     assert found.raw["e"].tolist() == [0.0, -4.0, 0.0]
 
 
-# Normalised by the scores so far
+# Transforms
+
+
+SCALE = part("r0.transforms.0", RunningScale)
+STANDARDIZE = part("r0.transforms.0", RunningStandardize)
 
 
 def in_turn(*scores: list[Any]) -> Any:
@@ -367,19 +430,20 @@ def in_turn(*scores: list[Any]) -> Any:
 
 def test_scores_are_divided_by_the_deviation_of_all_so_far() -> None:
     """1 3 5: std sqrt(8/3). With 7 7 7 besides: mean 5, std sqrt((16 + 4 + 0 + 3 * 4) / 6)."""
-    asked = scorer((in_turn([1.0, 3.0, 5.0], [7.0] * 3), 2.0), normalize="scale")
+    asked = scorer((in_turn([1.0, 3.0, 5.0], [7.0] * 3), 2.0), transforms=(SCALE,))
     first, second = asked.score(rollout()), asked.score(rollout())
     one, two = math.sqrt(8 / 3), math.sqrt(32 / 6)
     assert first.mix.tolist() == pytest.approx([2 / one, 6 / one, 10 / one])
     assert second.mix.tolist() == pytest.approx([14 / two] * 3)
     assert second.weighted["r0"].tolist() == second.mix.tolist()
     assert second.raw["r0"].tolist() == [7.0] * 3
-    assert (first.running["r0"].std, second.running["r0"].std) == pytest.approx((one, two))
-    assert (first.running["r0"].mean, second.running["r0"].mean) == pytest.approx((3, 5))
+    assert first.metrics == pytest.approx({"r0/running_std": one, "r0/running_mean": 3})
+    assert second.metrics == pytest.approx({"r0/running_std": two, "r0/running_mean": 5})
+    assert second.untransformed.tolist() == [14.0] * 3
 
 
 def test_standardized_scores_lose_the_mean_of_all_so_far() -> None:
-    asked = scorer((in_turn([1.0, 3.0, 5.0], [7.0] * 3), -1.0), normalize="standardize")
+    asked = scorer((in_turn([1.0, 3.0, 5.0], [7.0] * 3), -1.0), transforms=(STANDARDIZE,))
     one, two = math.sqrt(8 / 3), math.sqrt(32 / 6)
     assert asked.score(rollout()).mix.tolist() == pytest.approx([2 / one, 0, -2 / one])
     found = asked.score(rollout())
@@ -390,16 +454,16 @@ def test_standardized_scores_lose_the_mean_of_all_so_far() -> None:
 def test_a_row_of_token_rewards_counts_as_its_sum() -> None:
     rows = [[1.0, 2.0], [1.0], [0.0, 2.0, 3.0]]  # scores 3, 1, 5
     std = math.sqrt(8 / 3)
-    found = scorer((lambda b: rows, 1.0), normalize="scale").score(rollout())
+    found = scorer((lambda b: rows, 1.0), transforms=(SCALE,)).score(rollout())
     assert found.rewards[2].tolist() == pytest.approx([0, 2 / std, 3 / std])
-    found = scorer((lambda b: rows, 1.0), normalize="standardize").score(rollout())
+    found = scorer((lambda b: rows, 1.0), transforms=(STANDARDIZE,)).score(rollout())
     assert found.rewards[2].tolist() == pytest.approx([0, 2 / std, 0])
     assert found.mix.tolist() == pytest.approx([0, -2 / std, 2 / std])
-    assert found.running["r0"].mean == pytest.approx(3)
+    assert found.metrics["r0/running_mean"] == pytest.approx(3)
 
 
-def test_an_evaluation_on_held_out_prompts_is_not_normalised_and_leaves_the_statistics() -> None:
-    asked = scorer((in_turn([9.0] * 3, [1.0, 3.0, 5.0], [9.0] * 3), 2.0), normalize="standardize")
+def test_an_evaluation_on_held_out_prompts_is_not_transformed_and_leaves_the_statistics() -> None:
+    asked = scorer((in_turn([9.0] * 3, [1.0, 3.0, 5.0], [9.0] * 3), 2.0), transforms=(STANDARDIZE,))
     assert asked.heldout(rollout()).mix.tolist() == [18.0] * 3
     asked.score(rollout())
     before = asked.state_dict()
@@ -413,35 +477,141 @@ def test_statistics_go_on_after_a_save_and_a_load() -> None:
     import json
 
     answers = ([1.0, 3.0, 5.0], [0.1, 7.0, 7.3], [2.0, 2.5, 9.0])
-    calm = scorer((in_turn(*answers), 1.0), normalize="standardize")
+    calm = scorer((in_turn(*answers), 1.0), transforms=(STANDARDIZE,))
     expected = [calm.score(rollout()) for _ in answers][-1]
-    first = scorer((in_turn(*answers[:2]), 1.0), normalize="standardize")
+    first = scorer((in_turn(*answers[:2]), 1.0), transforms=(STANDARDIZE,))
     for _ in range(2):
         first.score(rollout())
-    again = scorer((in_turn(answers[2]), 1.0), normalize="standardize")
+    again = scorer((in_turn(answers[2]), 1.0), transforms=(STANDARDIZE,))
     again.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert again.score(rollout()).mix.tolist() == expected.mix.tolist()
     assert again.state_dict() == calm.state_dict()
 
 
-def test_rewards_that_are_not_normalised_have_no_statistics() -> None:
+def test_rewards_without_transforms_have_no_state() -> None:
     asked = scorer((lambda b: [1.0, 2.0, 3.0], 1.0))
-    assert asked.score(rollout()).running == {}
+    assert asked.score(rollout()).metrics == {}
     assert asked.state_dict() == {}
-    asked.load_state_dict({"gone": [3, 1.0, 2.0]})
+    asked.load_state_dict({"gone": [{"number": 3}]})
     assert asked.state_dict() == {}
 
 
-def test_a_penalty_that_replaces_takes_the_place_of_normalised_scores() -> None:
+def test_a_penalty_that_replaces_takes_the_place_of_transformed_scores() -> None:
     from rlframe.builtin.eos_penalty import EosPenalty, EosPenaltyConfig
 
     config = EosPenaltyConfig(penalty=4.0, mode="replace")
     mix = [
         WeightedReward(
-            Instance("r", "scripted", Scripted(lambda b: [1.0, 3.0, 5.0])), 1.0, None, "standardize"
+            Instance("r", "scripted", Scripted(lambda b: [1.0, 3.0, 5.0])),
+            1.0,
+            None,
+            (STANDARDIZE,),
         ),
         WeightedReward(Instance("e", "eos", EosPenalty(config, None)), 1.0),  # type: ignore[arg-type]
     ]
     found = RewardScorer(mix, Relay(), **ALONE).score(rollout())
     std = math.sqrt(8 / 3)
     assert found.mix.tolist() == pytest.approx([-2 / std, -4, 2 / std])
+
+
+def test_a_chain_is_applied_in_its_order_before_the_weight() -> None:
+    """Clipped to 4, then divided by the deviation of what was clipped: 1, 3, 4, std sqrt(14 / 9)."""
+    clip = part("r0.transforms.0", ClipReward, limit=4.0)
+    scale = part("r0.transforms.1", RunningScale)
+    found = scorer((lambda b: [1.0, 3.0, 5.0], 2.0), transforms=(clip, scale)).score(rollout())
+    std = math.sqrt(14 / 9)
+    assert found.mix.tolist() == pytest.approx([2 / std, 6 / std, 8 / std])
+    other = scorer((lambda b: [1.0, 3.0, 5.0], 2.0), transforms=(scale, clip)).score(rollout())
+    assert other.mix.tolist() == pytest.approx([x / math.sqrt(8 / 3) for x in (2, 6, 10)])
+
+
+class Mine(RewardTransform[PluginConfig]):
+    """Answers what it was made with."""
+
+    def __init__(self, answer: Any, first: Any = None) -> None:
+        super().__init__(PluginConfig(), None)  # type: ignore[arg-type]
+        self.answer, self.first = answer, {} if first is None else first
+
+    def initial(self) -> Any:
+        return self.first
+
+    def apply(self, state: Any, scores: ScoreBatch) -> Any:
+        return self.answer(state, scores)
+
+
+def transformed_by(answer: Any, first: Any = None, **kwargs: Any) -> Scores:
+    mine = Instance("r0.transforms.0", "mine (dist 1.0)", Mine(answer, first))
+    return scorer((lambda b: [1.0, 3.0, 5.0], 1.0), transforms=(mine,), **kwargs).score(rollout())
+
+
+def test_a_transform_is_told_of_all_ranks_and_of_the_place_in_the_run() -> None:
+    seen = []
+
+    def answer(state: Any, scores: ScoreBatch) -> Any:
+        seen.append(scores)
+        return state, torch.ones_like(scores.totals), torch.zeros_like(scores.totals)
+
+    transformed_by(answer, reduce=lambda x: 2 * x)  # as if another rank had seen the same
+    (scores,) = seen
+    assert scores.moments == pytest.approx((6, 3.0, 16.0))
+    assert scores.totals.tolist() == [1, 3, 5]
+    assert scores.valid.all()
+    assert scores.group_ids.tolist() == [0, 0, 1]
+    assert (scores.update, scores.updates) == (4, 9)
+
+
+ONES = torch.ones(3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (lambda s, b: None, "returned None; it must return"),
+        (lambda s, b: (ONES, ONES), r"must return \(state, scale, shift\)"),
+        (lambda s, b: (s, ONES, 0.0), "returned 0.0 as shift; it must be a tensor of shape"),
+        (lambda s, b: (s, ONES[:2], ONES), "as scale; it must be a tensor of shape"),
+        (lambda s, b: (s, ONES.float(), ONES), "scale in torch.float32"),
+        (lambda s, b: (s, ONES / 0, ONES), "a scale of inf for a total of 1.*sample 0"),
+        (lambda s, b: (s, ONES, b.totals.log().masked_fill(b.totals == 3, math.nan)), "sample 1"),
+        (lambda s, b: ({"n": math.nan}, ONES, ONES), "a state that JSON cannot hold"),
+        (lambda s, b: ({"n": ONES}, ONES, ONES), "a state that JSON cannot hold"),
+        (lambda s, b: ({"n": (1, 2)}, ONES, ONES), "JSON does not give back"),
+        (lambda s, b: ({1: 2}, ONES, ONES), "JSON does not give back"),
+        (lambda s, b: (s.update(n=1) or s, ONES, ONES), "changed what it was given"),
+        (lambda s, b: (s, b.totals.mul_(2), ONES), "changed what it was given"),
+        (lambda s, b: 1 / 0, "raised ZeroDivisionError"),
+    ],
+    ids=range(14),
+)
+def test_what_a_transform_returns_is_held_against_the_contract(answer: Any, why: str) -> None:
+    with pytest.raises(
+        RunError, match=rf"(?s)reward transform 'r0.transforms.0' of type mine.*{why}"
+    ):
+        transformed_by(answer)
+
+
+def test_a_first_state_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(RunError, match=r"has a state that JSON cannot hold.*`initial`"):
+        transformed_by(lambda s, b: (s, ONES, ONES), first={"n": ONES})
+
+
+def test_a_transform_whose_state_differs_between_ranks_ends_the_run() -> None:
+    def answer(state: Any, scores: ScoreBatch) -> Any:
+        return {"n": 1}, ONES, 0 * ONES
+
+    with pytest.raises(RunError, match=r"differs between ranks: its state is \{'n': 2\} on rank 1"):
+        transformed_by(answer, gather=lambda x: [x, x.replace("1", "2")])
+
+
+def test_what_was_saved_does_not_change_with_what_is_scored_later() -> None:
+    asked = scorer((lambda b: [1.0, 2.0, 3.0], 1.0), transforms=(SCALE,))
+    saved = asked.state_dict()
+    asked.score(rollout())
+    assert saved == {"r0": [SCALE.component.initial()]}
+
+
+def test_a_state_of_another_chain_is_not_taken_back() -> None:
+    asked = scorer((lambda b: [1.0, 2.0, 3.0], 1.0), transforms=(SCALE,))
+    fresh = asked.state_dict()
+    asked.load_state_dict({"r0": []})
+    assert asked.state_dict() == fresh

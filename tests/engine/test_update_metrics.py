@@ -15,7 +15,6 @@ from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Clock, Meter
 from rlframe.engine.scoring import Scores
 from rlframe.engine.update_metrics import Update, update_metrics
-from rlframe.functional.running import Running
 from rlframe.rollout.sampler import pack
 from rlframe.types import KLMeasurement, KLState, Prompt, Rollout, StopReason
 
@@ -56,7 +55,10 @@ def update(**changes: Any) -> Update:
         "number": 4,
         "rollout": rollout,
         "scores": Scores(
-            rewards=torch.diag(scores), raw={"a": scores}, weighted={"a": 2 * scores}, running={}
+            rewards=torch.diag(scores),
+            untransformed=scores / 2,
+            raw={"a": scores},
+            weighted={"a": 2 * scores},
         ),
         "experience": experience,
         "meter": meter,
@@ -105,8 +107,9 @@ def test_every_metric_by_hand() -> None:
     found = measured(update())
     expected = {
         "episode": 15,
-        "objective/scores": 3.0,
-        "objective/scores_std": math.sqrt(8 / 3),
+        "objective/scores": 1.5,
+        "objective/scores_std": math.sqrt(8 / 3) / 2,
+        "objective/mix": 3.0,
         "objective/kl": (3 + 1.5 - 1) / 3,
         "objective/entropy": (2 + 6 + 3) / 3,
         "objective/non_score_reward": -0.5 * 3.5 / 3,
@@ -133,15 +136,16 @@ def test_every_metric_by_hand() -> None:
 def test_kl_that_is_a_loss_is_no_part_of_the_reward() -> None:
     found = measured(update(), penalty=False)
     assert found["objective/non_score_reward"] == 0
-    assert found["objective/rlhf_reward"] == found["objective/scores"]
+    assert found["objective/rlhf_reward"] == found["objective/mix"]
 
 
-def test_what_normalises_a_reward_is_told_of_that_reward_alone() -> None:
+def test_what_a_transform_tells_is_told_of_its_reward_alone() -> None:
     scores = Scores(
         rewards=torch.eye(3, dtype=torch.float64),
         raw={"a": tensor(1, 3, 5), "b": tensor(0, 0, 0)},
         weighted={"a": tensor(1, 3, 5), "b": tensor(0, 0, 0)},
-        running={"b": Running(4, 2.0, 36.0)},
+        untransformed=tensor(1, 1, 1),
+        metrics={"b/running_mean": 2.0, "b/running_std": 3.0},
     )
     found = measured(update(scores=scores))
     assert {name: value for name, value in found.items() if "running" in name} == {

@@ -162,7 +162,7 @@ def credited(
     evaluation = evaluated.evaluate(rollout(), schedule)
     return ExperienceBuilder(**(usual | settings)).build(
         rollout(),
-        Scores(scores, {}, {}, {}),
+        Scores(scores, scores.sum(-1), {}, {}),
         evaluation,
         schedule,
         kl_coefficient=kl_coefficient,

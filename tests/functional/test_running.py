@@ -7,12 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlframe.functional.running import Running, normalised, statistics
+from rlframe.batches import ScoreMoments
+from rlframe.functional.running import statistics
 
 SCORES = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=8)
 
 
-def of(*numbers: float) -> Running:
+def of(*numbers: float) -> ScoreMoments:
     return statistics(torch.tensor(numbers, dtype=torch.float64), lambda x: x)
 
 
@@ -27,14 +28,14 @@ def test_a_hand_worked_table() -> None:
 
 @given(st.lists(SCORES, min_size=1, max_size=6))
 def test_batches_come_to_what_all_numbers_come_to(batches: list[list[float]]) -> None:
-    found = Running()
+    found = ScoreMoments()
     for batch in batches:
         found = found.joined(of(*batch))
     every = torch.tensor([x for batch in batches for x in batch], dtype=torch.float64)
     assert found.number == len(every)
     assert found.mean == pytest.approx(float(every.mean()), abs=1e-9)
     deviations = float(((every - every.mean()) ** 2).sum())
-    assert found.square == pytest.approx(deviations, rel=1e-9, abs=1e-9)
+    assert found.squared_deviations == pytest.approx(deviations, rel=1e-9, abs=1e-9)
 
 
 @given(SCORES, SCORES)
@@ -47,17 +48,19 @@ def test_ranks_come_to_what_one_process_comes_to(mine: list[float], theirs: list
     found = statistics(shares[0], lambda x: x + other.pop(0))
     assert found.number == whole.number
     assert found.mean == pytest.approx(whole.mean, abs=1e-9)
-    assert found.square == pytest.approx(whole.square, rel=1e-9, abs=1e-9)
+    assert found.squared_deviations == pytest.approx(whole.squared_deviations, rel=1e-9, abs=1e-9)
 
 
 def test_nothing_joined_to_something_is_that() -> None:
-    assert Running().joined(of(1.0, 2.0)) == of(1.0, 2.0).joined(Running()) == of(1.0, 2.0)
-    assert Running().joined(Running()) == (0, 0.0, 0.0)
+    assert (
+        ScoreMoments().joined(of(1.0, 2.0)) == of(1.0, 2.0).joined(ScoreMoments()) == of(1.0, 2.0)
+    )
+    assert ScoreMoments().joined(ScoreMoments()) == (0, 0.0, 0.0)
 
 
 def test_a_large_mean_hides_no_deviation() -> None:
     """Σx² - (Σx)²/n would say 0, or worse, of numbers around 1e9 that differ by 1."""
-    found = Running()
+    found = ScoreMoments()
     for _ in range(50):
         found = found.joined(of(1e9, 1e9 + 1))
     assert found.std == pytest.approx(0.5, rel=1e-6)
@@ -65,19 +68,9 @@ def test_a_large_mean_hides_no_deviation() -> None:
 
 @pytest.mark.parametrize("numbers", [(), (5.0,), (0.0, 0.0), (0.1, 0.1, 0.1), (-1e6, -1e6)])
 def test_numbers_of_no_known_scale_are_divided_by_one(numbers: tuple[float, ...]) -> None:
-    found = Running()
+    found = ScoreMoments()
     for number in numbers:
         found = found.joined(of(number))
     assert found.std == 1.0
-    together = of(*numbers * 3) if numbers else Running()
+    together = of(*numbers * 3) if numbers else ScoreMoments()
     assert together.std == 1.0
-
-
-def test_the_score_of_a_response_is_normalised_wherever_its_rewards_lie() -> None:
-    values = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 6.0]]).double()
-    lengths, over = torch.tensor([2, 3]), Running(4, 2.0, 16.0)  # std 2
-    scaled = normalised(values, lengths, over, center=False)
-    assert scaled.tolist() == [[0.5, 1.0, 0.0], [0.0, 0.0, 3.0]]
-    centered = normalised(values, lengths, over, center=True)
-    assert centered.tolist() == [[0.5, 0.0, 0.0], [0.0, 0.0, 2.0]]
-    assert values.tolist() == [[1.0, 2.0, 0.0], [0.0, 0.0, 6.0]]

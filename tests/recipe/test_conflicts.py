@@ -13,8 +13,11 @@ NEW = f"model.policy={{architecture: {{model_type: mixtral, %s}}, {TOKENIZER}}}"
     [
         (["rewards.brevity.weight=0"], "rewards: every reward has a weight of 0"),
         (
-            ["rewards.other={type: length, target_tokens: 9, weight: 0, normalize: scale}"],
-            "rewards.other.normalize: nothing reads this with a weight of 0",
+            [
+                "rewards.other={type: length, target_tokens: 9, weight: 0}",
+                "rewards.other.transforms=[{type: running_scale}]",
+            ],
+            "rewards.other.transforms: nothing reads this with a weight of 0",
         ),
         (
             ["losses.kl={type: ptx, data: reviews, gamma: 0.5}"],

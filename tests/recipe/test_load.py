@@ -68,7 +68,8 @@ def test_an_unknown_key_that_resembles_nothing_is_told_with_what_there_is(mistak
 def test_a_misspelt_weight_of_a_reward_is_answered_with_weight(mistakes, minimal):
     (line,) = mistakes(minimal.replace("target_tokens: 20", "target_tokens: 20, wieght: 2"))
     assert "Did you mean 'weight'?" in line
-    assert line.endswith("Known here: normalize, target_tokens, time_limit_seconds, type, weight")
+    known = "gates, target_tokens, time_limit_seconds, transforms, type, weight"
+    assert line.endswith(f"Known here: {known}")
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,8 @@ def test_a_resolved_recipe_has_every_default_of_sections_and_components(load, mi
         "type": "length",
         "weight": 1.0,
         "time_limit_seconds": None,
-        "normalize": "none",
+        "transforms": [],
+        "gates": None,
         "target_tokens": 20,
     }
     assert resolved["kl"]["controller"] == {

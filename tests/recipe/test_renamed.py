@@ -5,7 +5,7 @@ import re
 import pytest
 
 from rlframe.recipe.renamed import RENAMED
-from rlframe.recipe.schema import Recipe
+from rlframe.recipe.schema import Recipe, RewardEntry
 from rlframe.recipe.wording import _models_in
 from rlframe.registry.discovery import KINDS, Registry
 
@@ -31,7 +31,7 @@ def test_what_a_key_is_called_here_exists_and_is_not_called_so_already(theirs, o
             assert key in known or key in keys_of_components(), (theirs, path)
             models = _models_in(known[key].annotation) if key in known else []
     first = ours.split(".")[0]
-    assert first in {*Recipe.model_fields, "extends", "weight", "type"}
+    assert first in {*Recipe.model_fields, *RewardEntry.model_fields, "extends"}
 
 
 @pytest.mark.parametrize("theirs", RENAMED)

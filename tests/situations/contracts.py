@@ -150,11 +150,16 @@ SITUATIONS = [
         validated(
             rewards={
                 "short": {"type": "length", "target_tokens": 4},
-                "long": {"type": "length", "target_tokens": 9, "weight": 0, "normalize": "scale"},
+                "long": {
+                    "type": "length",
+                    "target_tokens": 9,
+                    "weight": 0,
+                    "transforms": [{"type": "running_scale"}],
+                },
             }
         ),
         3,
-        ("rewards.long.normalize", "nothing reads this with a weight of 0"),
+        ("rewards.long.transforms", "nothing reads this with a weight of 0"),
     ),
     Situation(
         "a regular expression with lookaround",

@@ -40,7 +40,10 @@ SITUATIONS = [
         "scores that are infinite in the precision of the critic",
         trained(1e40),
         1,
-        ("the mix is not finite, or too large for float32, with reward 'short'", "weight of 1e+40"),
+        (
+            "the mix is not finite, or too large for float32",
+            "reward 'short' times its weight of 1e+40",
+        ),
     ),
     Situation(
         "a learning rate that leaves no finite weights",

@@ -25,6 +25,7 @@ from rlframe.api import (
     TokenLoss,
     ValueLoss,
 )
+from tests.testing import transform_defects
 
 
 class Reward(RewardProvider[PluginConfig]):
@@ -233,6 +234,16 @@ class SetsTheDefaultType(Reward):
     def score(self, batch):
         torch.set_default_dtype(torch.float64)
         return super().score(batch)
+
+
+class Amplifies(Reward):
+    def gate(self, batch):
+        return [float(len(text)) for text in batch.response_texts]
+
+
+class GatesSome(Reward):
+    def gate(self, batch):
+        return [0.0 for text in batch.response_texts if not text]
 
 
 class Sleeps(Reward):
@@ -941,6 +952,7 @@ RIGHT = (
     OfTheResponse,
     Squared,
     AbsoluteError,
+    *transform_defects.RIGHT,
 )
 
 PLANTED = {
@@ -978,8 +990,11 @@ PLANTED = {
         (PadsOnTheLeft, "surroundings_untouched"),
         (AddsATokenWhenItIsBuilt, "surroundings_untouched"),
         (SetsTheDefaultType, "surroundings_untouched"),
+        (Amplifies, "gate_from_0_to_1"),
+        (GatesSome, "gate_from_0_to_1"),
         (Sleeps, "time_per_thousand"),
     ],
+    "reward_transforms": transform_defects.PLANTED,
     "kl_controllers": [
         (InBits, "unit_declared"),
         (WrongWay, "direction"),

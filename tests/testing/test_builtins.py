@@ -11,6 +11,7 @@ from rlframe.builtin.losses import PTX
 from rlframe.builtin.policy_losses import CISPO, GSPO, Clip
 from rlframe.builtin.preference_difference import PreferenceDifference
 from rlframe.builtin.reward_model import RewardModel
+from rlframe.builtin.reward_transforms import ClipReward
 from rlframe.builtin.text_rules import Keyword
 from rlframe.registry.discovery import CORE, Registry
 from rlframe.testing import (
@@ -19,6 +20,7 @@ from rlframe.testing import (
     KLControllerSuite,
     PolicyLossSuite,
     RewardProviderSuite,
+    RewardTransformSuite,
     Subject,
     check_component,
 )
@@ -70,6 +72,10 @@ class TestAdaptivePerToken(KLControllerSuite):
 class TestPTXOnDataOfItsOwn(AuxiliaryLossSuite):
     component, config = PTX, {"data": "books", "gamma": 0.5}
     data = MappingProxyType({"prompt": [None], "text": ["Call me Ishmael.", "All alike."]})
+
+
+class TestClipRewardThatBinds(RewardTransformSuite):
+    component, config = ClipReward, {"limit": 0.5}
 
 
 class TestGAEWithDiscount(AdvantageEstimatorSuite):

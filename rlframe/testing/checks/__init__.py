@@ -12,12 +12,14 @@ from rlframe.testing.checks.controller import CONTROLLER
 from rlframe.testing.checks.loss import LOSS
 from rlframe.testing.checks.policy_loss import POLICY_LOSS
 from rlframe.testing.checks.reward import REWARD
+from rlframe.testing.checks.transform import TRANSFORM
 from rlframe.testing.checks.value_loss import VALUE_LOSS
 
 CHECKS: dict[str, tuple[Check, ...]] = {
     "reward_providers": REWARD,
     "kl_controllers": CONTROLLER,
     "auxiliary_losses": LOSS,
+    "reward_transforms": TRANSFORM,
     "advantage_estimators": ADVANTAGE,
     "policy_losses": POLICY_LOSS,
     "value_losses": VALUE_LOSS,

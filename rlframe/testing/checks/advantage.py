@@ -11,6 +11,7 @@ from torch import Tensor
 from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds
 from rlframe.api.answers import ContractError
 from rlframe.api.contract import refuse_bad_credit
+from rlframe.batches import CreditBatch, ScoreMoments
 from rlframe.functional.rewards import response_mask
 from rlframe.testing.check import Broken, DoesNotApply, check
 from rlframe.testing.checks.common import COMMON, random_states_moved
@@ -24,7 +25,7 @@ from rlframe.testing.checks.tensors import (
     tensors,
 )
 from rlframe.testing.subject import Subject
-from rlframe.types import CreditBatch, ScoreMoments, StopReason
+from rlframe.types import StopReason
 
 Estimator = Subject[AdvantageEstimator[Any]]
 

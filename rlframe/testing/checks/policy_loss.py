@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlframe.api.algorithm import PolicyLoss
+from rlframe.batches import PolicyLossBatch
 from rlframe.testing.check import Broken, DoesNotApply, check
 from rlframe.testing.checks.token_loss import (
     FIRST,
@@ -22,7 +23,6 @@ from rlframe.testing.checks.token_loss import (
     with_gradient,
 )
 from rlframe.testing.subject import Subject
-from rlframe.types import PolicyLossBatch
 
 Loss = Subject[PolicyLoss[Any]]
 

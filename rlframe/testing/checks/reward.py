@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rlframe.api.answers import LARGEST, ContractError, raw_scores
+from rlframe.api.answers import LARGEST, ContractError, gate_factors, raw_scores
 from rlframe.api.component import Context, RewardProvider
 from rlframe.testing.check import Broken, check
 from rlframe.testing.checks.common import COMMON, random_states_moved
@@ -330,6 +330,26 @@ def state_survives_a_checkpoint(subject: Reward) -> None:
 
 
 @check(
+    expected="from `gate`, a number from 0 to 1 for each response in order, or None for no gate",
+    likely="a score is returned, or only the responses that are let through",
+    do="return 1.0 for a response whose other rewards count in full, and 0.0 where they do not",
+)
+def gate_from_0_to_1(subject: Reward) -> str | None:
+    """A gate lets a part of other rewards through; it cannot make them larger or turn them round."""
+    if not subject.component.has_gate(subject.instance.config):
+        return "it has no gate"
+    batch = _batch(subject)
+    answer = subject.instance.gate(batch)
+    if answer is None:
+        return "it answers with no gate"
+    try:
+        gate_factors(answer, len(batch))
+    except ContractError as error:
+        raise Broken(f"it {error}") from None
+    return None
+
+
+@check(
     expected="a thousand responses within the time that the suite allows (10 s unless it says more)",
     likely="a model is run on one response at a time, or loaded at every call",
     do="load in `__init__`, score in batches; or set `seconds_per_thousand` to what it has to cost",
@@ -369,5 +389,6 @@ REWARD = (
     global_rng_untouched,
     surroundings_untouched,
     state_survives_a_checkpoint,
+    gate_from_0_to_1,
     time_per_thousand,
 )

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rlframe.batches import CreditBatch, PolicyLossBatch, ValueLossBatch
 from rlframe.testing.check import Broken
-from rlframe.types import CreditBatch, PolicyLossBatch, ValueLossBatch
 
 B = TypeVar("B", bound=CreditBatch | PolicyLossBatch | ValueLossBatch)
 

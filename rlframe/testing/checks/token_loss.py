@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from rlframe.api.algorithm import PolicyLoss, ValueLoss
 from rlframe.api.answers import ContractError
 from rlframe.api.contract import token_loss
+from rlframe.batches import PolicyLossBatch, TokenLoss, ValueLossBatch
 from rlframe.functional.masked import masked_sum
 from rlframe.functional.rewards import response_mask
 from rlframe.testing.check import Broken, check
@@ -28,7 +29,6 @@ from rlframe.testing.checks.tensors import (
     tensors,
 )
 from rlframe.testing.subject import Subject
-from rlframe.types import PolicyLossBatch, TokenLoss, ValueLossBatch
 
 Loss = PolicyLoss[Any] | ValueLoss[Any]
 Batch = PolicyLossBatch | ValueLossBatch

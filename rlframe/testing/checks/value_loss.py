@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlframe.api.algorithm import ValueLoss
+from rlframe.batches import ValueLossBatch
 from rlframe.testing.check import check
 from rlframe.testing.checks.token_loss import (
     FIRST,
@@ -18,7 +19,6 @@ from rlframe.testing.checks.token_loss import (
     slope_of,
 )
 from rlframe.testing.subject import Subject
-from rlframe.types import ValueLossBatch
 
 Loss = Subject[ValueLoss[Any]]
 

@@ -1,0 +1,137 @@
+"""The engine's side of reward transforms: statistics, contract, state, agreement between ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlframe.api.algorithm import RewardTransform
+from rlframe.api.answers import ContractError
+from rlframe.api.component import Instance
+from rlframe.api.contract import plain_state, transformed
+from rlframe.batches import ScoreBatch
+from rlframe.engine.asking import described
+from rlframe.errors import RunError
+from rlframe.functional.rewards import at_last_token
+from rlframe.functional.running import statistics
+from rlframe.registry.relay import Relay
+from rlframe.types import RewardBatch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the scores of a rollout belong."""
+
+    lengths: Tensor
+    """[B] int64, sampled tokens of each response."""
+    group_ids: Tensor
+    """[B] int64."""
+    update: int
+    updates: int
+
+
+class TransformChain:
+    """The transforms of one reward, one after the other.
+
+    Args:
+      transforms: in their order, at least one.
+      relay: they are called through it.
+      reduce: sums a tensor over ranks.
+      gather: every rank's value, on every rank.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Instance[RewardTransform[Any]]],
+        relay: Relay,
+        reduce: Callable[[Tensor], Tensor],
+        gather: Callable[[str], list[str]],
+    ) -> None:
+        self._transforms, self._relay = transforms, relay
+        self._reduce, self._gather = reduce, gather
+        self.states = [self._initial(instance) for instance in transforms]
+        """Of each transform, plain data."""
+
+    def apply(self, values: Tensor, place: Place, batch: RewardBatch) -> Tensor:
+        """[B, T] the token rewards after all transforms. Collective: call on all ranks.
+
+        Args:
+          values: [B, T] float64, 0 in the padding.
+          place: of these responses.
+          batch: what was scored, for messages.
+
+        Raises:
+          RunError: a transform raised, broke its contract, or differs between ranks.
+        """
+        for number, instance in enumerate(self._transforms):
+            totals = values.sum(-1)
+            scores = ScoreBatch(
+                totals=totals,
+                valid=torch.ones_like(totals, dtype=torch.bool),
+                group_ids=place.group_ids,
+                moments=statistics(totals, self._reduce),
+                update=place.update,
+                updates=place.updates,
+            )
+            self.states[number], scale, shift = self._asked(
+                instance, self.states[number], scores, batch
+            )
+            last = at_last_token(shift, place.lengths, width=values.shape[1])
+            values = values * scale[:, None] + last
+        self._refuse_other_states()
+        return values
+
+    def metrics(self) -> dict[str, float]:
+        """What the transforms tell of their states; of two that say the same, the later one."""
+        found: dict[str, float] = {}
+        for instance, state in zip(self._transforms, self.states, strict=True):
+            with self._relay.named("reward transform", instance):
+                found |= dict(instance.component.metrics(state))
+        return found
+
+    def _initial(self, instance: Instance[RewardTransform[Any]]) -> dict[str, Any]:
+        with self._relay.named("reward transform", instance):
+            state = instance.component.initial()
+        try:
+            return plain_state(state)
+        except ContractError as error:
+            raise RunError(f"reward transform {instance} {error} (`initial`)") from error
+
+    def _asked(
+        self,
+        instance: Instance[RewardTransform[Any]],
+        state: Mapping[str, Any],
+        scores: ScoreBatch,
+        batch: RewardBatch,
+    ) -> tuple[dict[str, Any], Tensor, Tensor]:
+        before = json.dumps(state), scores.totals.clone()
+        with self._relay.named("reward transform", instance):
+            answer = self._relay.hook.rlframe_transform_reward(
+                transform=instance.component, state=state, scores=scores
+            )
+        whose = f"reward transform {instance}{self._relay.around('rlframe_transform_reward')}"
+        if json.dumps(state) != before[0] or not torch.equal(scores.totals, before[1]):
+            raise RunError(f"{whose} changed what it was given; make a new state and new tensors")
+        try:
+            return transformed(answer, scores)
+        except ContractError as error:
+            raise RunError(f"{whose} {error}.\n{described(batch, error.row)}") from error
+
+    def _refuse_other_states(self) -> None:
+        """Else each rank would learn from another reward."""
+        theirs = self._gather(json.dumps(self.states, sort_keys=True))
+        other = [rank for rank, states in enumerate(theirs) if states != theirs[0]]
+        if other:
+            pairs = zip(json.loads(theirs[0]), json.loads(theirs[other[0]]), strict=True)
+            number, (first, second) = next((k, p) for k, p in enumerate(pairs) if p[0] != p[1])
+            raise RunError(
+                f"reward transform {self._transforms[number]} differs between ranks: its state is "
+                f"{second} on rank {other[0]} and {first} on rank 0. All of them saw the same "
+                "`moments`, so it reads something else: the scores of its rank, random numbers, a "
+                "clock, or what it keeps on `self`"
+            )
