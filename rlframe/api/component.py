@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-API_VERSION = (1, 0)
+API_VERSION = (2, 0)
 """Version of this contract: a plugin of the same major and no newer minor version works."""
 
 

@@ -321,11 +321,9 @@ class PPOParts:
             ],
             self.relay,
             sample_reference=self.generator.of_reference,
-            reduce=runtime.sum,
-            gather=runtime.gather,
+            runtime=runtime,
             updates=self.ppo.updates,
             seed=recipe.seed,
-            rank=runtime.rank,
         )
 
     def _updater(self) -> PolicyUpdater:

@@ -148,8 +148,6 @@ class Objective:
 
     def _weighed(self, loss: Tensor, mask: Tensor) -> Tensor:
         """Σ of the weights of tokens times their loss."""
-        if self.reduction == "token":  # whose weights are all 1
-            return masked_sum(loss, mask)
         weights, _ = token_weights(
             mask, reduction=self.reduction, max_new_tokens=self.max_new_tokens
         )

@@ -22,8 +22,9 @@ from torch import Tensor
 from rlframe.api.algorithm import RewardTransform
 from rlframe.api.answers import LARGEST, ContractError, gate_factors, token_scores
 from rlframe.api.component import Instance, RewardProvider
+from rlframe.distributed.runtime import Runtime
 from rlframe.engine.asking import TimeLimit, culprit, described
-from rlframe.engine.transforming import Place, TransformChain
+from rlframe.engine.transforming import TransformChain
 from rlframe.errors import RunError
 from rlframe.functional.rewards import response_mask
 from rlframe.registry.relay import Relay
@@ -44,12 +45,6 @@ class WeightedReward:
     """In the order in which they are applied, before the weight."""
     gates: tuple[str, ...] | None = None
     """Names of the rewards that its gate acts on; None for all that have no gate."""
-
-    @property
-    def has_gate(self) -> bool:
-        """Whether it multiplies other rewards."""
-        component = self.instance.component
-        return self.weight != 0 and type(component).has_gate(component.config)
 
 
 @dataclass(frozen=True)
@@ -80,11 +75,9 @@ class RewardScorer:
       rewards: in the recipe's order.
       relay: components are called through it.
       sample_reference: draws a response of the reference model for each prompt of a rollout.
-      reduce: sums a tensor over ranks.
-      gather: every rank's value, on every rank.
+      runtime: the processes.
       updates: how many there will be.
       seed: of the run.
-      rank: of this process.
     """
 
     def __init__(
@@ -93,20 +86,18 @@ class RewardScorer:
         relay: Relay,
         *,
         sample_reference: Callable[[Rollout], Rollout] | None,
-        reduce: Callable[[Tensor], Tensor],
-        gather: Callable[[str], list[str]],
+        runtime: Runtime,
         updates: int,
         seed: int,
-        rank: int,
     ) -> None:
         self._rewards = rewards
         self._relay = relay
         self._sample_reference = sample_reference
         self._seed = seed
-        self._rank = rank
-        self._updates = updates
+        self._rank = runtime.rank
+        self._gating = [reward for reward in rewards if self._has_gate(reward)]
         self._chains = {
-            r.instance.name: TransformChain(r.transforms, relay, reduce, gather)
+            r.instance.name: TransformChain(r.transforms, relay, runtime, updates)
             for r in rewards
             if r.transforms
         }
@@ -124,7 +115,7 @@ class RewardScorer:
         return {name: list(chain.states) for name, chain in self._chains.items()}
 
     def load_state_dict(self, state: Mapping[str, list[dict[str, Any]]]) -> None:
-        """Take back what `state_dict` gave; a reward with other transforms than then begins anew."""
+        """Take back what `state_dict` gave; a reward that had other transforms begins again."""
         for name in self._chains.keys() & state.keys():
             if len(state[name]) == len(self._chains[name].states):
                 self._chains[name].states = list(state[name])
@@ -143,12 +134,10 @@ class RewardScorer:
         lengths = rollout.sequences.response_lengths
         mask = response_mask(lengths, width=int(lengths.max()))
         nothing = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
-        groups = torch.tensor(rollout.group_ids, device=mask.device)
         raw = {r.instance.name: self._values(r, batch, nothing) for r in self._rewards}
         values, metrics = dict(raw), dict[str, float]()
         for name, chain in self._chains.items() if training else ():
-            place = Place(lengths, groups, rollout.update, self._updates)
-            values[name] = chain.apply(raw[name], place, batch)
+            values[name] = chain.apply(raw[name], batch)
             metrics |= {f"{name}/{key}": value for key, value in chain.metrics().items()}
         gates = self._gates(batch, like=nothing)
         parts = {r.instance.name: r.weight * gates[r.instance.name] for r in self._rewards}
@@ -165,13 +154,19 @@ class RewardScorer:
     def _gates(self, batch: RewardBatch, like: Tensor) -> dict[str, Tensor]:
         """Name -> [B] the product of the gates that act on a reward."""
         found = {r.instance.name: like.new_ones(len(like)) for r in self._rewards}
-        free = [r.instance.name for r in self._rewards if not r.has_gate]
-        for reward in self._rewards:
-            factors = self._gate(reward, batch) if reward.has_gate else None
+        free = [r.instance.name for r in self._rewards if r not in self._gating]
+        for reward in self._gating:
+            factors = self._gate(reward, batch)
             if factors is not None:
                 for name in free if reward.gates is None else reward.gates:
                     found[name] = found[name] * like.new_tensor(factors)
         return found
+
+    def _has_gate(self, reward: WeightedReward) -> bool:
+        """Whether it multiplies other rewards."""
+        component = reward.instance.component
+        with self._relay.named("reward", reward.instance):
+            return reward.weight != 0 and bool(type(component).has_gate(component.config))
 
     def _gate(self, reward: WeightedReward, batch: RewardBatch) -> list[float] | None:
         with self._relay.named("reward", reward.instance):

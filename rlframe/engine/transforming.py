@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 from rlframe.api.algorithm import RewardTransform
 from rlframe.api.answers import ContractError
 from rlframe.api.component import Instance
-from rlframe.api.contract import plain_state, transformed
+from rlframe.api.contract import plain_metrics, plain_state, transformed
 from rlframe.batches import ScoreBatch
+from rlframe.distributed.runtime import Runtime
 from rlframe.engine.asking import described
 from rlframe.errors import RunError
 from rlframe.functional.rewards import at_last_token
@@ -23,65 +23,54 @@ from rlframe.registry.relay import Relay
 from rlframe.types import RewardBatch
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the scores of a rollout belong."""
-
-    lengths: Tensor
-    """[B] int64, sampled tokens of each response."""
-    group_ids: Tensor
-    """[B] int64."""
-    update: int
-    updates: int
-
-
 class TransformChain:
     """The transforms of one reward, one after the other.
 
     Args:
       transforms: in their order, at least one.
       relay: they are called through it.
-      reduce: sums a tensor over ranks.
-      gather: every rank's value, on every rank.
+      runtime: the processes.
+      updates: how many there will be.
     """
 
     def __init__(
         self,
         transforms: Sequence[Instance[RewardTransform[Any]]],
         relay: Relay,
-        reduce: Callable[[Tensor], Tensor],
-        gather: Callable[[str], list[str]],
+        runtime: Runtime,
+        updates: int,
     ) -> None:
         self._transforms, self._relay = transforms, relay
-        self._reduce, self._gather = reduce, gather
+        self._runtime, self._updates = runtime, updates
         self.states = [self._initial(instance) for instance in transforms]
         """Of each transform, plain data."""
 
-    def apply(self, values: Tensor, place: Place, batch: RewardBatch) -> Tensor:
+    def apply(self, values: Tensor, batch: RewardBatch) -> Tensor:
         """[B, T] the token rewards after all transforms. Collective: call on all ranks.
 
         Args:
           values: [B, T] float64, 0 in the padding.
-          place: of these responses.
-          batch: what was scored, for messages.
+          batch: what was scored.
 
         Raises:
           RunError: a transform raised, broke its contract, or differs between ranks.
         """
+        lengths = torch.tensor(batch.response_lengths, device=values.device)
+        groups = torch.tensor(list(batch.group_ids), device=values.device)
         for number, instance in enumerate(self._transforms):
             totals = values.sum(-1)
             scores = ScoreBatch(
                 totals=totals,
                 valid=torch.ones_like(totals, dtype=torch.bool),
-                group_ids=place.group_ids,
-                moments=statistics(totals, self._reduce),
-                update=place.update,
-                updates=place.updates,
+                group_ids=groups,
+                moments=statistics(totals, self._runtime.sum),
+                update=batch.update,
+                updates=self._updates,
             )
             self.states[number], scale, shift = self._asked(
                 instance, self.states[number], scores, batch
             )
-            last = at_last_token(shift, place.lengths, width=values.shape[1])
+            last = at_last_token(shift, lengths, width=values.shape[1])
             values = values * scale[:, None] + last
         self._refuse_other_states()
         return values
@@ -91,7 +80,11 @@ class TransformChain:
         found: dict[str, float] = {}
         for instance, state in zip(self._transforms, self.states, strict=True):
             with self._relay.named("reward transform", instance):
-                found |= dict(instance.component.metrics(state))
+                told = instance.component.metrics(state)
+            try:
+                found |= plain_metrics(told)
+            except ContractError as error:
+                raise RunError(f"reward transform {instance} {error} (`metrics`)") from error
         return found
 
     def _initial(self, instance: Instance[RewardTransform[Any]]) -> dict[str, Any]:
@@ -124,7 +117,7 @@ class TransformChain:
 
     def _refuse_other_states(self) -> None:
         """Else each rank would learn from another reward."""
-        theirs = self._gather(json.dumps(self.states, sort_keys=True))
+        theirs = self._runtime.gather(json.dumps(self.states, sort_keys=True))
         other = [rank for rank, states in enumerate(theirs) if states != theirs[0]]
         if other:
             pairs = zip(json.loads(theirs[0]), json.loads(theirs[other[0]]), strict=True)

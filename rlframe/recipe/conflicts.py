@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from rlframe.api.algorithm import AdvantageEstimator
 from rlframe.api.component import Component, KLController, PluginConfig, RewardProvider
 from rlframe.api.contract import out_of_bounds
+from rlframe.errors import did_you_mean, listed
 from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import NewModel, Recipe
 
@@ -134,19 +135,26 @@ def _gates(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path
         if ("rewards", name) not in gates:
             yield (
                 ("rewards", name, "gates"),
-                "nothing reads this: with these keys the reward has no gate",
+                "nothing reads this: with these keys the reward has no gate, as eos_penalty with "
+                "`mode: replace` has one. Remove it",
             )
         for number, other in enumerate(entry.gates):
             if other not in recipe.rewards:
-                known = ", ".join(n for n in recipe.rewards if n != name)
-                yield ("rewards", name, "gates", number), f"there is no such reward; it has {known}"
+                known = [n for n in recipe.rewards if n != name]
+                problem = f"there is no reward {other!r}.{did_you_mean(other, known)}"
+                yield ("rewards", name, "gates", number), f"{problem} Known: {listed(known)}"
             elif other == name:
                 yield ("rewards", name, "gates", number), "a reward cannot gate itself"
 
 
 def _has_gate(named: Named) -> bool:
     component = named.component
-    return issubclass(component, RewardProvider) and bool(component.has_gate(named.config))
+    if not issubclass(component, RewardProvider):
+        return False
+    try:
+        return bool(component.has_gate(named.config))
+    except Exception:  # told with its owner when the run is put together
+        return False
 
 
 def _losses(recipe: Recipe) -> Iterator[tuple[Path_, str]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, SecretBytes, SecretStr, TypeAdapter, ValidationError
 
+from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds
 from rlframe.api.component import Component, ComponentSpec, Needs, PluginConfig
 from rlframe.errors import PluginError, RecipeError, RlframeError, listed, place_of
 from rlframe.recipe import wording
@@ -225,8 +226,11 @@ def _broken_names(
             problem = f"`needs` of {choice.offer} raised {type(error).__name__}: {error} [{place}]"
             found.append((where, problem, PluginError))
             continue
-        if not isinstance(needs, Needs):
-            problem = f"`needs` of {choice.offer} returned {needs!r} instead of Needs(...)"
+        wanted = EstimatorNeeds if issubclass(choice.component, AdvantageEstimator) else Needs
+        if not isinstance(needs, wanted):
+            problem = (
+                f"`needs` of {choice.offer} returned {needs!r} instead of {wanted.__name__}(...)"
+            )
             found.append((where, problem, PluginError))
             continue
         broken = broken_names(recipe, where, choice.config, needs)
@@ -289,6 +293,12 @@ def _specs_in_data(data: dict[str, Any]) -> Iterator[tuple[Path_, ComponentSpec]
 def _hints(data: dict[str, Any], registry: Registry) -> dict[Path_, str]:
     """What to say beside a mistake in the shape of a component."""
     hints: dict[Path_, str] = {}
+    rewards = data.get("rewards")
+    for name, entry in rewards.items() if isinstance(rewards, dict) else ():
+        chain = entry.get("transforms") if isinstance(entry, dict) else None
+        if isinstance(chain, str | dict):
+            named = f"{{type: {chain}}}" if isinstance(chain, str) else "{type: ...}"
+            hints["rewards", name, "transforms"] = f". Write [{named}]: several apply in turn"
     for path, spec in wording.component_slots(data):
         noun = KINDS[spec.kind][1]
         node: Any = data

@@ -69,7 +69,7 @@ RENAMED = {
     "rollout.stop": "rollout.stop_strings",
     # rewards
     "rewards.*.coef": "weight",
-    "rewards.*.normalize": "transforms",
+    "rewards.*.normalize": "transforms, as in [{type: running_scale}] or running_standardize",
     "rewards.*.coefficient": "weight",
     "rewards.*.scale": "weight",
     "rewards.*.name": "type",

@@ -166,6 +166,8 @@ def _message(detail: ErrorDetails, keys: frozenset[str], path: Path_) -> _Messag
         return _Message(detail["msg"].removeprefix("Value error, "))
     if kind == "bool":  # of Section: pydantic itself reads true as 1
         return _Message(f"input should not be true or false, but it is {_shown(value)}")
+    if kind == "too_short" and not value:
+        return _Message(f"at least {detail['ctx']['min_length']} is needed, but none is given")
     family, _, rest = kind.partition("_")
     if rest in ("type", "parsing", "from_float", "number", "attributes_type", "parsing_size"):
         return _Message(_WANTED.get(family, detail["msg"]), _shown(value))

@@ -36,7 +36,7 @@ from rlframe.api.component import (
     RewardProvider,
 )
 from rlframe.errors import PluginError, RecipeError, did_you_mean, listed
-from rlframe.registry.lint import misfits
+from rlframe.registry.lint import misfits, outdated
 from rlframe.registry.local import is_local, local_component, why
 from rlframe.text import lines
 
@@ -374,6 +374,8 @@ def _checked(offer: Offer, component: object) -> type[Component[Any]]:
         raise PluginError(
             f"{noun} {offer}: its config declares {listed(taken)}, which belongs to the recipe"
         )
+    if old := outdated(component):
+        raise PluginError(f"{noun} {offer}: {'; '.join(old)}")
     if issubclass(component, HookPlugin) and (wrong := misfits(component)):
         raise PluginError(f"{noun} {offer}: {'; '.join(wrong)}")
     return component

@@ -1,4 +1,4 @@
-"""What pluggy would accept in silence from a hook plugin, and then never call as its author thinks.
+"""What would be accepted in silence from a plugin, and then never be called as its author thinks.
 
 Looked for when the class is loaded, so that `rlframe validate` tells it and no stage has trained yet.
 """
@@ -9,12 +9,31 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rlframe.api.component import HookPlugin
+from rlframe.api.algorithm import AdvantageEstimator
+from rlframe.api.component import Component, HookPlugin, RewardProvider
 from rlframe.api.spec import Specification
 from rlframe.errors import did_you_mean, listed
 
 HOOKS = tuple(name for name in vars(Specification) if name.startswith("rlframe_"))
 """Every hook, component calls first."""
+
+
+def outdated(component: type[Component[Any]]) -> list[str]:
+    """What a component has from an earlier contract, which nothing would call, or call otherwise."""
+    found = []
+    if issubclass(component, RewardProvider) and hasattr(component, "combine"):
+        found.append(
+            "it has `combine`, which nothing calls any more: a reward that acts on others returns what "
+            "they are multiplied with from `gate`"
+        )
+    if issubclass(component, AdvantageEstimator):
+        given = list(inspect.signature(component.estimate).parameters)[1:]
+        if len(given) > 1:
+            found.append(
+                f"its `estimate` takes {', '.join(given)}, but is given one CreditBatch, which has "
+                "them, and returns a Credit"
+            )
+    return found
 
 
 def misfits(plugin: type[HookPlugin[Any]]) -> list[str]:

@@ -15,9 +15,9 @@ from rlframe.errors import SetupError
 from rlframe.runs.durable import replace_text
 from rlframe.runs.sealed import checksum, sealed_text
 
-FORMAT = 3
+FORMAT = 4
 """Of the run directory. 1 had no number, no run id and no fingerprints of data and models; in 2 the
-states in checkpoints had other names."""
+states in checkpoints had other names; in 3 the recipe had no `algorithm` and no transforms."""
 
 NAME = "manifest.json"
 

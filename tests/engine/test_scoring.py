@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,14 +77,12 @@ def scorer(
     return RewardScorer(mix, Relay(), **{**ALONE, **kwargs})
 
 
-ALONE: Any = {
-    "sample_reference": None,
-    "reduce": lambda x: x,
-    "gather": lambda x: [x],
-    "updates": 9,
-    "seed": 0,
-    "rank": 0,
-}
+def processes(**changed: Any) -> Any:
+    """One process, or what stands for several."""
+    return SimpleNamespace(**{"sum": lambda x: x, "gather": lambda x: [x], "rank": 0, **changed})
+
+
+ALONE: Any = {"sample_reference": None, "runtime": processes(), "updates": 9, "seed": 0}
 
 
 def test_a_score_lands_on_the_last_generated_token_eos_included() -> None:
@@ -381,6 +380,16 @@ def test_a_gate_acts_on_the_rewards_that_it_names_and_several_multiply() -> None
     assert found.mix.tolist() == pytest.approx([1 + 12 + 0.5, 1 + 0.5 + 1, 0 + 0 + 1.5])
 
 
+def test_a_reward_that_cannot_say_whether_it_has_a_gate_is_named() -> None:
+    class Unsure(Gate):
+        @classmethod
+        def has_gate(cls, config: Any) -> bool:
+            raise KeyError("mode")
+
+    with pytest.raises(RunError, match=r"reward 'half' of type half .*raised KeyError"):
+        gated(PLAIN, ("half", Unsure([1.0] * 3), 1.0, None))
+
+
 def test_a_gate_that_answers_none_is_none() -> None:
     assert gated(PLAIN, ("half", Gate(None), 0.1, None)).mix.tolist() == pytest.approx([3, 6, 9])
 
@@ -551,13 +560,45 @@ def test_a_transform_is_told_of_all_ranks_and_of_the_place_in_the_run() -> None:
         seen.append(scores)
         return state, torch.ones_like(scores.totals), torch.zeros_like(scores.totals)
 
-    transformed_by(answer, reduce=lambda x: 2 * x)  # as if another rank had seen the same
+    transformed_by(
+        answer, runtime=processes(sum=lambda x: 2 * x)
+    )  # as if another rank had seen the same
     (scores,) = seen
     assert scores.moments == pytest.approx((6, 3.0, 16.0))
     assert scores.totals.tolist() == [1, 3, 5]
     assert scores.valid.all()
     assert scores.group_ids.tolist() == [0, 0, 1]
     assert (scores.update, scores.updates) == (4, 9)
+
+
+class Telling(Mine):
+    """Tells what it was made with."""
+
+    def metrics(self, state: Any) -> Any:
+        return self.first
+
+    def initial(self) -> Any:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ([1.0], r"returned \[1.0\]; it must be a mapping"),
+        ({"mean": math.nan}, "returned 'mean': nan, which is no finite number"),
+        ({"mean": torch.ones(2)}, "'mean': .*which is no finite number"),
+        ({3: 1.0}, "returned 3: 1.0"),
+        ({"mean": True}, "'mean': True"),
+    ],
+    ids=["list", "nan", "tensor", "name", "bool"],
+)
+def test_metrics_of_a_transform_are_names_and_finite_numbers(told: Any, why: str) -> None:
+    def unchanged(state: Any, scores: ScoreBatch) -> Any:
+        return state, torch.ones_like(scores.totals), torch.zeros_like(scores.totals)
+
+    mine = Instance("r0.transforms.0", "mine (dist 1.0)", Telling(unchanged, told))
+    with pytest.raises(RunError, match=rf"'r0.transforms.0' of type mine.*{why}.*`metrics`"):
+        scorer((lambda b: [1.0, 3.0, 5.0], 1.0), transforms=(mine,)).score(rollout())
 
 
 ONES = torch.ones(3, dtype=torch.float64)
@@ -600,7 +641,7 @@ def test_a_transform_whose_state_differs_between_ranks_ends_the_run() -> None:
         return {"n": 1}, ONES, 0 * ONES
 
     with pytest.raises(RunError, match=r"differs between ranks: its state is \{'n': 2\} on rank 1"):
-        transformed_by(answer, gather=lambda x: [x, x.replace("1", "2")])
+        transformed_by(answer, runtime=processes(gather=lambda x: [x, x.replace("1", "2")]))
 
 
 def test_what_was_saved_does_not_change_with_what_is_scored_later() -> None:

@@ -484,3 +484,16 @@ def test_a_recipe_is_validated_without_importing_torch():
     command = [sys.executable, "-c", code, str(QUICKSTART)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_needs_of_an_estimator_say_whether_there_is_a_critic(load, minimal, registry):
+    from rlframe.api import AdvantageEstimator, Needs, PluginConfig
+
+    class Mine(AdvantageEstimator[PluginConfig]):
+        @classmethod
+        def needs(cls, config):
+            return Needs(samples_per_prompt=2)
+
+    registry.add("advantage_estimators", "with_plain_needs", Mine)
+    with pytest.raises(PluginError, match=r"instead of EstimatorNeeds\(\.\.\.\)"):
+        load(minimal, "algorithm.advantages={type: with_plain_needs}")

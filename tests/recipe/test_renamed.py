@@ -30,7 +30,7 @@ def test_what_a_key_is_called_here_exists_and_is_not_called_so_already(theirs, o
             known = {k: f for model in models for k, f in model.model_fields.items()}
             assert key in known or key in keys_of_components(), (theirs, path)
             models = _models_in(known[key].annotation) if key in known else []
-    first = ours.split(".")[0]
+    first = re.split(r"[.,]", ours)[0]
     assert first in {*Recipe.model_fields, *RewardEntry.model_fields, "extends"}
 
 

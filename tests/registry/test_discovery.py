@@ -203,9 +203,9 @@ def test_a_component_of_this_api_is_accepted(install):
 @pytest.mark.parametrize(
     ("version", "shown", "upgrade"),
     [
-        ("(0, 9)", "0.9", "acme-rewards"),
-        ("(1, 99)", "1.99", "rlframe"),
-        ("(2, 0)", "2.0", "rlframe"),
+        ("(1, 9)", "1.9", "acme-rewards"),
+        ("(2, 99)", "2.99", "rlframe"),
+        ("(3, 0)", "3.0", "rlframe"),
     ],
 )
 def test_a_component_of_another_api_is_refused_and_told_which_side_to_upgrade(
@@ -214,7 +214,10 @@ def test_a_component_of_another_api_is_refused_and_told_which_side_to_upgrade(
     module = f"{REWARD}\n    rlframe_api = {version}\n"
     install("acme-rewards", offers={"polite": "Reward"}, module=module)
     told = refused("polite")
-    assert f"is written for plugin API {shown}, this rlframe speaks 1." in told
+    assert (
+        f"is written for plugin API {shown}, this rlframe speaks {API_VERSION[0]}.{API_VERSION[1]}"
+        in told
+    )
     assert told.endswith(f"Upgrade {upgrade}.")
 
 

@@ -1,4 +1,4 @@
-"""What pluggy would accept in silence from a hook plugin is told when its class is loaded."""
+"""What would never be called as its author thinks is told when a class is loaded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlframe.api import HookPlugin, hookimpl
+from rlframe.api import AdvantageEstimator, Component, HookPlugin, RewardProvider, hookimpl
 from rlframe.errors import PluginError
 from rlframe.registry.discovery import Registry
 
@@ -88,6 +88,33 @@ def test_a_plugin_without_hooks_and_every_mistake_at_once() -> None:
     both = refused({"rlframe_metrics": first, "rlframe_score": undecorated})
     assert "asks for an order" in both
     assert "rlframe_score is not decorated" in both
+
+
+def combine(self: Any, total: Any, values: Any, batch: Any) -> Any: ...
+
+
+def estimate(self: Any, rewards: Any, values: Any, mask: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "members", "words"),
+    [
+        ("reward_providers", RewardProvider, {"combine": combine}, "from `gate`"),
+        (
+            "advantage_estimators",
+            AdvantageEstimator,
+            {"estimate": estimate},
+            "takes rewards, values, mask, but is given one CreditBatch",
+        ),
+    ],
+)
+def test_a_component_of_an_earlier_contract_is_told_what_took_its_place(
+    kind: str, base: type[Component[Any]], members: dict[str, Any], words: str
+) -> None:
+    registry = Registry()
+    registry.add(kind, "mine", type("Mine", (base,), members))
+    with pytest.raises(PluginError, match=words):
+        registry.load(kind, "mine")
 
 
 def test_what_keeps_the_rules_is_loaded() -> None:

@@ -58,6 +58,6 @@ def test_another_format_is_refused_and_never_misread(number: object, tmp_path: P
     write_manifest(tmp_path, {**content, "rlframe": "0.0.9"})
     for edited in (False, True):
         with pytest.raises(
-            SetupError, match=r"written by rlframe 0.0.9 in format .* reads format 3"
+            SetupError, match=rf"written by rlframe 0.0.9 in format .* reads format {FORMAT}"
         ):
             read_manifest(tmp_path, edited=edited)

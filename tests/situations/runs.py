@@ -306,7 +306,7 @@ SITUATIONS = [
         "a run that was written before run directories had a format",
         old,
         5,
-        ("run was written by rlframe 0.1.0 in format 1", "this rlframe reads format 3"),
+        ("run was written by rlframe 0.1.0 in format 1", "this rlframe reads format 4"),
     ),
     Situation(
         "a run of a later rlframe",

@@ -185,7 +185,7 @@ def padding_changes_nothing(subject: Estimator) -> None:
 
 @check(
     expected="the same advantages for a group alone as beside others",
-    likely="a mean or a spread over the whole batch (whitening), or groups that are told apart by "
+    likely="a mean or a spread over the whole batch (whitening), or groups that are taken by "
     "position instead of `group_ids`",
     do="compare responses within their group alone; leave whitening to the engine, which does it over "
     "all ranks (`whiten = True`), or declare `global_moments` in `needs` and use `score_moments`",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlframe.api.algorithm import RewardTransform
 from rlframe.api.answers import ContractError
-from rlframe.api.contract import plain_state, transformed
+from rlframe.api.contract import plain_metrics, plain_state, transformed
 from rlframe.batches import ScoreBatch
 from rlframe.functional.running import statistics
 from rlframe.testing.check import Broken, check
@@ -202,10 +202,10 @@ def pure(subject: Transform) -> None:
 def metrics_are_numbers(subject: Transform) -> None:
     """They are logged as reward/NAME/KEY."""
     for state in (_first(subject.instance), _later(subject)[0]):
-        found = subject.instance.metrics(state)
-        for name, value in dict(found).items():
-            if not isinstance(value, int | float) or not torch.tensor(value).isfinite():
-                raise Broken(f"metric {name!r} is {value!r}")
+        try:
+            plain_metrics(subject.instance.metrics(state))
+        except ContractError as error:
+            raise Broken(f"it {error}") from None
 
 
 @check(
