@@ -151,7 +151,7 @@ class Objective:
         weights, _ = token_weights(
             mask, reduction=self.reduction, max_new_tokens=self.max_new_tokens
         )
-        return masked_sum(weights * loss, mask)
+        return masked_sum(weights.to(loss.dtype) * loss, mask)
 
     def _policy_loss(self, now: TokenOutputs, exp: Experience, meter: Meter) -> Tensor:
         batch = PolicyLossBatch(now.logprobs, exp.logprobs, exp.advantages, now.entropy, exp.mask)
