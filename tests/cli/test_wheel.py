@@ -29,6 +29,12 @@ bang_bang = "acme_rl:BangBang"
 own_words = "acme_rl:OwnWords"
 [project.entry-points."rlframe.advantage_estimators"]
 reward_to_go = "acme_rl:RewardToGo"
+[project.entry-points."rlframe.policy_losses"]
+unbounded = "acme_rl:Unbounded"
+[project.entry-points."rlframe.value_losses"]
+absolute = "acme_rl:Absolute"
+[project.entry-points."rlframe.reward_transforms"]
+shifted = "acme_rl:Shifted"
 
 [tool.setuptools]
 py-modules = ["acme_rl"]
@@ -40,8 +46,8 @@ from dataclasses import replace
 from pydantic import PositiveFloat
 
 from rlframe.api import (
-    Credit,
-    AdvantageEstimator, AuxiliaryLoss, KLController, KLState, LossTerm, PluginConfig, RewardProvider,
+    AdvantageEstimator, AuxiliaryLoss, Credit, KLController, KLState, LossTerm, PluginConfig,
+    PolicyLoss, RewardProvider, RewardTransform, TokenLoss, ValueLoss,
 )
 
 
@@ -84,14 +90,41 @@ class RewardToGo(AdvantageEstimator[PluginConfig]):
     def estimate(self, batch):
         returns = (batch.rewards * batch.mask).flip(1).cumsum(1).flip(1) * batch.mask
         return Credit(returns - batch.values * batch.mask, returns)
+
+
+class Unbounded(PolicyLoss[PluginConfig]):
+    def loss(self, batch):
+        return TokenLoss(-(batch.logprobs - batch.old_logprobs).exp() * batch.advantages)
+
+
+class Absolute(ValueLoss[PluginConfig]):
+    def loss(self, batch):
+        return TokenLoss((batch.values - batch.returns).abs())
+
+
+class Shifted(RewardTransform[PluginConfig]):
+    def initial(self):
+        return {"seen": 0}
+
+    def apply(self, state, scores):
+        total = scores.totals
+        return {"seen": state["seen"] + 1}, total.new_ones(len(scores)), total.new_ones(len(scores))
+
+    def metrics(self, state):
+        return {"seen": state["seen"]}
 """
 
 RECIPE = (
     TINY.replace("version: 1", 'version: 1\nrequires: ["acme-rl>=1"]')
-    .replace("brevity: {type: length, target_tokens: 4}", "sound: {type: vowels}")
+    .replace(
+        "brevity: {type: length, target_tokens: 4}",
+        "sound: {type: vowels, transforms: [{type: shifted}]}",
+    )
     .replace("{type: fixed, coefficient: 0.1}", "{type: bang_bang, target: 3.0}")
     .replace("updates: 1,", "updates: 2,")
-    + "losses: {own: {type: own_words}}\nalgorithm: {advantages: {type: reward_to_go}}\n"
+    + "losses: {own: {type: own_words}}\nalgorithm: "
+    + "{advantages: {type: reward_to_go}, policy_loss: {type: unbounded}, "
+    + "value_loss: {type: absolute}}\n"
 )
 
 
@@ -140,9 +173,18 @@ def test_it_trains_by_its_names_with_no_other_change(outside: Path) -> None:
     assert second["kl/coefficient"] in (first["kl/coefficient"] * 2, first["kl/coefficient"] / 2)
     assert 0 < first["reward/sound/raw"] < 1
     assert first["loss/own_avg"] > 0
+    assert first["objective/mix"] == pytest.approx(first["objective/scores"] + 1)
+    assert (first["reward/sound/seen"], second["reward/sound/seen"]) == (1, 2)
+    assert "policy/clipfrac_avg" not in first
     used = json.loads((outside / "run" / "manifest.json").read_text())["plugins"]
     theirs = {path for path, plugin in used.items() if plugin["distribution"] == "acme-rl"}
-    assert theirs == {"rewards.sound", "kl.controller", "losses.own", "algorithm.advantages"}
+    assert theirs == {
+        "rewards.sound",
+        "rewards.sound.transforms.0",
+        "kl.controller",
+        "losses.own",
+        *(f"algorithm.{part}" for part in ("advantages", "policy_loss", "value_loss")),
+    }
     assert used["algorithm.advantages"]["version"] == "1.2"
 
 
