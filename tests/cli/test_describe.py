@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlframe.api.component import API_VERSION
 from rlframe.builtin.kl import Adaptive
 from rlframe.registry.discovery import KINDS, Registry
 
@@ -43,7 +44,7 @@ def test_a_component_is_shown_with_its_origin_its_words_and_its_keys(rlframe):
     assert (found["kind"], found["distribution"], found["api"]) == (
         "kl_controllers",
         "rlframe",
-        [1, 0],
+        list(API_VERSION),
     )
     assert found["file"].endswith("builtin/kl.py")
     assert found["documentation"].startswith("Steer beta")

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
+from rlframe.api.component import API_VERSION
 from tests.cli.broken import REWARD, distribution
+
+SPEAKS = f"this rlframe speaks {API_VERSION[0]}.{API_VERSION[1]}"
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ MENAGERIE = {
     "unimportable": {"module": "def broken(:\n"},
     "lacking": {"module": "import a_library_that_is_not_there\n", "requires": ("not-there>=2",)},
     "too-old": {"module": REWARD + _API.format(api=(0, 9))},
-    "too-new": {"module": REWARD + _API.format(api=(1, 99))},
+    "too-new": {"module": REWARD + _API.format(api=(API_VERSION[0], 99))},
     "misspelt": {"module": _HOOK.format(name="metrik", body="pass"), "kind": "hooks"},
     "raising": {"module": _HOOK.format(name="metrics", body="raise KeyError(1)"), "kind": "hooks"},
 }
@@ -120,8 +123,8 @@ def test_listing_works_with_all_of_them_broken_at_once_and_imports_none(rlframe,
         ("good", "offered by good (m-good 1.0), good (m-twin 1.0); write one of"),
         ("unimportable", "unimportable (m-unimportable 1.0) could not be imported from"),
         ("lacking", "No module named 'a_library_that_is_not_there'"),
-        ("too-old", "is written for plugin API 0.9, this rlframe speaks 1.0. Upgrade m-too-old"),
-        ("too-new", "is written for plugin API 1.99, this rlframe speaks 1.0. Upgrade rlframe"),
+        ("too-old", f"is written for plugin API 0.9, {SPEAKS}. Upgrade m-too-old"),
+        ("too-new", f"is written for plugin API {API_VERSION[0]}.99, {SPEAKS}. Upgrade rlframe"),
     ],
 )
 def test_a_recipe_that_names_one_ends_with_4_and_its_own_reason(
