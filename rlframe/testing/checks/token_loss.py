@@ -65,14 +65,9 @@ def term_of(loss: Loss, given: Any) -> TokenLoss:
     """The answer to a batch with gradients, held against the contract."""
     like: Tensor = getattr(given, "logprobs" if isinstance(loss, PolicyLoss) else "values")
     try:
-        term = token_loss(loss.loss(given), like)
+        return token_loss(loss.loss(given), like)
     except ContractError as error:
         raise Broken(f"it {error}") from None
-    if term.loss.dtype != like.dtype:
-        raise Broken(f"it returned a loss in {term.loss.dtype} for a batch in {like.dtype}")
-    if term.clipped is not None and term.clipped.dtype != torch.bool:
-        raise Broken(f"it returned `clipped` in {term.clipped.dtype}, not in torch.bool")
-    return term
 
 
 def answered(loss: Loss, batch: Batch) -> dict[str, Tensor]:
@@ -172,7 +167,7 @@ def padding_changes_nothing(subject: Subject[Any]) -> None:
     "however wide the padding is",
     likely="a mean, a spread or a count over the micro-batch: `advantages.mean()`, `batch.mask.sum()`",
     do="compute along the tokens of a row alone; the engine divides by the count of the whole step "
-    "(`algorithm.reduction`), and whitens advantages over all ranks (`ppo.whiten_advantages`)",
+    "(`algorithm.reduction`), and whitens advantages over all ranks (`algorithm.whiten_advantages`)",
 )
 def responses_are_independent(subject: Subject[Any]) -> None:
     """Micro-batches and ranks are a matter of memory, not of the result."""
