@@ -9,10 +9,10 @@ torch is imported for annotations alone: reading a recipe must not cost its impo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,11 @@ ENDS_WITH_TURN = "rlframe_ends_with_turn"
 """Key in the config.json of a reward model that was trained on texts which end with the end of the
 answer: with the template's own token for it, or else with EOS, and nothing behind it.
 """
+
+
+OnNone = Literal["skip", "invalid"]
+"""What it means that a reward returns None for a response: the reward adds nothing to its mix, or the
+whole response is left out of learning."""
 
 
 class StopReason(StrEnum):
@@ -119,6 +124,14 @@ class Rollout:
         return [row[start:end] for row, (start, end) in zip(tokens, bounds, strict=True)]
 
 
+RewardLog = Callable[[str, "float | Sequence[float | str | None]"], None]
+"""(name, values): see `RewardBatch.log`."""
+
+
+def _unheard(name: str, values: float | Sequence[float | str | None]) -> None:
+    """Outside of a run nobody listens."""
+
+
 @dataclass(frozen=True)
 class RewardBatch:
     """What a reward provider scores: this rank's whole shard of a rollout, with complete groups.
@@ -142,6 +155,14 @@ class RewardBatch:
     """Seeded by run, update and rank: the only source of randomness that a reward may use."""
     sample_reference: Callable[[], RewardBatch] | None = None
     """Draws one response of the reference model to each prompt. None outside a PPO run."""
+    updates: int = 1
+    """How many PPO updates there will be: a curriculum is a function of `update / updates`."""
+    log: RewardLog = field(default=_unheard)
+    """Logs figures of the reward's own: `batch.log("format", [1.0, 0.0, ...])` with one entry per
+    response, a number, a text or None, or `batch.log("calls", 3.0)` with one number. Numbers are
+    averaged over responses and ranks into the metric `reward/NAME/format`; the entries of held-out
+    responses, texts included, are in `samples/`. It does nothing outside of a run, and for other
+    responses than those of the rollout (`with_responses`)."""
 
     def __len__(self) -> int:
         """The number of responses."""
@@ -167,10 +188,20 @@ class RewardBatch:
         return [prompt.columns[name] for prompt in self.prompts]
 
     def rows(self, index: Sequence[int]) -> RewardBatch:
-        """The responses at these positions alone, in this order; `sample_reference` follows them."""
+        """The responses at these positions alone; `sample_reference` and `log` follow them."""
         draw = self.sample_reference
+
+        def log(name: str, values: float | Sequence[float | str | None]) -> None:
+            if isinstance(values, Sized) and len(values) == len(index):
+                entries: list[float | str | None] = [None] * len(self)
+                for place, value in zip(index, values, strict=True):
+                    entries[place] = value
+                values = entries
+            self.log(name, values)
+
         return replace(
             self,
+            log=log,
             sample_reference=None if draw is None else lambda: draw().rows(index),
             prompts=[self.prompts[i] for i in index],
             response_texts=[self.response_texts[i] for i in index],
@@ -183,7 +214,9 @@ class RewardBatch:
         self, texts: Sequence[str], ids: Sequence[Sequence[int]], stop_reasons: Sequence[StopReason]
     ) -> RewardBatch:
         """The same prompts with other responses, for a provider that compares two of them."""
-        return replace(self, response_texts=texts, response_ids=ids, stop_reasons=stop_reasons)
+        return replace(
+            self, response_texts=texts, response_ids=ids, stop_reasons=stop_reasons, log=_unheard
+        )
 
 
 @dataclass(frozen=True)

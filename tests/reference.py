@@ -30,9 +30,10 @@ class Network:
 
 
 class PPO:
-    """A text is a namespace: prompt and response (ids), ended, scores (name -> per token). A critic
-    without a trunk shares the policy's. `auxiliary`: name -> (coefficient, step -> texts with their
-    context; None: the rollout's). `control`: (coefficient, memory, KL, responses) -> both."""
+    """A text is a namespace: prompt and response (ids), ended, scores (name -> per token, or None where
+    it is not judged). A critic without a trunk shares the policy's. `auxiliary`: name ->
+    (coefficient, step -> texts with their context; None: the rollout's). `control`: (coefficient,
+    memory, KL, responses) -> both."""
 
     def __init__(self, policy: Network, reference: Network, critic: Network, settings: Any,
                  auxiliary: Mapping[str, Any], control: Callable[..., Any]) -> None:  # fmt: skip
@@ -42,7 +43,12 @@ class PPO:
         self.trained = {f"{who} {n}": t for who, owned in named.items() for n, t in owned.items()}
         self.moments = {n: (0 * t.detach(), 0 * t.detach()) for n, t in self.trained.items()}
         self.coefficient, self.memory = settings.coefficient, settings.memory
-        self.updates, self.steps, self.history = 0, 0, defaultdict[str, list[float]](list)
+        self.updates, self.steps, self.taken, self.history = (
+            0,
+            0,
+            0,
+            defaultdict[str, list[float]](list),
+        )
 
     def look(self, text: Any) -> tuple[Tensor, Tensor, Tensor]:
         """(log π over the vocabulary, log π of the response's tokens, values)."""
@@ -65,19 +71,34 @@ class PPO:
 
     def mix(self, texts: Sequence[Any], out: dict[str, float]) -> None:
         """Weighted token rewards; what normalises them is measured over all responses so far."""
-        for name, (weight, transform) in self.s.rewards.items():
-            rows = [torch.tensor(text.scores[name], dtype=torch.float64) for text in texts]
-            raw, seen = [float(row.sum()) for row in rows], self.history[name]
-            seen += raw
+        used = {name: one for name, one in self.s.rewards.items() if one[0] != 0}
+        for text in texts:
+            judged = [text.scores[name] is not None for name in used]
+            text.valid = any(judged) and not any(
+                none == "invalid" and text.scores[name] is None
+                for name, (_, _, none) in used.items()
+            )
+        valid = sum(text.valid for text in texts)
+        out["response/valid_share"] = valid / len(texts)
+        for name, (weight, transform, _) in self.s.rewards.items():
+            told = [text for text in texts if text.scores[name] is not None]
+            raw, seen = [math.fsum(text.scores[name]) for text in told], self.history[name]
             out |= {f"reward/{name}/raw": fmean(raw), f"reward/{name}/std": pstdev(raw)}
+            out[f"reward/{name}/judged_share"] = len(told) / len(texts)
+            told = [text for text in told if text.valid]
+            rows = [torch.tensor(text.scores[name], dtype=torch.float64) for text in told]
+            raw = [float(row.sum()) for row in rows]
+            seen += raw
             if transform != "none":
                 center, spread = fmean(seen), pstdev(seen)
                 out |= {f"reward/{name}/running_mean": center, f"reward/{name}/running_std": spread}
                 for row in rows:
                     row[-1] -= center if transform == "running_standardize" else 0
                     row /= spread
-            out[f"reward/{name}/weighted"] = fmean([weight * float(row.sum()) for row in rows])
-            for text, row, plain in zip(texts, rows, raw, strict=True):
+            out[f"reward/{name}/weighted"] = (
+                weight * math.fsum(float(r.sum()) for r in rows) / valid
+            )
+            for text, row, plain in zip(told, rows, raw, strict=True):
                 text.score, text.plain = text.score + weight * row, text.plain + weight * plain
 
     def credit(self, texts: Sequence[Any]) -> None:
@@ -118,7 +139,7 @@ class PPO:
             log["loss/value_avg"].append(value)
             log["val/clipfrac_avg"].append((near > far).double())
             log["val/ratio"].append(ratio)
-        total = torch.cat(losses).mean()
+        total = torch.cat(losses).mean() if losses else torch.zeros((), dtype=torch.float64)
         for name, (coefficient, examples) in self.auxiliary.items():
             own, nats = [([*text.prompt, *text.response], len(text.prompt)) for text in texts], []
             for ids, context in own if examples is None else examples(self.steps):
@@ -135,23 +156,24 @@ class PPO:
         norm = float(torch.cat([g.flatten() for g in found]).norm())
         scale = min(1.0, s.max_grad_norm / (norm + 1e-6))
         self.gradients.append({n: scale * g for n, g in zip(weights, found, strict=True)})
-        self.steps += 1
+        self.steps, self.taken = self.steps + 1, self.taken + 1
         for name, g in self.gradients[-1].items():
             rate, (m, v) = s.learning_rates[name.split()[0]] * self.factor, self.moments[name]
             m, v = self.moments[name] = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-            root = (v / (1 - 0.999**self.steps)).sqrt() + 1e-8
-            change = rate * m / (1 - 0.9**self.steps) / root
+            root = (v / (1 - 0.999**self.taken)).sqrt() + 1e-8
+            change = rate * m / (1 - 0.9**self.taken) / root
             weights[name].data.mul_(1 - rate * s.weight_decay).sub_(change)
         return norm
 
     def update(self, texts: Sequence[Any]) -> dict[str, float]:
         """Learn from one rollout; returns every metric."""
-        s, number, norms, epochs, moved = self.s, self.updates, [], 0, -math.inf
+        s, number, norms, epochs, moved, empty = self.s, self.updates, [], 0, -math.inf, 0
         log, out = defaultdict[str, list[Tensor]](list), {"kl/coefficient": self.coefficient}
         for text in texts:
             self.see(text)
         self.mix(texts, out)
-        self.credit(texts)
+        valid = [text for text in texts if text.valid]  # nothing else is learned from
+        self.credit(valid)
         gone = max(number - s.warmup_updates, 0) / max(s.updates - s.warmup_updates, 1)
         decay = {"constant": 1, "linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}
         self.factor = min(1.0, (number + 1) / (s.warmup_updates + 1)) * decay[s.decay]
@@ -160,20 +182,24 @@ class PPO:
             seed, before = (s.seed * 1_000_003 + number) * 1_009 + epochs, len(log["val/ratio"])
             order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
             for rows in order.tensor_split(s.minibatches):
-                norms.append(self.step(self.loss([texts[row] for row in rows], log)))
+                chosen = [texts[row] for row in rows if texts[row].valid]
+                if chosen or any(examples for _, examples in self.auxiliary.values()):
+                    norms.append(self.step(self.loss(chosen, log)))
+                else:
+                    empty, self.steps = empty + 1, self.steps + 1
             moved = float(torch.cat(log["policy/approxkl_avg"][before:]).detach().mean())
             epochs += 1
         out |= {"train/grad_norm": fmean(norms), "train/epochs": epochs, "train/skipped_steps": 0}
-        out |= {
-            "lr": s.learning_rates["policy"] * self.factor,
-            "episode": (number + 1) * len(texts),
-        }
+        out |= {"lr": s.learning_rates["policy"] * self.factor, "train/empty_steps": empty}
+        out["episode"] = (number + 1) * len(texts)
         out |= {name: fmean(torch.cat(tokens).tolist()) for name, tokens in log.items()}
         out["val/ratio_var"] = pvariance(torch.cat(log["val/ratio"]).tolist())
-        totals, kl = [float(t.score.sum()) for t in texts], [float(t.kl.sum()) for t in texts]
-        targets, values = (torch.cat([getattr(t, n) for t in texts]) for n in ("returns", "values"))
-        paid = self.coefficient * (s.placement == "reward") * fmean(kl)
-        plain, mix = [text.plain for text in texts], fmean(totals)
+        totals, kl = [float(t.score.sum()) for t in valid], [float(t.kl.sum()) for t in texts]
+        targets, values = (torch.cat([getattr(t, n) for t in valid]) for n in ("returns", "values"))
+        paid = (
+            self.coefficient * (s.placement == "reward") * fmean([float(t.kl.sum()) for t in valid])
+        )
+        plain, mix = [text.plain for text in valid], fmean(totals)
         out |= {"objective/scores": fmean(plain), "objective/scores_std": pstdev(plain)}
         out |= {"objective/mix": mix, "objective/rlhf_reward": mix - paid}
         out["objective/non_score_reward"] = -paid
@@ -181,7 +207,7 @@ class PPO:
         out["objective/entropy"] = fmean([-float(t.logprobs.sum()) for t in texts])
         unexplained = pvariance((targets - values).tolist()) / pvariance(targets.tolist())
         out["critic/explained_variance"] = 1 - unexplained
-        tokens = len(values)
+        tokens = sum(len(text.response) for text in texts)
         out |= {"kl/nats_per_token": sum(kl) / tokens, "response/length_mean": tokens / len(texts)}
         out["response/truncated_share"] = fmean([t.ended == "length" for t in texts])
         out["val/num_eos_tokens"] = sum(t.ended == "eos" for t in texts)

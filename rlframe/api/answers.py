@@ -29,41 +29,39 @@ class ContractError(ValueError):
         """The position in the batch of the response that the message is about."""
 
 
-def token_scores(answer: Any, lengths: Sequence[int]) -> list[list[float]]:
+def token_scores(answer: Any, lengths: Sequence[int]) -> list[list[float] | None]:
     """A reward provider's answer as plain numbers.
 
     Args:
       answer: a list or tuple, or an array or tensor of one dimension, with one entry per response, in
         order. An entry is a finite number (True counts as 1, False as 0; arrays and tensors of no
-        dimension are numbers), or a list, tuple, or one-dimensional array or tensor of numbers.
+        dimension are numbers), a list, tuple, or one-dimensional array or tensor of numbers, or None.
       lengths: the number of sampled tokens of each response.
 
     Returns:
-      For each response a list: its score alone, or one number per sampled token.
+      For each response a list, its score alone or one number per sampled token; or None, where the
+      reward says that it cannot judge the response.
 
     Raises:
       ContractError: the answer is anything else.
     """
     rows = raw_scores(answer, lengths)
     for number, row in enumerate(rows):
-        if not all(abs(value) <= LARGEST for value in row):
+        if row is not None and not all(abs(value) <= LARGEST for value in row):
             entry = _listed(answer)[number]
-            raise ContractError(
-                _wrong_entry(entry, lengths[number], _not_finite(entry)), row=number
-            )
+            raise ContractError(_wrong_entry(entry, lengths[number], _NOT_FINITE), row=number)
     return rows
 
 
-def raw_scores(answer: Any, lengths: Sequence[int]) -> list[list[float]]:
+def raw_scores(answer: Any, lengths: Sequence[int]) -> list[list[float] | None]:
     """A reward provider's answer as plain numbers that need not be finite, for hooks that pass it on.
 
     Args:
-      answer: as for `token_scores`, but None, "cannot score this one", becomes NaN, and NaN and
-        infinity are allowed.
+      answer: as for `token_scores`, but NaN and infinity are allowed.
       lengths: the number of sampled tokens of each response.
 
     Returns:
-      For each response a list: its score alone, or one number per sampled token.
+      As `token_scores`.
 
     Raises:
       ContractError: the answer is anything else.
@@ -88,19 +86,26 @@ def gate_factors(answer: Any, responses: int) -> list[float]:
     Raises:
       ContractError: it is not one number from 0 to 1 for each response.
     """
-    found = [row[0] for row in token_scores(answer, [1] * responses)]
+    found = [None if row is None else row[0] for row in token_scores(answer, [1] * responses)]
     for row, factor in enumerate(found):
+        if factor is None:
+            raise ContractError(
+                "returned None for a response from `gate`; 1.0 lets its other rewards through",
+                row=row,
+            )
         if not 0 <= factor <= 1:
             raise ContractError(
                 f"returned {factor:g} from `gate`; it must be from 0 to 1. A gate lets a part of "
                 "other rewards through; a `weight` makes them larger or turns them round",
                 row=row,
             )
-    return found
+    return [factor for factor in found if factor is not None]
 
 
-def _row(entry: Any, length: int, number: int) -> list[float]:
-    """[score] for a number, the numbers for a row of `length`."""
+def _row(entry: Any, length: int, number: int) -> list[float] | None:
+    """[score] for a number, the numbers for a row of `length`, None for None."""
+    if entry is None:
+        return None
     numbers = _listed(entry)
     alone = isinstance(numbers, str)
     try:
@@ -114,24 +119,19 @@ def _row(entry: Any, length: int, number: int) -> list[float]:
 def _wrong_entry(entry: Any, length: int, problem: str) -> str:
     return (
         f"returned {shown(entry)} for a response of {length} tokens; it must be a finite number, "
-        f"or one for each token: {problem}"
+        f"or one for each token, or None if it cannot be judged: {problem}"
     )
 
 
-def _not_finite(entry: Any) -> str:
-    if entry is None:
-        return "None says that it cannot be judged, and nothing becomes 0 silently"
-    return f"NaN, infinity and what is beyond {LARGEST:g}, infinite in float32, are no scores"
+_NOT_FINITE = f"NaN, infinity and what is beyond {LARGEST:g}, infinite in float32, are no scores"
 
 
 def _number(value: Any) -> float:
-    """A float, NaN for None; ValueError says why it is none."""
+    """A float; ValueError says why it is none."""
     if getattr(value, "requires_grad", False):
         raise ValueError("it has a gradient; return `.detach()`, or plain numbers")
     if getattr(value, "ndim", None) == 0 and hasattr(value, "tolist") and not _unreadable(value):
         value = value.tolist()  # an array or tensor without dimensions, or a NumPy scalar
-    if value is None:
-        return math.nan
     if not isinstance(value, Real):
         raise ValueError(f"{kind_of(value)} is not a number")
     try:

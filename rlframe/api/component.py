@@ -246,7 +246,7 @@ class RewardProvider(Component[C]):
     """Scores finished responses."""
 
     reserved: ClassVar[frozenset[str]] = frozenset(
-        {"type", "weight", "time_limit_seconds", "transforms", "gates"}
+        {"type", "weight", "time_limit_seconds", "transforms", "gates", "on_none"}
     )
     """Keys that a recipe may write beside `type` for any reward."""
 
@@ -264,15 +264,23 @@ class RewardProvider(Component[C]):
         Returns:
           A list or tuple, or an array or tensor of one dimension, with `len(batch)` entries in order.
           Each is a finite number (True counts as 1, False as 0); or a row of numbers, one per sampled
-          token of that response, as a list, tuple, array or tensor; or None for "cannot score this
-          one", which stops the run, since nothing becomes 0 silently. A mapping, a set, an iterator,
-          text, a rectangle of two dimensions and anything with a gradient are refused. A provider
-          that calls another one reads its answer with `token_scores`.
+          token of that response, as a list, tuple, array or tensor; or None for "cannot judge this
+          one": the reward then adds nothing to the mix, and enters no statistic. Nothing is learned
+          from a response that no reward judged, or that a reward with `on_none: invalid` did not. A
+          mapping, a set, an iterator, text, a rectangle of two dimensions and anything with a gradient
+          are refused. A provider that calls another one reads its answer with `token_scores`.
 
         Raises:
           Exception: any; the run stops, and names this component and its distribution.
         """
         raise NotImplementedError
+
+    @classmethod
+    def invalidates(cls, config: C) -> bool:
+        """Whether None from `score` means that nothing is learned from the response, whatever the
+        recipe's `on_none` says. A reward whose one purpose is to leave responses out says so here.
+        """
+        return False
 
     @classmethod
     def has_gate(cls, config: C) -> bool:

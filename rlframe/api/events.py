@@ -47,15 +47,15 @@ class ExperienceReady:
     rollout: Rollout
     """The responses with their prompts."""
     raw_rewards: Mapping[str, Tensor]
-    """For each reward of the recipe, [B] scores before its weight."""
+    """For each reward of the recipe, [B] scores before its weight; NaN where it returned None."""
     mask: Tensor
-    """[B, T] bool, True on response tokens."""
+    """[B, T] bool, True on the tokens of valid responses, which are learned from."""
     rewards: Tensor
-    """[B, T] reward of each token, KL penalty included, after any whitening."""
+    """[B, T] reward of each token, KL penalty included, after any whitening; 0 without the mask."""
     advantages: Tensor
-    """[B, T] advantage of each token, after any whitening."""
+    """[B, T] advantage of each token, after any whitening; 0 without the mask."""
     returns: Tensor | None
-    """[B, T] the critic's target at each token."""
+    """[B, T] the critic's target at each token; None without a critic."""
 
 
 @dataclass(frozen=True)

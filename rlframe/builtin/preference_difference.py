@@ -49,7 +49,7 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
     def needs(cls, config: PreferenceDifferenceConfig) -> Needs:
         return Needs(samples_per_prompt=2 if config.against == "others" else 1)
 
-    def score(self, batch: RewardBatch) -> list[float]:
+    def score(self, batch: RewardBatch) -> list[float | None]:
         scores = self._asked(batch)
         match self.config.against:
             case "others":
@@ -62,9 +62,12 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
                         "there is no reference model to compare with outside a PPO run"
                     )
                 baseline = self._asked(batch.sample_reference())
-        return [score - base for score, base in zip(scores, baseline, strict=True)]
+        return [
+            None if score is None or base is None else score - base
+            for score, base in zip(scores, baseline, strict=True)
+        ]
 
-    def _asked(self, batch: RewardBatch) -> list[float]:
+    def _asked(self, batch: RewardBatch) -> list[float | None]:
         """One number per response; a row of token rewards counts as its sum."""
         try:
             rows = token_scores(self.inner.score(batch), batch.response_lengths)
@@ -72,7 +75,7 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
             raise ContractError(
                 f"inner reward {self.config.reward.type!r} {error}", row=error.row
             ) from error
-        return [sum(row) for row in rows]
+        return [None if row is None else sum(row) for row in rows]
 
     def _from_column(self, batch: RewardBatch) -> RewardBatch:
         """The column's texts as finished responses, with the end that the policy would have written."""
@@ -97,13 +100,15 @@ class PreferenceDifference(RewardProvider[PreferenceDifferenceConfig]):
         self.inner.load_state_dict(state)
 
 
-def _mean_of_others(scores: list[float], groups: Any) -> list[float]:
-    totals: dict[int, float] = defaultdict(float)
-    sizes: dict[int, int] = defaultdict(int)
+def _mean_of_others(scores: list[float | None], groups: Any) -> list[float | None]:
+    """None for a response that is not judged, and for one without another that is."""
+    judged: dict[int, list[float]] = defaultdict(list)
     for score, group in zip(scores, groups, strict=True):
-        totals[group] += score
-        sizes[group] += 1
+        if score is not None:
+            judged[group].append(score)
     return [
-        (totals[group] - score) / (sizes[group] - 1)
+        None
+        if score is None or len(judged[group]) < 2
+        else (sum(judged[group]) - score) / (len(judged[group]) - 1)
         for score, group in zip(scores, groups, strict=True)
     ]

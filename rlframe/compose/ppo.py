@@ -316,6 +316,7 @@ class PPOParts:
                         for number, _ in enumerate(entry.transforms)
                     ),
                     gates=entry.gates,
+                    on_none=entry.on_none,
                 )
                 for name, entry in recipe.rewards.items()
             ],

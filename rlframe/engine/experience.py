@@ -28,6 +28,7 @@ class Experience:
 
     sequences: Sequences
     mask: Tensor
+    """bool, True on the tokens of valid responses: what is learned from."""
     logprobs: Tensor
     """log π when the tokens were sampled, nats."""
     reference: Tensor
@@ -43,6 +44,16 @@ class Experience:
     """Of the critic when the tokens were sampled; None without one."""
     returns: Tensor | None = None
     """The critic's targets; None without one."""
+
+    @property
+    def sampled(self) -> Tensor:
+        """[B, T] bool, True on every sampled token, those of invalid responses included."""
+        return response_mask(self.sequences.response_lengths, width=self.mask.shape[1])
+
+    @property
+    def valid(self) -> Tensor:
+        """[B] bool, whether a response is learned from."""
+        return self.mask.any(-1)
 
     def rows(self, index: list[int]) -> Experience:
         """These responses alone, trimmed to the longest sequence and response among them."""
@@ -65,13 +76,14 @@ class Experience:
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
     def measured(self, unit: str, reduce: Reduce) -> KLMeasurement:
-        """KL of this rollout over all ranks.
+        """KL of this rollout over all ranks, invalid responses included: the policy made them too.
 
         Args:
           unit: "nats_per_response" or "nats_per_token": what `.kl` is in.
           reduce: sums a tensor over ranks.
         """
-        local = [masked_sum(self.kl.double(), self.mask), self.mask.sum(), len(self.mask)]
+        sampled = self.sampled
+        local = [masked_sum(self.kl.double(), sampled), sampled.sum(), len(sampled)]
         total, tokens, responses = reduce(
             torch.stack([torch.as_tensor(x, dtype=torch.float64).cpu() for x in local])
         ).tolist()
@@ -117,12 +129,12 @@ class ExperienceBuilder:
         Raises:
           RunError: a token's reward is not finite.
         """
-        lengths = rollout.sequences.response_lengths
-        mask = response_mask(lengths, width=int(lengths.max()))
         kl, values, rewards = evaluation.kl, evaluation.values, scores.rewards
+        mask = self._mask(rollout, scores)
         if self.penalty:
             rewards = apply_kl_penalty(rewards, kl, kl_coefficient=kl_coefficient)
         rewards = rewards.to((evaluation.logprobs if values is None else values).dtype)
+        rewards = rewards.masked_fill(~mask, 0)
         self._refuse_infinite(rewards, scores, kl, mask, kl_coefficient, rollout.update)
         if self.whiten_rewards:
             rewards = whiten(rewards, mask, center=False, over=self._moments(rewards, mask))
@@ -131,12 +143,12 @@ class ExperienceBuilder:
                 rewards=rewards,
                 mask=mask,
                 scores=scores.mix,
-                kl=kl,
+                kl=kl.masked_fill(~mask, 0),
                 group_ids=torch.tensor(rollout.group_ids, device=mask.device),
                 stop_reasons=rollout.stop_reasons,
-                values=values,
+                values=None if values is None else values.masked_fill(~mask, 0),
                 last_values=evaluation.last_values,
-                score_moments=self._score_moments(scores),
+                score_moments=self._score_moments(scores, mask),
             )
         )
         advantages = credit.advantages
@@ -156,11 +168,23 @@ class ExperienceBuilder:
             returns=credit.returns,
         )
 
-    def _score_moments(self, scores: Scores) -> ScoreMoments | None:
+    def _mask(self, rollout: Rollout, scores: Scores) -> Tensor:
+        """[B, T] True on the tokens of valid responses, and of no others.
+
+        A group with fewer valid responses than the estimator compares is left out as a whole.
+        """
+        lengths, valid = rollout.sequences.response_lengths, scores.valid
+        groups = torch.tensor(rollout.group_ids, device=valid.device)
+        _, group = groups.unique(return_inverse=True)
+        number = torch.zeros_like(group).index_add(0, group, valid.long())[group]
+        valid = valid & (number >= self.credit.needs.samples_per_prompt)
+        return response_mask(lengths, width=int(lengths.max())) & valid[:, None]
+
+    def _score_moments(self, scores: Scores, mask: Tensor) -> ScoreMoments | None:
         """Collective where the estimator asks for them: call on all ranks."""
         if not self.credit.needs.global_moments:
             return None
-        return statistics(scores.mix, self.reduce)
+        return statistics(scores.mix[mask.any(-1)], self.reduce)
 
     def _refuse_infinite(
         self,

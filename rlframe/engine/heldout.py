@@ -5,8 +5,9 @@ Loss curves mislead; what a person believes is the responses themselves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlframe.engine.evaluation import Models
@@ -27,19 +28,20 @@ class Answer:
     prompt: str
     response: str
     stop_reason: StopReason
-    score: float
-    """The mix."""
-    rewards: dict[str, float]
-    """Name -> score before its weight."""
+    score: float | None
+    """The mix; None for an invalid response."""
+    rewards: dict[str, float | None]
+    """Name -> score before its weight; None where the reward returned None."""
     question: str | None = None
     """The last turn of the chat that the prompt was rendered from; None where there was no chat."""
+    logged: Mapping[str, float | str] = field(default_factory=dict)
+    """REWARD/NAME -> what a reward logged for this response."""
 
     def row(self) -> dict[str, Any]:
         """What a samples file keeps."""
         found = {**vars(self), "stop_reason": self.stop_reason.value}
-        if self.question is None:
-            del found["question"]
-        return found
+        left_out = [name for name in ("question", "logged") if not found[name]]
+        return {name: value for name, value in found.items() if name not in left_out}
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Answer:
@@ -60,12 +62,12 @@ class HeldOut:
 
     @property
     def mean(self) -> float:
-        """Mean score of the mix."""
+        """Mean score of the mix over valid responses; NaN if there are none."""
         return _mean(a.score for a in self.answers)
 
     @property
     def rewards(self) -> dict[str, float]:
-        """Name -> mean score before its weight."""
+        """Name -> mean score before its weight, over the responses that the reward judged."""
         return {n: _mean(a.rewards[n] for a in self.answers) for n in self.answers[0].rewards}
 
     @property
@@ -139,7 +141,7 @@ class HeldoutEvaluator:
 
 
 def _answers(rollout: Rollout, scores: Scores) -> list[Answer]:
-    mix = scores.mix.tolist()
+    mix = scores.mix.masked_fill(~scores.valid, math.nan).tolist()
     rewards = {name: values.tolist() for name, values in scores.raw.items()}
     return [
         Answer(
@@ -148,9 +150,10 @@ def _answers(rollout: Rollout, scores: Scores) -> list[Answer]:
             prompt=rollout.prompts[i].text,
             response=rollout.texts[i],
             stop_reason=rollout.stop_reasons[i],
-            score=mix[i],
-            rewards={name: values[i] for name, values in rewards.items()},
+            score=_judged(mix[i]),
+            rewards={name: _judged(values[i]) for name, values in rewards.items()},
             question=_question(rollout.prompts[i]),
+            logged=scores.entries[i],
         )
         for i in range(len(rollout))
     ]
@@ -160,6 +163,10 @@ def _question(prompt: Prompt) -> str | None:
     return prompt.messages[-1]["content"] if prompt.messages else None
 
 
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
+def _judged(score: float) -> float | None:
+    return None if math.isnan(score) else score
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else math.nan

@@ -6,6 +6,7 @@ optimiser step over all ranks, so that any split into micro-batches or ranks giv
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,11 +49,16 @@ class Normaliser:
     """Counts of the whole optimiser step over all ranks and micro-batches."""
 
     tokens: float
-    """Response tokens."""
+    """Tokens of valid responses."""
     policy: float
     """What the policy's loss and KL are divided by: tokens or responses, by the reduction."""
     auxiliary: Mapping[str, float]
     """Auxiliary loss name -> what it counts."""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing counts: such a step would move weights by the optimiser's memory alone."""
+        return not (self.policy or any(self.auxiliary.values()))
 
 
 @dataclass(frozen=True)
@@ -134,10 +140,14 @@ class Objective:
             kl = kl_estimators.straight_through(estimate, now.logprobs, exp.reference, ratio)
             loss = loss + kl_coefficient * self._weighed(kl, mask)
             meter.tokens("loss/kl_avg", kl, mask)
-        total = loss / over.policy
+        total = loss / max(over.policy, 1)  # 0 / 1 in a step without a valid response
         if now.values is not None:
             value = self._value_loss(now.values, exp, meter)
-            total = total + self.value_coefficient * value / over.tokens
+            total = total + self.value_coefficient * value / max(over.tokens, 1)
+        if over.nothing:
+            # A gradient that is not finite, by which every strategy leaves out a step and keeps the
+            # optimiser's moments. NaN times `total` would be 0 behind its masks.
+            total = total + math.nan * now.logprobs.sum()
         with torch.no_grad():
             meter.tokens("policy/approxkl_avg", 0.5 * (now.logprobs - exp.logprobs) ** 2, mask)
             meter.tokens("policy/entropy_avg", now.entropy, mask)

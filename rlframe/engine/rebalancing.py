@@ -32,6 +32,7 @@ class _Response:
     reason: StopReason
     logprobs: tuple[float, ...] | None
     rewards: list[float]
+    valid: bool
     untransformed: float
     raw: dict[str, float]
     weighted: dict[str, float]
@@ -96,6 +97,7 @@ def fair(sizes: Mapping[int, int], count: int) -> list[list[int]]:
 
 def _responses(rollout: Rollout, scores: Scores) -> list[_Response]:
     ids, rewards = rollout.response_ids(), scores.rewards.tolist()
+    valid = scores.valid.tolist()
     plain = scores.untransformed.tolist()
     raw = {name: values.tolist() for name, values in scores.raw.items()}
     weighted = {name: values.tolist() for name, values in scores.weighted.items()}
@@ -109,6 +111,7 @@ def _responses(rollout: Rollout, scores: Scores) -> list[_Response]:
             reason=rollout.stop_reasons[row],
             logprobs=None if rollout.logprobs is None else rollout.logprobs[row],
             rewards=rewards[row][: len(ids[row])],
+            valid=valid[row],
             untransformed=plain[row],
             raw={name: values[row] for name, values in raw.items()},
             weighted={name: values[row] for name, values in weighted.items()},
@@ -141,8 +144,10 @@ def _as_scores(responses: list[_Response], like: Scores) -> Scores:
     width = max(len(r.rewards) for r in responses)
     return Scores(
         rewards=as_tensor([r.rewards + [0.0] * (width - len(r.rewards)) for r in responses]),
+        valid=torch.tensor([r.valid for r in responses], device=like.valid.device),
         untransformed=as_tensor([r.untransformed for r in responses]),
         raw={name: as_tensor([r.raw[name] for r in responses]) for name in like.raw},
         weighted={name: as_tensor([r.weighted[name] for r in responses]) for name in like.weighted},
         metrics=like.metrics,
+        logged=like.logged,  # sums, which do not say of which response they are
     )

@@ -7,6 +7,10 @@ be negative, 0 is better than average.
 The mix is Σ_r (Π_g gate_g) weight_r score_r, where g are the gates that act on reward r, and score_r
 has gone through the reward's transforms. Only training goes through transforms: held-out scores are
 compared with each other over the whole run.
+
+A reward that returns None for a response adds nothing to its mix. A response is invalid if no reward
+judged it, or if one that says so (`on_none: invalid`) did not: it is masked, and never removed, since
+ranks and sampled numbers would fall out of step.
 """
 
 from __future__ import annotations
@@ -24,12 +28,13 @@ from rlframe.api.answers import LARGEST, ContractError, gate_factors, token_scor
 from rlframe.api.component import Instance, RewardProvider
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.asking import TimeLimit, culprit, described
+from rlframe.engine.reward_log import RewardFigures
 from rlframe.engine.transforming import TransformChain
 from rlframe.errors import RunError
 from rlframe.functional.rewards import response_mask
 from rlframe.registry.relay import Relay
 from rlframe.rollout.seeds import stream
-from rlframe.types import RewardBatch, Rollout
+from rlframe.types import OnNone, RewardBatch, Rollout
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class WeightedReward:
     """In the order in which they are applied, before the weight."""
     gates: tuple[str, ...] | None = None
     """Names of the rewards that its gate acts on; None for all that have no gate."""
+    on_none: OnNone = "skip"
+    """What None means for the response."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +59,23 @@ class Scores:
     """What the rewards gave the responses of a rollout."""
 
     rewards: Tensor
-    """[B, T] the mix that PPO sees, scores on the last generated token; no KL in it."""
+    """[B, T] the mix that PPO sees, scores on the last generated token; no KL in it. 0 where the
+    response is invalid."""
+    valid: Tensor
+    """[B] bool, False for a response that nothing may be learned from."""
     untransformed: Tensor
     """[B] what the mix would be without transforms."""
     raw: dict[str, Tensor]
-    """Name -> [B] score before its transforms and its weight; token rewards count as their sum."""
+    """Name -> [B] score before its transforms and its weight; token rewards count as their sum. NaN
+    where the reward returned None."""
     weighted: dict[str, Tensor]
     """Name -> [B] score after transforms, times weight and gates: what it adds to the mix."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """NAME/KEY -> what the transforms of a reward tell of their state; the same on all ranks."""
+    logged: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """NAME/KEY -> sum and number of what a reward logged on this rank; the same names on all ranks."""
+    entries: Sequence[Mapping[str, float | str]] = ()
+    """Of held-out responses, one mapping per response: NAME/KEY -> what a reward logged for it."""
 
     @property
     def mix(self) -> Tensor:
@@ -94,7 +109,8 @@ class RewardScorer:
         self._relay = relay
         self._sample_reference = sample_reference
         self._seed = seed
-        self._rank = runtime.rank
+        self._runtime = runtime
+        self._updates = updates
         self._gating = [reward for reward in rewards if self._has_gate(reward)]
         self._chains = {
             r.instance.name: TransformChain(r.transforms, relay, runtime, updates)
@@ -134,22 +150,51 @@ class RewardScorer:
         lengths = rollout.sequences.response_lengths
         mask = response_mask(lengths, width=int(lengths.max()))
         nothing = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
-        raw = {r.instance.name: self._values(r, batch, nothing) for r in self._rewards}
+        raw, judged = dict[str, Tensor](), dict[str, Tensor]()
+        figures = {reward.instance.name: RewardFigures(len(batch)) for reward in self._rewards}
+        for reward in self._rewards:
+            name = reward.instance.name
+            given = replace(batch, log=figures[name])
+            raw[name], judged[name] = self._values(reward, given, nothing)
+        valid = self._valid(judged, like=mask[:, 0])
         values, metrics = dict(raw), dict[str, float]()
         for name, chain in self._chains.items() if training else ():
-            values[name] = chain.apply(raw[name], batch)
+            values[name] = chain.apply(raw[name], judged[name] & valid, batch)
             metrics |= {f"{name}/{key}": value for key, value in chain.metrics().items()}
         gates = self._gates(batch, like=nothing)
-        parts = {r.instance.name: r.weight * gates[r.instance.name] for r in self._rewards}
+        parts = {r.instance.name: r.weight * gates[r.instance.name] * valid for r in self._rewards}
         mix = sum((parts[name][:, None] * values[name] for name in values), nothing)
         self._refuse_infinite(mix, parts, values, batch)
         return Scores(
             rewards=mix,
+            valid=valid,
             untransformed=sum((parts[n] * raw[n].sum(-1) for n in raw), nothing.sum(-1)),
-            raw={name: found.sum(-1) for name, found in raw.items()},
+            raw={n: found.sum(-1).masked_fill(~judged[n], torch.nan) for n, found in raw.items()},
             weighted={name: parts[name] * found.sum(-1) for name, found in values.items()},
             metrics=metrics,
+            logged=self._logged(figures) if training else {},
+            entries=() if training else _entries(figures, len(batch)),
         )
+
+    def _logged(self, figures: Mapping[str, RewardFigures]) -> dict[str, tuple[float, float]]:
+        """What the rewards logged on this rank, under the names of all ranks. Collective."""
+        mine = {
+            f"{n}/{key}": pair for n, one in figures.items() for key, pair in one.sums().items()
+        }
+        names = {name for theirs in self._runtime.gather(sorted(mine)) for name in theirs}
+        return {name: mine.get(name, (0.0, 0.0)) for name in sorted(names)}
+
+    def _valid(self, judged: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """[B] whether a response may be learned from; a reward with a weight of 0 has no say."""
+        counting = [reward for reward in self._rewards if reward.weight != 0]
+        judges = [reward for reward in counting if not self._invalidates(reward)]
+        valid = torch.zeros_like(like) if judges else torch.ones_like(like)
+        for reward in judges:
+            valid |= judged[reward.instance.name]
+        for reward in counting:
+            if reward.on_none == "invalid" or reward not in judges:
+                valid &= judged[reward.instance.name]
+        return valid
 
     def _gates(self, batch: RewardBatch, like: Tensor) -> dict[str, Tensor]:
         """Name -> [B] the product of the gates that act on a reward."""
@@ -167,6 +212,12 @@ class RewardScorer:
         component = reward.instance.component
         with self._relay.named("reward", reward.instance):
             return reward.weight != 0 and bool(type(component).has_gate(component.config))
+
+    def _invalidates(self, reward: WeightedReward) -> bool:
+        """Whether its None leaves the response out by itself."""
+        component = reward.instance.component
+        with self._relay.named("reward", reward.instance):
+            return bool(type(component).invalidates(component.config))
 
     def _gate(self, reward: WeightedReward, batch: RewardBatch) -> list[float] | None:
         with self._relay.named("reward", reward.instance):
@@ -207,7 +258,8 @@ class RewardScorer:
             stop_reasons=rollout.stop_reasons,
             group_ids=rollout.group_ids,
             update=rollout.update,
-            generator=stream(self._seed, "reward", rollout.update, self._rank),
+            generator=stream(self._seed, "reward", rollout.update, self._runtime.rank),
+            updates=self._updates,
         )
         draw = self._sample_reference
         if draw is None:
@@ -220,8 +272,10 @@ class RewardScorer:
 
         return replace(batch, sample_reference=reference)
 
-    def _values(self, reward: WeightedReward, batch: RewardBatch, like: Tensor) -> Tensor:
-        """[B, T] what one provider gives each token, checked."""
+    def _values(
+        self, reward: WeightedReward, batch: RewardBatch, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """([B, T] what one provider gives each token, checked; [B] whether it judged the response)."""
         instance, lengths = reward.instance, batch.response_lengths
         answer = self._answer(reward, batch)
         try:
@@ -233,8 +287,9 @@ class RewardScorer:
             ) from error
         values = torch.zeros_like(like)
         for row, (length, score) in enumerate(zip(lengths, rows, strict=True)):
-            values[row, length - len(score) : length] = values.new_tensor(score)
-        return values
+            if score is not None:
+                values[row, length - len(score) : length] = values.new_tensor(score)
+        return values, torch.tensor([row is not None for row in rows], device=values.device)
 
     def _answer(self, reward: WeightedReward, batch: RewardBatch) -> Any:
         """What one provider returns, as it is, within its time."""
@@ -264,3 +319,10 @@ class RewardScorer:
 
         with self._relay.named("reward", instance, detail=detail):
             return answer.result()
+
+
+def _entries(figures: Mapping[str, RewardFigures], responses: int) -> list[dict[str, float | str]]:
+    return [
+        {f"{name}/{key}": x for name, one in figures.items() for key, x in one.row(row).items()}
+        for row in range(responses)
+    ]

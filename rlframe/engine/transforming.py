@@ -45,11 +45,12 @@ class TransformChain:
         self.states = [self._initial(instance) for instance in transforms]
         """Of each transform, plain data."""
 
-    def apply(self, values: Tensor, batch: RewardBatch) -> Tensor:
+    def apply(self, values: Tensor, valid: Tensor, batch: RewardBatch) -> Tensor:
         """[B, T] the token rewards after all transforms. Collective: call on all ranks.
 
         Args:
-          values: [B, T] float64, 0 in the padding.
+          values: [B, T] float64, 0 in the padding and where the reward does not count.
+          valid: [B] bool, whether the reward of a response counts; where not, it stays as it is.
           batch: what was scored.
 
         Raises:
@@ -61,9 +62,9 @@ class TransformChain:
             totals = values.sum(-1)
             scores = ScoreBatch(
                 totals=totals,
-                valid=torch.ones_like(totals, dtype=torch.bool),
+                valid=valid,
                 group_ids=groups,
-                moments=statistics(totals, self._runtime.sum),
+                moments=statistics(totals[valid], self._runtime.sum),
                 update=batch.update,
                 updates=self._updates,
             )
@@ -71,7 +72,7 @@ class TransformChain:
                 instance, self.states[number], scores, batch
             )
             last = at_last_token(shift, lengths, width=values.shape[1])
-            values = values * scale[:, None] + last
+            values = torch.where(valid[:, None], values * scale[:, None] + last, values)
         self._refuse_other_states()
         return values
 

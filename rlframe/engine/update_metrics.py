@@ -66,10 +66,9 @@ def update_metrics(
     found["objective/rlhf_reward"] = found["objective/mix"] + found["objective/non_score_reward"]
     deviations = _deviations(update, reduce)
     transforms = {f"reward/{key}": value for key, value in update.scores.metrics.items()}
+    sampled = update.experience.sampled.sum().double().cpu()
     ended = sum(reason is StopReason.EOS for reason in update.rollout.stop_reasons)
-    tokens, eos = reduce(
-        torch.stack([update.experience.mask.sum().double().cpu(), torch.tensor(float(ended))])
-    ).tolist()
+    tokens, eos = reduce(torch.stack([sampled, torch.tensor(float(ended))])).tolist()
     responses = update.measured.responses
     return {
         "episode": episodes,
@@ -91,22 +90,27 @@ def update_metrics(
 
 
 def _scores(meter: Meter, update: Update) -> None:
-    scores, count = update.scores, len(update.rollout)
-    meter.add("objective/scores", scores.untransformed.sum(), count)
-    meter.add("objective/mix", scores.mix.sum(), count)
-    for name in scores.raw:
-        meter.add(f"reward/{name}/raw", scores.raw[name].sum(), count)
-        meter.add(f"reward/{name}/weighted", scores.weighted[name].sum(), count)
+    scores, valid = update.scores, update.experience.valid
+    meter.tokens("objective/scores", scores.untransformed, valid)
+    meter.tokens("objective/mix", scores.mix, valid)
+    meter.add("response/valid_share", valid.sum(), len(valid))
+    for name, raw in scores.raw.items():
+        judged = ~raw.isnan()
+        meter.tokens(f"reward/{name}/raw", raw, judged)
+        meter.tokens(f"reward/{name}/weighted", scores.weighted[name], valid)
+        meter.add(f"reward/{name}/judged_share", judged.sum(), len(judged))
+    for name, (total, number) in scores.logged.items():
+        meter.add(f"reward/{name}", total, number)
 
 
 def _responses(meter: Meter, update: Update, *, penalty: bool) -> None:
-    exp, count = update.experience, len(update.rollout)
-    kl = row_sums(exp.kl, exp.mask)
+    exp, count, sampled = update.experience, len(update.rollout), update.experience.sampled
+    kl = row_sums(exp.kl, sampled)
     meter.add("objective/kl", kl.sum(), count)
-    meter.add("objective/entropy", row_sums(-exp.logprobs, exp.mask).sum(), count)
+    meter.add("objective/entropy", row_sums(-exp.logprobs, sampled).sum(), count)
     kl_coefficient = update.kl.coefficient if penalty else 0.0
-    meter.add("objective/non_score_reward", -kl_coefficient * kl.sum(), count)
-    meter.add("response/length_mean", exp.mask.sum(), count)
+    meter.tokens("objective/non_score_reward", -kl_coefficient * kl, exp.valid)
+    meter.add("response/length_mean", sampled.sum(), count)
     cut = sum(reason is StopReason.LENGTH for reason in update.rollout.stop_reasons)
     meter.add("response/truncated_share", cut, count)
 
@@ -119,20 +123,19 @@ def _sampler(meter: Meter, update: Update) -> None:
     count, total = len(logprobs), sum(sum(row) for row in logprobs)
     meter.add("sampler/logprob", total, count)
     for name, other in (("policy", exp.logprobs), ("reference", exp.reference)):
-        away = total - row_sums(other, exp.mask).double().sum()
+        away = total - row_sums(other, exp.sampled).double().sum()
         meter.add(f"sampler/kl_to_{name}", away, count)
 
 
 def _deviations(update: Update, reduce: Reduce) -> dict[str, float]:
-    """Population standard deviation over all responses, of their scores and of each reward."""
-    columns = {"objective/scores_std": update.scores.untransformed} | {
-        f"reward/{name}/std": values for name, values in update.scores.raw.items()
+    """Population standard deviation of valid responses' scores, and of what each reward judged."""
+    columns = {"objective/scores_std": (update.scores.untransformed, update.experience.valid)} | {
+        f"reward/{name}/std": (values, ~values.isnan())
+        for name, values in update.scores.raw.items()
     }
     return {
-        name: float(
-            _over_ranks(values, torch.ones_like(values, dtype=torch.bool), reduce).var.sqrt()
-        )
-        for name, values in columns.items()
+        name: float(_over_ranks(values, counted, reduce).var.sqrt())
+        for name, (values, counted) in columns.items()
     }
 
 

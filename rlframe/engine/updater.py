@@ -146,22 +146,27 @@ class PolicyUpdater:
         factor = self._schedule(experience.update)
         for group in self._training.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        meter, norms, skipped, epochs = Meter(), [], 0, 0
+        meter, epochs = Meter(), 0
+        norms: list[float | None] = []
         for epoch in range(self._settings.epochs):
             passed = Meter()
             for passes in experience.schedule.steps(epoch):
-                norm = self._step_that_fits(experience, passes, passed, kl_coefficient)
-                norms.append(norm)
-                skipped += not math.isfinite(norm)
+                norms.append(self._step_that_fits(experience, passes, passed, kl_coefficient))
             meter.merge(passed)
             epochs += 1
             if self._moved_too_far(passed):
                 break
-        finite = [norm for norm in norms if math.isfinite(norm)]
+        finite = [norm for norm in norms if norm is not None and math.isfinite(norm)]
+        empty = norms.count(None)
         if not finite:
+            why = (
+                "no response in it is valid: the rewards returned None"
+                if empty == len(norms)
+                else "they were not finite"
+            )
             warnings.warn(
-                f"update {experience.update}: all of its {skipped} optimiser steps were skipped "
-                "because they were not finite, so nothing was learned from this rollout. The weights "
+                f"update {experience.update}: all of its {len(norms)} optimiser steps were skipped "
+                f"because {why}, so nothing was learned from this rollout. The weights "
                 "are unchanged, and metrics of the losses are null",
                 SkippedUpdateWarning,
                 stacklevel=2,
@@ -170,7 +175,8 @@ class PolicyUpdater:
             **self._averaged(),
             "lr": self._training.optimizer.param_groups[0]["lr"],
             "train/grad_norm": sum(finite) / len(finite) if finite else math.nan,
-            "train/skipped_steps": skipped,
+            "train/skipped_steps": len(norms) - empty - len(finite),
+            "train/empty_steps": empty,
             "train/epochs": epochs,
             "train/microbatch_tokens": self.budget,
         }
@@ -190,7 +196,7 @@ class PolicyUpdater:
 
     def _step_that_fits(
         self, experience: Experience, passes: list[Rows], meter: Meter, kl_coefficient: float
-    ) -> float:
+    ) -> float | None:
         """One optimiser step, in smaller passes if memory runs out."""
         lengths = experience.sequences.lengths.tolist()
         rows = [row for some in passes for row in some]
@@ -232,8 +238,11 @@ class PolicyUpdater:
 
     def _step(
         self, experience: Experience, passes: list[Rows], meter: Meter, kl_coefficient: float
-    ) -> float:
-        """One optimiser step; returns the gradient norm before clipping, not finite if skipped."""
+    ) -> float | None:
+        """One optimiser step; returns the gradient norm before clipping, not finite if skipped.
+
+        A step in which nothing counts on any rank is not taken, and returns None.
+        """
         batches, over = self._divide(experience, passes)
         total, sums = torch.zeros((), dtype=torch.float64), Meter()
         with self._all_or_none():
@@ -248,14 +257,16 @@ class PolicyUpdater:
                         loss = loss * math.nan
                     self._training.backward(loss)
         norm = self._training.step()
-        if math.isfinite(norm):
+        if over.nothing:
+            meter.merge(sums.emptied())
+        elif math.isfinite(norm):
             self._bad_in_a_row = 0
             meter.merge(sums)
         else:
             meter.merge(sums.emptied())
             self._skipped(experience.update, float(self._runtime.sum(total)), norm, sums)
         self._steps += 1
-        return norm
+        return None if over.nothing else norm
 
     @contextmanager
     def _all_or_none(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rlframe.api.algorithm import AdvantageEstimator
 from rlframe.api.component import Component, KLController, PluginConfig, RewardProvider
@@ -110,18 +110,31 @@ def _rewards(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Pa
             "to learn but to stay near the reference. Give one of them a weight",
         )
     for name, entry in recipe.rewards.items():
-        for key in ("transforms", "gates") if entry.weight == 0 else ():
-            if getattr(entry, key):
+        for key in ("transforms", "gates", "on_none") if entry.weight == 0 else ():
+            if getattr(entry, key) and key in entry.model_fields_set:
                 yield (
                     ("rewards", name, key),
                     "nothing reads this with a weight of 0, which makes the reward a metric alone",
                 )
+        found = chosen.get(("rewards", name))
+        if (
+            "on_none" in entry.model_fields_set
+            and found is not None
+            and _says(found, "invalidates")
+        ):
+            yield (
+                ("rewards", name, "on_none"),
+                "nothing reads this: with these keys the reward always leaves out the responses for "
+                "which it returns None. Remove it",
+            )
     yield from _gates(recipe, chosen)
 
 
 def _gates(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, str]]:
     """Gates that act on nothing, or that nothing asks."""
-    gates = {path for path, one in chosen.items() if path[0] == "rewards" and _has_gate(one)}
+    gates = {
+        path for path, one in chosen.items() if path[0] == "rewards" and _says(one, "has_gate")
+    }
     for path in gates:
         if len(path) > 2:
             yield (
@@ -147,12 +160,13 @@ def _gates(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path
                 yield ("rewards", name, "gates", number), "a reward cannot gate itself"
 
 
-def _has_gate(named: Named) -> bool:
+def _says(named: Named, what: Literal["has_gate", "invalidates"]) -> bool:
+    """What a reward's class says of its config."""
     component = named.component
     if not issubclass(component, RewardProvider):
         return False
     try:
-        return bool(component.has_gate(named.config))
+        return bool(getattr(component, what)(named.config))
     except Exception:  # told with its owner when the run is put together
         return False
 

@@ -20,6 +20,7 @@ from pydantic import (
 from rlframe.api.component import ComponentSpec, RewardSpec
 from rlframe.recipe.data import DATA, DataNames, Dataset, Prompts
 from rlframe.recipe.section import Count, RecipeSection, Share
+from rlframe.types import OnNone
 
 
 class NewTokenizer(RecipeSection):
@@ -173,6 +174,10 @@ class RewardEntry(RewardSpec):
     gates: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
         None,
         description="names of the rewards that its gate multiplies; all without a gate, if left out",
+    )
+    on_none: OnNone = Field(
+        "skip",
+        description="where it returns None: it adds nothing, or nothing is learned from the response",
     )
 
 

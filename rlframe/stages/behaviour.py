@@ -22,7 +22,7 @@ def before_and_after(before: HeldOut, after: HeldOut, *, rows: int) -> Table:
     for k in sorted(firsts.values())[:rows]:
         old, new = before.answers[k], after.answers[k]
         asked = old.prompt if old.question is None else old.question
-        row = (asked, _shown(old), f"{old.score:.2f}", _shown(new), f"{new.score:.2f}")
+        row = (asked, _shown(old), _score(old), _shown(new), _score(new))
         shown.add_row(*map(cell, row))
     return shown
 
@@ -53,6 +53,10 @@ def what_changed(before: HeldOut, after: HeldOut, *, kl: float) -> str:
 
 def _shown(answer: Answer) -> str:
     return answer.response + ("" if answer.finished else " …")
+
+
+def _score(answer: Answer) -> str:
+    return "none" if answer.score is None else f"{answer.score:.2f}"
 
 
 def _words(before: Sequence[str], after: Sequence[str]) -> tuple[list[str], list[str]]:

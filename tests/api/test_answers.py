@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rlframe.api import ContractError, token_scores
-from rlframe.api.answers import raw_scores
+from rlframe.api.answers import gate_factors, raw_scores
 
 LENGTHS = (2, 1, 3)
 NUMBERS = [1.0, -2.5, 3.0]
@@ -106,7 +106,6 @@ def test_a_coroutine_is_refused_and_closed() -> None:
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        (None, "None says that it cannot be judged"),
         (math.nan, "NaN"),
         (-math.inf, "infinity"),
         (1e39, "infinite in float32"),
@@ -124,10 +123,10 @@ def test_a_coroutine_is_refused_and_closed() -> None:
         ([], "its 0 numbers are not one for each token"),
         ([1.0], "its 1 numbers are not one for each token"),
         ([1.0, math.nan, 2.0], "NaN"),
-        ([1.0, None, 2.0], "NaN"),
+        ([1.0, None, 2.0], "a NoneType is not a number"),
         ([[1.0], [2.0], [3.0]], "a list is not a number"),
         (torch.zeros(3, 1), "a Tensor is not a number"),
-        (numpy.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 1, 0]), "NaN"),
+        (numpy.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 1, 0]), "a NoneType is not a number"),
         (numpy.array(["a", "b", "c"]), "a str is not a number"),
     ],
     ids=lambda case: str(case)[:30],
@@ -151,11 +150,19 @@ def test_no_responses_have_no_scores() -> None:
     assert token_scores(torch.zeros(0), []) == []
 
 
-def test_where_numbers_need_not_be_finite_none_is_nan() -> None:
-    (none,), (infinite,), (one,) = raw_scores([None, 10**400, 1], LENGTHS)
-    assert math.isnan(none)
-    assert infinite == math.inf
-    assert one == 1.0
+def test_none_stays_none_and_is_no_number() -> None:
+    assert token_scores([None, 2, [1, 2, 3]], LENGTHS) == [None, [2.0], [1.0, 2.0, 3.0]]
+
+
+def test_numbers_need_not_be_finite_for_who_passes_them_on() -> None:
+    found = raw_scores([None, 10**400, math.nan], LENGTHS)
+    assert found[:2] == [None, [math.inf]]
+    assert math.isnan(found[2][0])  # type: ignore[index]
+
+
+def test_a_gate_says_something_of_every_response() -> None:
+    with pytest.raises(ContractError, match="returned None for a response from `gate`"):
+        gate_factors([1.0, None, 0.5], 3)
 
 
 def test_a_huge_answer_is_not_printed_whole() -> None:

@@ -44,14 +44,33 @@ def test_replace_shuts_the_other_rewards_out_where_a_response_was_cut(build, thr
     assert reward.score(three) == [0, 0, -2]
 
 
-@pytest.mark.parametrize(("mode", "gated"), [("subtract", False), ("replace", True)])
-def test_only_replace_has_a_gate(mode, gated):
-    assert EosPenalty.has_gate(EosPenalty.Config(penalty=2, mode=mode)) == gated
+def test_mask_judges_no_response_that_was_cut(build, three):
+    reward = build(EosPenalty, mode="mask")
+    assert reward.score(three) == [0, 0, None]
+
+
+@pytest.mark.parametrize(
+    ("keys", "gates", "invalidates"),
+    [
+        ({"penalty": 2}, False, False),
+        ({"penalty": 2, "mode": "replace"}, True, False),
+        ({"mode": "mask"}, False, True),
+    ],
+)
+def test_replace_alone_has_a_gate_and_mask_alone_leaves_responses_out(keys, gates, invalidates):
+    config = EosPenalty.Config(**keys)
+    assert (EosPenalty.has_gate(config), EosPenalty.invalidates(config)) == (gates, invalidates)
 
 
 @pytest.mark.parametrize(
     "keys",
-    [{"penalty": -1}, {"penalty": 1, "reasons": []}, {"penalty": 1, "reasons": ["late"]}, {}],
+    [
+        {"penalty": -1},
+        {"penalty": 1, "reasons": []},
+        {"penalty": 1, "reasons": ["late"]},
+        {},
+        {"penalty": 1, "mode": "mask"},
+    ],
 )
 def test_a_penalty_is_not_negative_and_has_a_reason(keys):
     with pytest.raises(ValidationError):

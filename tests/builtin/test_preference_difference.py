@@ -149,10 +149,14 @@ def test_a_row_of_token_rewards_counts_as_its_sum(difference, batch):
 
 def test_a_response_that_the_inner_reward_can_not_judge_never_becomes_a_number(difference, batch):
     samples = batch(["x", "y", "z"], groups=[0, 0, 1], sample_reference=lambda: batch(["r"] * 3))
-    for inner in (Told([0.0, 1.0, None], [0.0] * 3), Told([0.0] * 3, [0.0, 1.0, None])):
-        with pytest.raises(ContractError, match="inner reward 'length' returned None") as caught:
-            difference("reference", inner=inner).score(samples)
-        assert caught.value.row == 2
+    for inner in (Told([3.0, 1.0, None], [1.0] * 3), Told([3.0, 1.0, 2.0], [1.0, 1.0, None])):
+        assert difference("reference", inner=inner).score(samples) == [2.0, 0.0, None]
+
+
+def test_the_mean_of_the_others_is_of_those_that_were_judged(difference, batch):
+    samples = batch(["v", "w", "x", "y", "z"], groups=[0, 0, 0, 1, 1])
+    inner = Told([4.0, None, 1.0, 7.0, None])
+    assert difference("others", inner=inner).score(samples) == [3.0, None, -3.0, None, None]
 
 
 @pytest.mark.parametrize(

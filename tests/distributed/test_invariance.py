@@ -21,7 +21,6 @@ from tests.distributed.worker import (
     ALGORITHMS,
     DEFECTS,
     EXACT,
-    NO_CRITIC,
     SAVED_AFTER,
     SHORT,
     SMALLER,
@@ -30,6 +29,7 @@ from tests.distributed.worker import (
     Played,
     play,
     play_not_finite,
+    without_critic,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def alone(directory: Path) -> dict[str, Played]:
     for name, changes in ALGORITHMS.items():
         found[name] = play(directory, whole | changes, updates=4)
     found["alone"] = play(directory, SMALLER, updates=SHORT)
-    found["no critic"] = play(directory, SMALLER | NO_CRITIC, updates=SHORT)
+    found["no critic"] = play(directory, without_critic(SMALLER), updates=SHORT)
     found["not finite"] = play_not_finite(directory, SMALLER)
     return found
 
@@ -168,6 +168,7 @@ def test_every_part_of_an_algorithm_gives_the_same_numbers_from_two_processes_in
     for update in expected.metrics:
         assert update["objective/scores_std"] > 0.1
         assert update["train/grad_norm"] > 1e-3
+        assert update["response/valid_share"] < 1 or "early" not in name
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -248,6 +249,8 @@ def test_a_strategy_gives_the_numbers_of_one_process_without_a_critic(
 ) -> None:
     found, expected = pair(f"{name}, no critic"), alone["no critic"]
     assert len(found.metrics) == SHORT
+    assert any(update["train/empty_steps"] for update in expected.metrics)
+    assert all(0 < update["response/valid_share"] < 1 for update in expected.metrics)
     apart = distance(found, expected)
     assert apart.same_tokens
     assert apart.metrics < SINGLE, apart.which

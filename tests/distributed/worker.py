@@ -139,7 +139,22 @@ NO_CRITIC: dict[str, Any] = {
     "algorithm.reduction": "sequence",
 }
 
+REMOVED = object()
+"""In the place of a value: the recipe is without the key."""
+
+MASKED: dict[str, Any] = {
+    "rewards.ended": {"type": "eos_penalty", "mode": "mask", "reasons": ["stop_string"]},
+    "losses": REMOVED,
+    "ppo.minibatches": 7,
+}
+"""Nothing is learned from the few that end early, and in some steps, of 2 responses, from none."""
+
 ALGORITHMS: dict[str, dict[str, Any]] = {
+    "gae without what ends early": {
+        "rewards.ended": MASKED["rewards.ended"],
+        "algorithm.policy_loss": {"type": "clip", "clip": 0.02},
+        "algorithm.value_loss": {"type": "plain"},
+    },
     "gae that bootstraps, clip": {
         "algorithm.advantages": {"type": "gae", "bootstrap": True, "gamma": 0.9},
         "algorithm.policy_loss": {"type": "clip", "clip": 0.02, "clip_high": 0.1, "dual_clip": 1.1},
@@ -320,7 +335,10 @@ def _registry() -> Registry:
 def _parts(directory: Path, changes: Mapping[str, Any]) -> PPOParts:
     if not (file := directory / "recipe.yaml").exists():
         file.write_text(json.dumps(RECIPE))
-    given = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    given = [
+        f"~{key}" if value is REMOVED else f"{key}={json.dumps(value)}"
+        for key, value in changes.items()
+    ]
     project = Project(load_recipe(file, given, registry=_registry()), directory, _registry())
     return PPOParts(project, project.models.policy())
 
@@ -596,6 +614,12 @@ def strategy_changes(directory: Path, name: str) -> dict[str, Any]:
     return changes
 
 
+def without_critic(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A strategy's overrides for a run without a critic, in which some steps count nothing."""
+    kept = {key: value for key, value in changes.items() if not key.startswith("losses.")}
+    return kept | NO_CRITIC | MASKED
+
+
 def play_not_finite(directory: Path, changes: Mapping[str, Any]) -> Played:
     """Two updates, a step of which is skipped."""
     with not_finite():
@@ -635,7 +659,7 @@ def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
     for name in STRATEGIES:
         changes = strategy_changes(directory, name)
         yield name, lambda changes=changes: play(directory, changes, updates=SHORT)
-        without = changes | NO_CRITIC
+        without = without_critic(changes)
         yield f"{name}, no critic", lambda changes=without: play(directory, changes, updates=SHORT)
         yield f"{name}, not finite", lambda changes=changes: play_not_finite(directory, changes)
         yield (

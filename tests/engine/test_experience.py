@@ -11,6 +11,7 @@ import torch
 
 from rlframe.engine.experience import Experience
 from rlframe.errors import RunError
+from rlframe.models.policy import Policy
 from tests.engine.test_updater import (
     LENGTHS,
     Assigned,
@@ -99,3 +100,55 @@ def test_the_error_of_another_ranks_rewards_is_raised_here_too(
     schedule = schedule_of(rollout(), budget=10_000, minibatches=1)
     with pytest.raises(RunError, match="not finite"):
         credited(models, models.policy, scores, schedule, reduce=lambda x: x + 1)
+
+
+VALID = [True, False, True, True, True, False, True, True]
+
+
+def test_what_is_left_out_changes_nothing_for_the_others(
+    language_model: Callable[..., Any],
+) -> None:
+    """Whatever its scores are: no whitening, no moments and no KL penalty sees it."""
+    models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
+    reference = Policy(language_model(dtype=torch.float64, seed=5), temperature=0.9, chunk=512)
+    schedule = schedule_of(rollout(), budget=10_000, minibatches=1)
+    scores = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
+    for row, length in enumerate(LENGTHS):
+        scores[row, length - 1] = row - 3.5
+    changed = scores.clone()
+    changed[1, 6] = changed[5, 3] = 1e6
+    found, other = (
+        credited(models, reference, given, schedule, valid=VALID, whiten_rewards=True)
+        for given in (scores, changed)
+    )
+    assert found.valid.tolist() == VALID
+    assert found.sampled.sum(-1).tolist() == list(LENGTHS)
+    for name in ("rewards", "advantages", "returns"):
+        assert torch.equal(getattr(found, name), getattr(other, name))
+        assert not getattr(found, name)[[1, 5]].any()
+    real = found.advantages[found.mask]
+    assert float(real.mean()) == pytest.approx(0, abs=1e-12)
+    assert float(real.std(correction=0)) == pytest.approx(1, rel=1e-6)
+    assert float(found.kl[1].abs().sum()) > 0  # the policy has written it all the same
+    everyone = credited(models, reference, scores, schedule)
+    assert found.measured("nats_per_token", lambda x: x) == everyone.measured(
+        "nats_per_token", lambda x: x
+    )
+
+
+@pytest.mark.parametrize(
+    ("needed", "expected"), [(1, VALID), (2, [False, False, True, True, False, False, True, True])]
+)
+def test_a_group_with_too_few_valid_responses_is_left_out_as_a_whole(
+    language_model: Callable[..., Any], needed: int, expected: list[bool]
+) -> None:
+    models = actor_critic(language_model, torch.float64, chunk=512, shared=False)
+    schedule = schedule_of(rollout(), budget=10_000, minibatches=1)
+    pairs = replace(rollout(), group_ids=tuple(9 - row // 2 for row in range(len(LENGTHS))))
+    compares = Assigned(lambda r, v, m: (r, r))
+    compares.needs = replace(compares.needs, samples_per_prompt=needed)
+    scores = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
+    found = credited(
+        models, models.policy, scores, schedule, valid=VALID, credit=compares, played=pairs
+    )
+    assert found.valid.tolist() == expected

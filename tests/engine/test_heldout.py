@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
-from rlframe.engine.heldout import Answer
+from rlframe.engine.heldout import Answer, HeldOut
 from tests.stages.test_behaviour import AFTER, BEFORE, EOS
 
 
@@ -30,3 +33,14 @@ def test_metrics_of_an_evaluation() -> None:
         "score": 3.0,
         "rewards": {"nice": 3.0},
     }
+
+
+def test_what_no_reward_judged_enters_no_mean() -> None:
+    first, second, *others = AFTER.answers
+    unjudged = replace(second, score=None, rewards={"nice": None})
+    seen = HeldOut((first, unjudged, *others))
+    without = HeldOut((first, *others))
+    assert seen.mean == without.mean
+    assert seen.rewards == without.rewards
+    assert Answer.of_row(unjudged.row()) == unjudged
+    assert math.isnan(HeldOut((unjudged,)).mean)

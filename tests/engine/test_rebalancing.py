@@ -55,8 +55,9 @@ def judged(samples, *, group_of=lambda sample: sample):
     for row, tokens in enumerate(ids):
         rewards[row, len(tokens) - 1] = samples[row] / 3  # no number that is exact in binary
     scores = rewards.sum(-1)
+    valid = torch.tensor([sample % 3 != 0 for sample in samples])
     return rollout, Scores(
-        rewards, scores * 3, {"a": scores}, {"a": scores * 2}, {"a/running_mean": 0.5}
+        rewards, valid, scores * 3, {"a": scores}, {"a": scores * 2}, {"a/running_mean": 0.5}
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import combinations, product
@@ -121,6 +121,11 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
             "rewards.tokens.transforms": [{"type": "running_standardize"}],
         },
     ],
+    "none": [
+        {},
+        {"rewards.even.every": 3, "rewards.tokens.every": 2},
+        {"rewards.even.every": 4, "rewards.even.on_none": "invalid"},
+    ],
     "stop": [{}, {"ppo.stop_approx_kl": 1e-5}],
     "discount": [
         {"algorithm.advantages": {"type": "gae", "gamma": 1.0, "lam": 0.95}},
@@ -171,18 +176,29 @@ RUNS = pairwise(FACTORS)
 # Components whose formulas the reference is given
 
 
-class Even(RewardProvider[PluginConfig]):
+class PickyConfig(PluginConfig):
+    every: int = 0
+
+
+def judged(ids: Sequence[int], every: int) -> bool:
+    """Whether a reward judges a response; it returns None for one of every `every`."""
+    return every == 0 or sum(ids) % every != 0
+
+
+class Even(RewardProvider[PickyConfig]):
     """A score of the whole response: the share of even token ids."""
 
-    def score(self, batch: RewardBatch) -> list[float]:
-        return [sum(even(ids)) for ids in batch.response_ids]
+    def score(self, batch: RewardBatch) -> list[float | None]:
+        every = self.config.every
+        return [sum(even(ids)) if judged(ids, every) else None for ids in batch.response_ids]
 
 
-class Tokens(RewardProvider[PluginConfig]):
+class Tokens(RewardProvider[PickyConfig]):
     """A reward of each token."""
 
-    def score(self, batch: RewardBatch) -> list[list[float]]:
-        return [per_token(ids) for ids in batch.response_ids]
+    def score(self, batch: RewardBatch) -> list[list[float] | None]:
+        every = self.config.every
+        return [per_token(ids) if judged(ids, every) else None for ids in batch.response_ids]
 
 
 def even(ids: Any) -> list[float]:
@@ -376,7 +392,7 @@ def reference_of(parts: PPOParts, plain: Any) -> reference.PPO:
         whiten_rewards=algorithm.whiten_rewards,
         whiten_advantages=algorithm.whiten_advantages,
         rewards={
-            name: (entry.weight, *([t.type for t in entry.transforms] or ["none"]))
+            name: (entry.weight, *([t.type for t in entry.transforms] or ["none"]), entry.on_none)
             for name, entry in recipe.rewards.items()
         },
         coefficient=first.coefficient,
@@ -408,7 +424,7 @@ def auxiliary_of(parts: PPOParts) -> dict[str, Any]:
     return found
 
 
-def texts_of(update: Update) -> list[SimpleNamespace]:
+def texts_of(update: Update, skips: Mapping[str, int]) -> list[SimpleNamespace]:
     rollout = update.rollout
     assert list(rollout.samples) == list(range(len(rollout)))
     return [
@@ -416,7 +432,10 @@ def texts_of(update: Update) -> list[SimpleNamespace]:
             prompt=list(prompt.ids),
             response=ids,
             ended=reason.value,
-            scores={"even": even(ids), "tokens": per_token(ids)},
+            scores={
+                name: row(ids) if judged(ids, skips[name]) else None
+                for name, row in (("even", even), ("tokens", per_token))
+            },
         )
         for prompt, ids, reason in zip(
             rollout.prompts, rollout.response_ids(), rollout.stop_reasons, strict=True
@@ -452,7 +471,10 @@ def compare_experience(exp: Experience, texts: list[Any], where: str) -> None:
         found = getattr(exp, name)
         for row, text in enumerate(texts):
             length = len(text.response)
-            assert int(exp.mask[row].sum()) == length
+            assert int(exp.mask[row].sum()) == length * text.valid
+            if not text.valid and name in ("rewards", "advantages", "returns"):
+                assert not getattr(exp, name)[row].any()
+                continue
             what = f"{where}: {name} of response {row}"
             # KL is a difference of log-probabilities of several nats, whose rounding it has.
             near(found[row, :length], getattr(text, name), what, least=1.0)
@@ -479,7 +501,9 @@ def test_the_engine_and_an_independent_ppo_agree(tmp_path: Path, number: int) ->
     other = reference_of(parts, plain)
     for seen in played(parts):
         where = f"run {number}, update {seen.update.number}: {changes(choice)}"
-        texts = texts_of(seen.update)
+        rewards = parts.project.recipe.rewards
+        skips = {name: entry.options.get("every", 0) for name, entry in rewards.items()}
+        texts = texts_of(seen.update, skips)
         expected = other.update(texts)
         compare_experience(seen.update.experience, texts, where)
         assert len(seen.gradients) == len(other.gradients), where

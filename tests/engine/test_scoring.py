@@ -116,9 +116,7 @@ def test_tensors_and_numpy_numbers_are_numbers() -> None:
     assert scorer((lambda b: np.float32([1, 2, 3]), 1.0)).score(rollout()).mix.tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "bad", [math.nan, math.inf, None, "0.5", [1.0], [1.0, math.nan, 2.0]], ids=str
-)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, "0.5", [1.0], [1.0, math.nan, 2.0]], ids=str)
 def test_anything_but_finite_numbers_stops_the_run_and_shows_the_sample(bad: Any) -> None:
     with pytest.raises(RunError) as caught:
         scorer((lambda b: [1.0, 1.0, bad], 1.0)).score(rollout())
@@ -656,3 +654,80 @@ def test_a_state_of_another_chain_is_not_taken_back() -> None:
     fresh = asked.state_dict()
     asked.load_state_dict({"r0": []})
     assert asked.state_dict() == fresh
+
+
+# None: a reward that cannot judge
+
+
+def judged(*rewards: tuple[list[Any], dict[str, Any]]) -> Any:
+    """What a mix makes of given answers; the keys of each reward are those of `WeightedReward`."""
+    mix = [
+        WeightedReward(
+            Instance(f"r{i}", "scripted", Scripted(lambda _, answer=answer: answer)),
+            **{"weight": 1.0, **keys},
+        )
+        for i, (answer, keys) in enumerate(rewards)
+    ]
+    return RewardScorer(mix, Relay(), **ALONE).score(rollout())
+
+
+def test_a_reward_that_returns_none_adds_nothing_and_the_others_count() -> None:
+    found = judged(([1.0, None, 3.0], {"weight": 2.0}), ([0.5, 0.5, None], {}))
+    assert found.mix.tolist() == [2.5, 0.5, 6.0]
+    assert found.valid.tolist() == [True, True, True]
+    assert found.weighted["r0"].tolist() == [2, 0, 6]
+    assert found.raw["r0"].isnan().tolist() == [False, True, False]
+    assert found.raw["r1"][:2].tolist() == [0.5, 0.5]
+
+
+def test_a_response_that_no_reward_judges_is_invalid_and_0_in_every_sum() -> None:
+    found = judged(([1.0, None, 3.0], {}), ([0.5, None, None], {}))
+    assert found.valid.tolist() == [True, False, True]
+    assert found.mix.tolist() == [1.5, 0, 3]
+    assert found.untransformed.tolist() == [1.5, 0, 3]
+
+
+def test_a_reward_that_says_so_makes_its_none_count_for_the_whole_response() -> None:
+    found = judged(([1.0, None, 3.0], {"on_none": "invalid"}), ([0.5, 7.0, None], {}))
+    assert found.valid.tolist() == [True, False, True]
+    assert found.mix.tolist() == [1.5, 0, 3]
+    assert found.weighted["r1"].tolist() == [0.5, 0, 0]
+    assert found.raw["r1"][:2].tolist() == [0.5, 7.0]  # what it said is still told
+
+
+def test_a_reward_of_weight_0_neither_saves_a_response_nor_leaves_it_out() -> None:
+    metric = {"weight": 0.0, "on_none": "invalid"}
+    found = judged(([1.0, None, 3.0], {}), ([None, 1.0, 1.0], metric))
+    assert found.valid.tolist() == [True, False, True]
+
+
+def test_a_reward_whose_purpose_is_to_leave_out_judges_nothing() -> None:
+    """Its 0 for a finished response does not stand in for a reward that could not judge it."""
+    from rlframe.builtin.eos_penalty import EosPenalty, EosPenaltyConfig
+
+    eos = EosPenalty(EosPenaltyConfig(mode="mask"), None)  # type: ignore[arg-type]
+    mix = [
+        WeightedReward(Instance("r", "scripted", Scripted(lambda _: [None, 5.0, 3.0])), 1.0),
+        WeightedReward(Instance("e", "eos", eos), 1.0),
+    ]
+    found = RewardScorer(mix, Relay(), **ALONE).score(rollout())  # the second was cut
+    assert found.valid.tolist() == [False, False, True]
+    assert found.mix.tolist() == [0, 0, 3]
+
+
+def test_transforms_neither_see_nor_change_what_is_not_judged_or_left_out() -> None:
+    """The deviation of 1 and 3 is 1; of 1, 3 and 100, or of 1, 3 and 0, it is another."""
+    standardize = (Instance("t", "running_standardize", RunningStandardize(PluginConfig(), None)),)  # type: ignore[arg-type]
+    none = judged(([1.0, None, 3.0], {"transforms": standardize}), ([0.0, 0.0, 0.0], {}))
+    assert none.mix.tolist() == [-1, 0, 1]
+    left_out = judged(
+        ([1.0, 100.0, 3.0], {"transforms": standardize}),
+        ([0.0, None, 0.0], {"on_none": "invalid"}),
+    )
+    assert left_out.mix.tolist() == [-1, 0, 1]
+    assert left_out.metrics == {"r0/running_mean": 2.0, "r0/running_std": 1.0}
+
+
+def test_held_out_responses_are_left_out_alike() -> None:
+    found = scorer((lambda _: [1.0, None, 3.0], 1.0)).heldout(rollout())
+    assert found.valid.tolist() == [True, False, True]

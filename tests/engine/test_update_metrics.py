@@ -56,6 +56,7 @@ def update(**changes: Any) -> Update:
         "rollout": rollout,
         "scores": Scores(
             rewards=torch.diag(scores),
+            valid=torch.ones(3, dtype=torch.bool),
             untransformed=scores / 2,
             raw={"a": scores},
             weighted={"a": 2 * scores},
@@ -117,6 +118,8 @@ def test_every_metric_by_hand() -> None:
         "reward/a/raw": 3.0,
         "reward/a/weighted": 6.0,
         "reward/a/std": math.sqrt(8 / 3),
+        "reward/a/judged_share": 1.0,
+        "response/valid_share": 1.0,
         "response/length_mean": 2.0,
         "response/truncated_share": 1 / 3,
         "val/num_eos_tokens": 1.0,
@@ -133,6 +136,29 @@ def test_every_metric_by_hand() -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+def test_an_invalid_response_is_measured_and_not_learned_from() -> None:
+    """KL, entropy and lengths are of all three; scores of the first two; "a" judged the last two."""
+    whole = update()
+    mask = whole.experience.mask.clone()
+    mask[2] = False
+    scores = replace(
+        whole.scores, valid=mask.any(-1), raw={"a": tensor(math.nan, 3, 5)}, rewards=torch.eye(3)
+    )
+    changed = replace(whole.experience, mask=mask)
+    found, before = measured(update(scores=scores, experience=changed)), measured(whole)
+    same = ("objective/kl", "objective/entropy", "response/length_mean", "val/num_eos_tokens")
+    assert [found[name] for name in same] == [before[name] for name in same]
+    assert found["response/valid_share"] == pytest.approx(2 / 3)
+    assert found["reward/a/judged_share"] == pytest.approx(2 / 3)
+    assert found["objective/scores"] == (0.5 + 1.5) / 2
+    assert found["objective/scores_std"] == pytest.approx(0.5)
+    assert found["objective/mix"] == 1
+    assert found["reward/a/raw"] == (3 + 5) / 2
+    assert found["reward/a/std"] == 1
+    assert found["reward/a/weighted"] == (2 + 6) / 2
+    assert found["objective/non_score_reward"] == -0.5 * (3 + 1.5) / 2
+
+
 def test_kl_that_is_a_loss_is_no_part_of_the_reward() -> None:
     found = measured(update(), penalty=False)
     assert found["objective/non_score_reward"] == 0
@@ -142,6 +168,7 @@ def test_kl_that_is_a_loss_is_no_part_of_the_reward() -> None:
 def test_what_a_transform_tells_is_told_of_its_reward_alone() -> None:
     scores = Scores(
         rewards=torch.eye(3, dtype=torch.float64),
+        valid=torch.ones(3, dtype=torch.bool),
         raw={"a": tensor(1, 3, 5), "b": tensor(0, 0, 0)},
         weighted={"a": tensor(1, 3, 5), "b": tensor(0, 0, 0)},
         untransformed=tensor(1, 1, 1),

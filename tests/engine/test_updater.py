@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from rlframe.engine.experience import Experience, ExperienceBuilder
 from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import NothingCountedWarning, Objective
 from rlframe.engine.scoring import Scores
-from rlframe.engine.streams import Shuffled
+from rlframe.engine.streams import Shuffled, token_batch
 from rlframe.engine.updater import (
     AuxiliaryData,
     MemoryWarning,
@@ -147,6 +147,8 @@ def credited(
     *,
     estimator: Any = "k1",
     kl_coefficient: float = 0.1,
+    valid: Sequence[bool] = (True,) * len(LENGTHS),
+    played: Rollout | None = None,
     **settings: Any,
 ) -> Experience:
     """The experience of the rollout above."""
@@ -161,8 +163,8 @@ def credited(
     evaluated = Models(models, reference, nothing, RUNTIME, nothing, estimator)
     evaluation = evaluated.evaluate(rollout(), schedule)
     return ExperienceBuilder(**(usual | settings)).build(
-        rollout(),
-        Scores(scores, scores.sum(-1), {}, {}),
+        played or rollout(),
+        Scores(scores, torch.tensor(valid), scores.sum(-1), {}, {}),
         evaluation,
         schedule,
         kl_coefficient=kl_coefficient,
@@ -170,14 +172,14 @@ def credited(
 
 
 def experience_of(
-    models: ActorCritic, reference: Policy, *, budget: int, minibatches: int = 1
+    models: ActorCritic, reference: Policy, *, budget: int, minibatches: int = 1, **settings: Any
 ) -> Experience:
     played = rollout()
     scores = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.float64)
     for row, length in enumerate(LENGTHS):
         scores[row, length - 1] = (-1.0) ** row * row
     schedule = schedule_of(played, budget=budget, minibatches=minibatches)
-    return credited(models, reference, scores, schedule)
+    return credited(models, reference, scores, schedule, **settings)
 
 
 def updater_of(
@@ -462,6 +464,43 @@ def test_metrics_are_of_the_steps_that_were_taken(
     meter, figures = updater.update_policy(good, kl_coefficient=0.1)
     assert figures["train/skipped_steps"] == 1
     assert meter.means(lambda t: t) == expected.means(lambda t: t)
+
+
+def test_a_step_in_which_no_response_is_valid_is_not_taken_and_is_no_bad_one(
+    language_model: Any,
+) -> None:
+    """Adam would move the weights by its memory alone, were the gradient 0."""
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    nothing = experience_of(models, models.policy, budget=40, valid=[False] * len(LENGTHS))
+    updater = updater_of(models, budget=40, auxiliary=False, max_bad_steps=1)
+    before = copy.deepcopy(models.state_dict())
+    with pytest.warns(SkippedUpdateWarning, match="all of its 1 optimiser steps.*no response"):
+        meter, figures = updater.update_policy(nothing, kl_coefficient=0.1)
+    assert (figures["train/empty_steps"], figures["train/skipped_steps"]) == (1, 0)
+    assert math.isnan(meter.means(lambda t: t)["loss/policy_avg"])
+    assert all(torch.equal(before[name], now) for name, now in models.state_dict().items())
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+def test_where_no_response_is_valid_auxiliary_losses_with_data_are_learned_alone(
+    language_model: Any, shared: bool
+) -> None:
+    models = actor_critic(language_model, torch.float64, chunk=512, shared=shared)
+    alone = copy.deepcopy(models)
+    nothing = experience_of(models, models.policy, budget=40, valid=[False] * len(LENGTHS))
+    updater = updater_of(models, budget=40)
+    with pytest.warns(NothingCountedWarning, match="'own'"):  # it works on the rollout
+        _, figures = updater.update_policy(nothing, kl_coefficient=0.1)
+    assert (figures["train/empty_steps"], figures["train/skipped_steps"]) == (0, 0)
+    for data in auxiliaries()[:2]:
+        assert data.examples is not None
+        loss = data.instance.component
+        drawn = data.examples.take(0, loss.examples_per_step)
+        term = loss.loss(alone.policy, token_batch(drawn, device=torch.device("cpu")))
+        (loss.coefficient * term.total / term.count).backward()
+    for now, was in zip(models.parameters(), alone.parameters(), strict=True):
+        expected = was if was.grad is None else was - was.grad
+        torch.testing.assert_close(now, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_epochs_stop_when_the_policy_has_moved_too_far(language_model: Any) -> None:

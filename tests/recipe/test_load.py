@@ -68,7 +68,7 @@ def test_an_unknown_key_that_resembles_nothing_is_told_with_what_there_is(mistak
 def test_a_misspelt_weight_of_a_reward_is_answered_with_weight(mistakes, minimal):
     (line,) = mistakes(minimal.replace("target_tokens: 20", "target_tokens: 20, wieght: 2"))
     assert "Did you mean 'weight'?" in line
-    known = "gates, target_tokens, time_limit_seconds, transforms, type, weight"
+    known = "gates, on_none, target_tokens, time_limit_seconds, transforms, type, weight"
     assert line.endswith(f"Known here: {known}")
 
 
@@ -339,6 +339,7 @@ def test_a_resolved_recipe_has_every_default_of_sections_and_components(load, mi
         "weight": 1.0,
         "time_limit_seconds": None,
         "transforms": [],
+        "on_none": "skip",
         "gates": None,
         "target_tokens": 20,
     }

@@ -101,9 +101,9 @@ class LogOfLength(Reward):
         return torch.tensor(super().score(batch)).log().nan_to_num(nan=0, neginf=float("nan"))
 
 
-class NoOpinion(Reward):
+class NotANumber(Reward):
     def score(self, batch):
-        return [len(text) or None for text in batch.response_texts]
+        return [len(text) or float("nan") for text in batch.response_texts]
 
 
 class Whitens(Reward):
@@ -969,7 +969,7 @@ PLANTED = {
         (InWords, "one_value_a_response"),
         (TooLarge, "finite"),
         (LogOfLength, "finite"),
-        (NoOpinion, "finite"),
+        (NotANumber, "finite"),
         (Whitens, "batch_split_invariance"),
         (RunsAverage, "permutation_equivariance"),
         (SeedsItself, "deterministic_under_a_seed"),

@@ -5,27 +5,32 @@ from __future__ import annotations
 import builtins
 import copy
 import json
-import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 
-from rlframe.api.answers import LARGEST, ContractError, gate_factors, raw_scores
-from rlframe.api.component import Context, RewardProvider
+from rlframe.api.answers import ContractError, gate_factors
+from rlframe.api.component import Context
 from rlframe.testing.check import Broken, check
+from rlframe.testing.checks.asking import (
+    Reward,
+    asked,
+    batch_of,
+    compare,
+    is_finite,
+    remark,
+    scores_of,
+    shown,
+    values_of,
+    with_responses_moved,
+)
 from rlframe.testing.checks.common import COMMON, random_states_moved
-from rlframe.testing.subject import Subject
 from rlframe.testing.world import reward_batch
 from rlframe.types import RewardBatch
-
-Reward = Subject[RewardProvider[Any]]
-Values = list[list[float]]
-"""One entry a response: its score alone, or one number a token. NaN for None."""
 
 UNUSUAL = (
     "日本語のレビュー、とても良い。",
@@ -38,70 +43,6 @@ UNUSUAL = (
 )
 
 
-# How a provider is asked, and how its answer is read.
-
-
-def _batch(subject: Reward) -> RewardBatch:
-    return reward_batch(subject.context, data=subject.columns, responses=subject.texts)
-
-
-def _with_responses_moved(batch: RewardBatch, index: Sequence[int]) -> RewardBatch:
-    """The same prompts, answered by the responses at these places."""
-    ids = [list(batch.response_ids[n]) for n in index]
-    texts = [batch.response_texts[n] for n in index]
-    return batch.with_responses(texts, ids, [batch.stop_reasons[n] for n in index])
-
-
-def _asked(provider: RewardProvider[Any], batch: RewardBatch, *, seed: int = 0) -> Any:
-    """The provider's answer as the engine asks: without gradient, with a generator of its own."""
-    with torch.no_grad():
-        answer = provider.score(replace(batch, generator=torch.Generator().manual_seed(seed)))
-    return _values(answer, batch) if hasattr(answer, "__await__") else answer
-
-
-def _scores(subject: Reward, batch: RewardBatch) -> Values:
-    """The answer to a batch, in the state in which the provider was built."""
-    if subject.initial_state:
-        subject.instance.load_state_dict(copy.deepcopy(subject.initial_state))
-    return _values(_asked(subject.instance, batch), batch)
-
-
-def _values(answer: Any, batch: RewardBatch) -> Values:
-    try:
-        return raw_scores(answer, batch.response_lengths)
-    except ContractError as error:
-        raise Broken(f"it {error} (response {error.row})") from None
-
-
-def _compare(expected: Values, found: Values, batch: RewardBatch, when: str) -> None:
-    for number, (before, after) in enumerate(zip(expected, found, strict=True)):
-        if len(before) != len(after) or not all(map(_same, before, after)):
-            text = batch.response_texts[number]
-            raise Broken(
-                f"response {number} ({text[:40]!r}) scored {_shown(before)}, and {_shown(after)} {when}"
-            )
-
-
-def _same(left: float, right: float) -> bool:
-    """Equal but for the rounding of another rectangle of floats."""
-    both_nan = math.isnan(left) and math.isnan(right)
-    return both_nan or math.isclose(left, right, rel_tol=1e-4, abs_tol=1e-5)
-
-
-def _shown(row: list[float]) -> str:
-    return f"{row[0]:.6g}" if len(row) == 1 else f"[{', '.join(f'{x:.6g}' for x in row[:4])}...]"
-
-
-def _remark(values: Values) -> str | None:
-    """A reward that answers everything alike would pass whatever it did."""
-    if all(row == values[0] for row in values):
-        return f"proves little: every response scored {_shown(values[0])}; give `responses` that differ"
-    return None
-
-
-# The checks.
-
-
 @check(
     expected="a list with as many values as responses, in order: each a number, or one number a token",
     likely="responses are filtered or deduplicated on the way, or scored in parts that overlap; a "
@@ -110,24 +51,24 @@ def _remark(values: Values) -> str | None:
 )
 def one_value_a_response(subject: Reward) -> str | None:
     """The engine pairs scores with responses by their place."""
-    return _remark(_scores(subject, _batch(subject)))
+    return remark(scores_of(subject, batch_of(subject)))
 
 
 @check(
-    expected="a finite number for every response; nothing becomes 0 silently, so a run stops at others",
+    expected="a finite number, or None, for every response; a run stops at NaN and infinity",
     likely="a division by a length, a spread or a norm that is 0, or the logarithm of 0",
-    do="say in the code what a response is worth for which the formula has no value",
+    do="say in the code what a response is worth for which the formula has no value, or return None",
 )
 def finite(subject: Reward) -> None:
     """NaN in one score would be NaN in every weight after one step."""
-    batch = _batch(subject)
+    batch = batch_of(subject)
     first = {group: batch.group_ids.index(group) for group in batch.group_ids}
-    alike = _with_responses_moved(batch, [first[group] for group in batch.group_ids])
+    alike = with_responses_moved(batch, [first[group] for group in batch.group_ids])
     for given, when in ((batch, ""), (alike, " when the samples of its prompt are all the same")):
-        for number, row in enumerate(_scores(subject, given)):
-            if not all(abs(value) <= LARGEST for value in row):
+        for number, row in enumerate(scores_of(subject, given)):
+            if not is_finite(row):
                 text = f"{given.response_texts[number][:60]!r}{when}"
-                raise Broken(f"{_shown(row)} (None counts as nan) for response {number}, {text}")
+                raise Broken(f"{shown(row)} for response {number}, {text}")
 
 
 @check(
@@ -138,16 +79,16 @@ def finite(subject: Reward) -> None:
 )
 def batch_split_invariance(subject: Reward) -> str | None:
     """The share of a rank depends on how many ranks there are; the reward must not."""
-    batch = _batch(subject)
-    whole = _scores(subject, batch)
+    batch = batch_of(subject)
+    whole = scores_of(subject, batch)
     groups = sorted(set(batch.group_ids))
     middle = len(groups) // 2
     for chosen in (*([group] for group in groups), groups[:middle], groups[middle:]):
         index = [n for n, group in enumerate(batch.group_ids) if group in chosen]
         smaller = batch.rows(index)
         when = f"in a batch of {len(index)} instead of {len(batch)} responses"
-        _compare([whole[n] for n in index], _scores(subject, smaller), smaller, when)
-    return _remark(whole)
+        compare([whole[n] for n in index], scores_of(subject, smaller), smaller, when)
+    return remark(whole)
 
 
 @check(
@@ -157,12 +98,12 @@ def batch_split_invariance(subject: Reward) -> str | None:
 )
 def permutation_equivariance(subject: Reward) -> str | None:
     """The order of a rollout means nothing."""
-    batch = _batch(subject)
-    whole = _scores(subject, batch)
+    batch = batch_of(subject)
+    whole = scores_of(subject, batch)
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(1)).tolist()
     mixed = batch.rows(order)
-    _compare([whole[n] for n in order], _scores(subject, mixed), mixed, "in another order")
-    return _remark(whole)
+    compare([whole[n] for n in order], scores_of(subject, mixed), mixed, "in another order")
+    return remark(whole)
 
 
 @check(
@@ -174,14 +115,14 @@ def permutation_equivariance(subject: Reward) -> str | None:
 )
 def deterministic_under_a_seed(subject: Reward) -> None:
     """A resumed run must see the rewards of the run that was not interrupted."""
-    batch = _batch(subject)
-    first = _scores(subject, batch)
-    _compare(first, _scores(subject, batch), batch, "when asked again")
+    batch = batch_of(subject)
+    first = scores_of(subject, batch)
+    compare(first, scores_of(subject, batch), batch, "when asked again")
     other = subject.build()
-    _compare(first, _values(_asked(other, batch), batch), batch, "from a second instance")
+    compare(first, values_of(asked(other, batch), batch), batch, "from a second instance")
     with _hashes_of_another_process():
-        salted = _scores(subject, batch)
-    _compare(first, salted, batch, "with the `hash` of another process")
+        salted = scores_of(subject, batch)
+    compare(first, salted, batch, "with the `hash` of another process")
 
 
 @contextmanager
@@ -211,7 +152,7 @@ def _hashes_of_another_process() -> Iterator[None]:
 )
 def empty_batch(subject: Reward) -> None:
     """A rank may have less than one group."""
-    _scores(subject, _batch(subject).rows([]))
+    scores_of(subject, batch_of(subject).rows([]))
 
 
 @check(
@@ -222,9 +163,9 @@ def empty_batch(subject: Reward) -> None:
 def unicode_and_very_long_text(subject: Reward) -> None:
     """A policy in training writes anything."""
     batch = reward_batch(subject.context, data=subject.columns, responses=UNUSUAL)
-    for number, row in enumerate(_scores(subject, batch)):
-        if not all(abs(value) <= LARGEST for value in row):
-            raise Broken(f"{_shown(row)} for {batch.response_texts[number][:40]!r}")
+    for number, row in enumerate(scores_of(subject, batch)):
+        if not is_finite(row):
+            raise Broken(f"{shown(row)} for {batch.response_texts[number][:40]!r}")
 
 
 @check(
@@ -234,9 +175,9 @@ def unicode_and_very_long_text(subject: Reward) -> None:
 )
 def no_gradient(subject: Reward) -> None:
     """A graph that is kept alive holds the memory of the whole forward pass."""
-    provider, batch = subject.instance, _batch(subject)
+    provider, batch = subject.instance, batch_of(subject)
     with torch.no_grad():
-        _values(provider.score(batch), batch)  # which refuses what has a gradient
+        values_of(provider.score(batch), batch)  # which refuses what has a gradient
         if torch.is_grad_enabled():
             raise Broken("gradients are switched on after `score`")
     modules = [m for m in vars(provider).values() if isinstance(m, torch.nn.Module)]
@@ -251,10 +192,10 @@ def no_gradient(subject: Reward) -> None:
 )
 def no_mutation(subject: Reward) -> None:
     """The rewards of a recipe are given the same batch one after the other."""
-    batch = _batch(subject)
+    batch = batch_of(subject)
     names = [f.name for f in fields(batch) if f.name not in ("generator", "sample_reference")]
     before = {name: copy.deepcopy(getattr(batch, name)) for name in names}
-    _asked(subject.instance, batch)
+    asked(subject.instance, batch)
     changed = [name for name in names if getattr(batch, name) != before[name]]
     if changed:
         raise Broken(f"`score` changed {', '.join(f'batch.{name}' for name in changed)}")
@@ -267,8 +208,8 @@ def no_mutation(subject: Reward) -> None:
 )
 def global_rng_untouched(subject: Reward) -> None:
     """Random numbers that a plugin takes change those of everything after it."""
-    batch = _batch(subject)
-    changed = random_states_moved(lambda: _asked(subject.instance, batch))
+    batch = batch_of(subject)
+    changed = random_states_moved(lambda: asked(subject.instance, batch))
     if changed:
         raise Broken(f"`score` moved the global random state of {', '.join(changed)}")
 
@@ -286,7 +227,7 @@ def surroundings_untouched(subject: Reward) -> None:
         torch.set_default_dtype(torch.float32)  # another check may have left what `score` set
         torch.set_num_threads(3)  # which nobody sets by habit
         before = _surroundings(context)
-        _asked(subject.component(subject.instance.config, context), _batch(subject))
+        asked(subject.component(subject.instance.config, context), batch_of(subject))
         after = _surroundings(context)
     finally:
         torch.set_default_dtype(kind)
@@ -316,14 +257,14 @@ def _surroundings(context: Context) -> dict[str, object]:
 )
 def state_survives_a_checkpoint(subject: Reward) -> None:
     """A resumed run must see the rewards of the run that was not interrupted."""
-    used, resumed, batch = subject.build(), subject.build(), _batch(subject)
+    used, resumed, batch = subject.build(), subject.build(), batch_of(subject)
     # To other prompts, so that what is remembered under the response alone shows.
     count = len(batch)
-    _asked(used, _with_responses_moved(batch, [(n + count // 2) % count for n in range(count)]))
+    asked(used, with_responses_moved(batch, [(n + count // 2) % count for n in range(count)]))
     resumed.load_state_dict(json.loads(json.dumps(dict(used.state_dict()))))
-    _compare(
-        _values(_asked(used, batch), batch),
-        _values(_asked(resumed, batch), batch),
+    compare(
+        values_of(asked(used, batch), batch),
+        values_of(asked(resumed, batch), batch),
         batch,
         "from an instance that took over its state",
     )
@@ -338,7 +279,7 @@ def gate_from_0_to_1(subject: Reward) -> str | None:
     """A gate lets a part of other rewards through; it cannot make them larger or turn them round."""
     if not subject.component.has_gate(subject.instance.config):
         return "it has no gate"
-    batch = _batch(subject)
+    batch = batch_of(subject)
     answer = subject.instance.gate(batch)
     if answer is None:
         return "it answers with no gate"
@@ -356,10 +297,10 @@ def gate_from_0_to_1(subject: Reward) -> str | None:
 )
 def time_per_thousand(subject: Reward) -> str:
     """Nobody trains while a reward is computed."""
-    batch = _batch(subject)
+    batch = batch_of(subject)
     many = _repeated(batch, 1000)
     start = time.perf_counter()
-    _asked(subject.instance, many)
+    asked(subject.instance, many)
     seconds = time.perf_counter() - start
     if seconds > subject.seconds_per_thousand:
         raise Broken(f"{seconds:.2g} s; {subject.seconds_per_thousand:g} s are allowed")

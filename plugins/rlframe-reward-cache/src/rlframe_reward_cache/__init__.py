@@ -71,7 +71,7 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
         return found
 
     def _remember(self, key: str, score: Score | None) -> None:
-        if score is not None:  # a reward that can't judge may be able to later
+        if _keeps(score):
             self._scores[key] = score
             self._scores.move_to_end(key)
         while len(self._scores) > self.config.size:
@@ -87,6 +87,12 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
         self._scores = OrderedDict((key, score) for key, score in state["scores"])
 
 
+def _keeps(score: Score | None) -> bool:
+    """A reward that cannot judge may be able to later; NaN ends the run."""
+    numbers = score if isinstance(score, list) else [score]
+    return all(number is not None and math.isfinite(number) for number in numbers)
+
+
 def _ask(provider: RewardProvider[Any], batch: RewardBatch) -> list[Score | None]:
     """The provider's own scores of the responses, as plain numbers: a state must be JSON."""
     if not len(batch):
@@ -97,8 +103,7 @@ def _ask(provider: RewardProvider[Any], batch: RewardBatch) -> list[Score | None
         raise ContractError(f"the reward {provider.name!r} {error}", row=error.row) from error
     found: list[Score | None] = []
     for row in rows:
-        unjudged = any(map(math.isnan, row))  # None, or what ends the run all the same
-        found.append(None if unjudged else row[0] if len(row) == 1 else row)
+        found.append(row[0] if row is not None and len(row) == 1 else row)
     return found
 
 
