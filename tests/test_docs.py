@@ -18,9 +18,16 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from rlframe import api
-from rlframe.api import PluginConfig, PolicyLossBatch, ValueLossBatch, events
+from rlframe.api import (
+    PluginConfig,
+    PolicyLossBatch,
+    ValueLossBatch,
+    events,
+    reward_from_function,
+)
 from rlframe.api.component import Instance, Section
 from rlframe.api.events import Metrics
+from rlframe.api.functions import GIVEN
 from rlframe.recipe import data, schema
 from rlframe.recipe.schema import Recipe
 from rlframe.registry.discovery import KINDS, Registry
@@ -150,6 +157,16 @@ def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
     kind = next(k for k, (base, _) in KINDS.items() if issubclass(made[0], base))
     registry.add(kind, "from_the_guide", made[0])
     assert registry.load(kind, "from_the_guide") is made[0]
+
+
+def test_the_function_of_the_guide_is_a_reward_with_a_key() -> None:
+    texts = snippets("docs/plugins.md", "python")
+    (number,) = [k for k, text in enumerate(texts) if "def brief" in text]
+    component = reward_from_function(run_snippet(number)["brief"])
+    assert set(component.Config.model_fields) == {"target"}
+    wanted = {*GIVEN, "**kwargs"}
+    rows = [line for line in read("docs/plugins.md").splitlines() if line.startswith("| `")]
+    assert wanted <= {word for row in rows for word in re.findall(r"`([\w*]+)", row)}
 
 
 def test_the_advantage_estimator_of_the_guide_sums_what_came_after() -> None:

@@ -21,6 +21,7 @@ from rlframe.api.component import (
     RewardProvider,
     RewardSpec,
 )
+from rlframe.api.functions import reward_from_function
 from rlframe.api.lengths import context_tokens
 from rlframe.api.pretrained import PretrainedModel
 from rlframe.api.references import ColumnName, DataName, ModelName, RewardName
@@ -90,5 +91,6 @@ __all__ = [
     "context_tokens",
     "hookimpl",
     "raw_scores",
+    "reward_from_function",
     "token_scores",
 ]

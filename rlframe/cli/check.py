@@ -13,8 +13,9 @@ import typer
 from rlframe.cli import completion
 from rlframe.cli.options import AllowLocalCode
 from rlframe.errors import PluginError, RecipeError, did_you_mean
-from rlframe.registry.discovery import KINDS, Offer, Registry
+from rlframe.registry.discovery import KINDS, Registry
 from rlframe.registry.local import is_local
+from rlframe.registry.offers import Offer
 from rlframe.text import cell, console, say, table
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ def components(incomplete: str) -> list[str]:
 
 def distributions(incomplete: str) -> list[str]:
     """Distributions with components, and distribution/name, as --no-plugin takes them."""
-    from rlframe.registry.discovery import CORE, KINDS, Registry
+    from rlframe.registry.discovery import KINDS, Registry
+    from rlframe.registry.offers import CORE
 
     registry = Registry()
     offers = [offer for kind in KINDS for offer in registry.offers(kind)]

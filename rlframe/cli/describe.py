@@ -11,8 +11,9 @@ import typer
 from rlframe.api.component import Component
 from rlframe.cli.check import ComponentName, find
 from rlframe.cli.options import AllowLocalCode
-from rlframe.registry.discovery import KINDS, Offer, Registry
+from rlframe.registry.discovery import KINDS, Registry
 from rlframe.registry.local import is_local
+from rlframe.registry.offers import Offer
 from rlframe.text import cell, console, say, table
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import rlframe
 from rlframe.errors import keep_traceback
 from rlframe.registry.blame import component_in
-from rlframe.registry.discovery import CORE, KINDS, Registry
+from rlframe.registry.discovery import KINDS, Registry
+from rlframe.registry.offers import CORE
 
 _OURS = Path(rlframe.__file__).parent
 _STANDARD = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))

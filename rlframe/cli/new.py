@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from rlframe.cli.check import KIND_WORDS
-from rlframe.registry.discovery import CORE, Registry
+from rlframe.registry.discovery import Registry
+from rlframe.registry.offers import CORE
 from rlframe.text import say
 
 

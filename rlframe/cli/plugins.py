@@ -10,7 +10,8 @@ import typer
 
 from rlframe.cli import check, describe, new
 from rlframe.cli.options import NoPlugin, installed
-from rlframe.registry.discovery import KINDS, Offer
+from rlframe.registry.discovery import KINDS
+from rlframe.registry.offers import Offer
 from rlframe.text import cell, console, say, table
 
 app = typer.Typer(help="The installed components.", no_args_is_help=True)

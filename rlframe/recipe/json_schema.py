@@ -17,8 +17,9 @@ from rlframe.api.component import Component, ComponentSpec
 from rlframe.errors import PluginError
 from rlframe.recipe.document import REMOVE
 from rlframe.recipe.schema import Recipe
-from rlframe.registry.discovery import Offer, Registry
+from rlframe.registry.discovery import Registry
 from rlframe.registry.local import LOCAL
+from rlframe.registry.offers import Offer
 
 Schema = dict[str, Any]
 

@@ -32,7 +32,8 @@ from rlframe.recipe.references import (
 from rlframe.recipe.schema import Recipe
 from rlframe.recipe.yaml12 import read_text
 from rlframe.redaction import digest_of_secret, lacks_credentials, without_credentials
-from rlframe.registry.discovery import KINDS, Offer, Registry, unmet
+from rlframe.registry.discovery import KINDS, Registry, unmet
+from rlframe.registry.offers import Offer
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
-import re
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
 from importlib.metadata import (
     EntryPoint,
     PackageNotFoundError,
@@ -35,9 +32,11 @@ from rlframe.api.component import (
     KLController,
     RewardProvider,
 )
+from rlframe.api.functions import reward_from_function
 from rlframe.errors import PluginError, RecipeError, did_you_mean, listed
 from rlframe.registry.lint import misfits, outdated
 from rlframe.registry.local import is_local, local_component, why
+from rlframe.registry.offers import CORE, Offer, Rules, blocked_by_option, normalised
 from rlframe.text import lines
 
 KINDS: dict[str, tuple[type[Component[Any]], str]] = {
@@ -53,31 +52,8 @@ KINDS: dict[str, tuple[type[Component[Any]], str]] = {
 }
 """Kind, the last part of its entry-point group -> (base class, what people call it)."""
 
-CORE = "rlframe"
-BLOCK = "RLFRAME_BLOCK_PLUGINS"
-ALLOW = "RLFRAME_ALLOW_PLUGINS"
-"""Environment variables: distributions or distribution/name, separated by commas."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A component that some distribution offers; not imported yet."""
-
-    kind: str
-    name: str
-    distribution: str
-    version: str
-    target: str
-    source: EntryPoint | type[Component[Any]]
-    blocked: str | None = None
-    """What keeps it from being imported, in words; None if nothing does."""
-
-    @property
-    def qualified(self) -> str:
-        return f"{self.distribution}/{self.name}"
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.distribution} {self.version})"
+FUNCTIONS = "rlframe.reward_functions"
+"""Entry-point group of plain functions, which are rewards as well."""
 
 
 class Registry:
@@ -92,7 +68,7 @@ class Registry:
     """
 
     def __init__(self, *, block: Iterable[str] = (), local_code: bool = False) -> None:
-        rules = _Rules.of_environment(block)
+        rules = Rules.of_environment(block)
         declared = (
             entry_points()
         )  # of all groups at once: each look reads all the metadata there is
@@ -102,8 +78,12 @@ class Registry:
         self._local_code = local_code
         self._local: dict[str, tuple[type[Component[Any]], str]] = {}
 
-    def add(self, kind: str, name: str, component: type[Component[Any]]) -> None:
-        """Offer a class of the running program, as distribution "local"."""
+    def add(
+        self, kind: str, name: str, component: type[Component[Any]] | Callable[..., Any]
+    ) -> None:
+        """Offer a class, or a function as a reward, of the running program, as distribution "local"."""
+        if not isinstance(component, type):
+            component = reward_from_function(component, name=name)
         target = f"{component.__module__}:{component.__qualname__}"
         self._offers.append(Offer(kind, name, "local", "0", target, component))
 
@@ -114,7 +94,7 @@ class Registry:
 
     def blocks(self, name: str) -> bool:
         """Whether `name`, given as `block`, keeps anything from being imported."""
-        reason = _blocked_by_option(name)
+        reason = blocked_by_option(name)
         return any(offer.blocked == reason for offer in self._offers)
 
     def state(self, offer: Offer) -> str:
@@ -141,8 +121,8 @@ class Registry:
         if is_local(name):
             return self._in_file(kind, name)
         offers, noun = self.offers(kind), KINDS[kind][1]
-        wanted = _normalised(name)
-        matching = [o for o in offers if name == o.name or wanted == _normalised(o.qualified)]
+        wanted = normalised(name)
+        matching = [o for o in offers if name == o.name or wanted == normalised(o.qualified)]
         matching = [o for o in matching if not o.blocked] or matching
         core = [o for o in matching if o.distribution == CORE]
         if len(matching) == 1 or core:
@@ -289,37 +269,6 @@ def unmet(requirements: Iterable[str]) -> list[tuple[int, str, type[RecipeError 
     return found
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """What may be imported."""
-
-    blocked: dict[str, str]
-    """Normalised name -> who blocks it."""
-    allowed: frozenset[str] | None
-
-    @classmethod
-    def of_environment(cls, block: Iterable[str]) -> _Rules:
-        rules = {_normalised_any(name): f"blocked by ${BLOCK}" for name in _listed_in(BLOCK)}
-        rules |= {_normalised_any(name): _blocked_by_option(name) for name in block}
-        allowed = (
-            frozenset(map(_normalised_any, _listed_in(ALLOW))) if os.environ.get(ALLOW) else None
-        )
-        return cls(rules, allowed)
-
-    def applied(self, offer: Offer) -> Offer:
-        names = {_normalised_any(offer.distribution), _normalised(offer.qualified)}
-        if offer.distribution == CORE:
-            names.discard(CORE)
-        why = next((self.blocked[name] for name in sorted(names & set(self.blocked))), None)
-        if why is None and self.allowed is not None and offer.distribution != CORE:
-            why = None if names & self.allowed else f"not among those that ${ALLOW} lists"
-        return offer if why is None else replace(offer, blocked=why)
-
-
-def _blocked_by_option(name: str) -> str:
-    return f"blocked by --no-plugin {name}"
-
-
 def _requirements(distribution: str) -> list[str]:
     """What a distribution says it needs, extras left out."""
     try:
@@ -328,35 +277,32 @@ def _requirements(distribution: str) -> list[str]:
         return []
 
 
-def _listed_in(variable: str) -> list[str]:
-    return [name for part in os.environ.get(variable, "").split(",") if (name := part.strip())]
-
-
 def _installed(kind: str, declared: Any) -> list[Offer]:
     """What the metadata of the environment declares; a distribution found twice counts once."""
-    found: dict[tuple[str, str], Offer] = {}
-    for point in declared.select(group=f"rlframe.{kind}"):
+    found: dict[tuple[str, str, str], Offer] = {}
+    groups = [f"rlframe.{kind}"] + [FUNCTIONS] * (kind == "reward_providers")
+    for point in (point for group in groups for point in declared.select(group=group)):
         dist = point.dist
         name, version = (dist.name, dist.version) if dist else ("unknown", "0")
-        found.setdefault(
-            (name, point.name), Offer(kind, point.name, name, version, point.value, point)
-        )
+        offer = Offer(kind, point.name, name, version, point.value, point)
+        found.setdefault((name, point.name, point.group), offer)
     return list(found.values())
-
-
-def _normalised_any(name: str) -> str:
-    """A distribution's name, or distribution/name, as the packaging specification normalises it."""
-    return _normalised(name) if "/" in name else _normalised(f"{name}/").removesuffix("/")
-
-
-def _normalised(name: str) -> str:
-    """A qualified name with its distribution spelt as the packaging specification normalises it."""
-    distribution, slash, component = name.rpartition("/")
-    return re.sub(r"[-_.]+", "-", distribution).lower() + slash + component
 
 
 def _checked(offer: Offer, component: object) -> type[Component[Any]]:
     base, noun = KINDS[offer.kind]
+    if isinstance(offer.source, EntryPoint) and offer.source.group == FUNCTIONS:
+        if isinstance(component, type) or not callable(component):
+            raise PluginError(
+                f"{noun} {offer}: {offer.target} is no function. A class is offered through the "
+                "entry-point group rlframe.reward_providers"
+            )
+        component = reward_from_function(component, name=offer.name)
+    elif offer.kind == "reward_providers" and inspect.isroutine(component):
+        raise PluginError(
+            f"{noun} {offer}: {offer.target} is a function, which is offered through the entry-point "
+            f"group {FUNCTIONS}"
+        )
     if not (isinstance(component, type) and issubclass(component, base)):
         raise PluginError(f"{noun} {offer}: {offer.target} is not a subclass of {base.__name__}")
     api = component.rlframe_api

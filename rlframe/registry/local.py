@@ -1,4 +1,4 @@
-"""A component in a Python file of the user's own: `type: ./my_reward.py:MyReward`."""
+"""A component in a Python file of the user's own: `type: ./my_reward.py:MyReward`, or a function."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import hashlib
 import importlib.util
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlframe.api.component import Component
+from rlframe.api.functions import reward_from_function
 from rlframe.errors import PluginError, did_you_mean, listed, place_of
 
 LOCAL = re.compile(r"^(\.{0,2}/.*\.py):(\w+)$")
-"""A file and a class in it."""
+"""A file and a class or function in it."""
 
 
 def is_local(name: str) -> bool:
@@ -22,10 +24,10 @@ def is_local(name: str) -> bool:
 
 
 def local_component(name: str) -> tuple[type[Component[Any]], str]:
-    """Import the class that `./file.py:Class` names; relative files lie where the run starts.
+    """Import what `./file.py:Name` names; relative files lie where the run starts.
 
     Returns:
-      (the class, sha256 of the file).
+      (the class, or the reward provider that calls the function; sha256 of the file).
 
     Raises:
       PluginError: the name is malformed, the file is missing or can not be imported, or it has no such
@@ -33,7 +35,9 @@ def local_component(name: str) -> tuple[type[Component[Any]], str]:
     """
     matched = LOCAL.fullmatch(name)
     if matched is None:
-        raise PluginError(f"{name!r}: write ./file.py:Class, the file and the component in it")
+        raise PluginError(
+            f"{name!r}: write ./file.py:Name, the file and the class or function in it"
+        )
     file, wanted = Path(matched[1]), matched[2]
     try:
         source = file.read_bytes()
@@ -42,13 +46,20 @@ def local_component(name: str) -> tuple[type[Component[Any]], str]:
         raise PluginError(f"{name!r}: {where}: {error}") from error
     digest = hashlib.sha256(source).hexdigest()
     module = _imported(file, digest, name)
-    offered = {key: value for key, value in vars(module).items() if _is_component(value, module)}
+    offered = {
+        key: value
+        for key, value in vars(module).items()
+        if _is_component(value, module) or _is_function(key, value, module)
+    }
     if wanted not in offered:
         raise PluginError(
             f"{file} has no component {wanted!r}.{did_you_mean(wanted, offered)} "
             f"It defines: {listed(offered)}"
         )
-    return offered[wanted], digest
+    found = offered[wanted]
+    if not isinstance(found, type):
+        found = reward_from_function(found, name=wanted)
+    return found, digest
 
 
 def _imported(file: Path, digest: str, name: str) -> Any:
@@ -82,6 +93,14 @@ def why(error: BaseException, module: str) -> str:
             ". The plugin was written for an earlier rlframe: `rlframe.hooks` is now `rlframe.api`"
         )
     return found
+
+
+def _is_function(name: str, value: object, module: Any) -> bool:
+    """Whether it was written in the file, as a function or as an object that can be called."""
+    if name.startswith("_") or isinstance(value, type) or not callable(value):
+        return False
+    homes = (getattr(value, "__module__", None), type(value).__module__)
+    return module.__name__ in homes or isinstance(value, partial)
 
 
 def _is_component(value: object, module: Any) -> bool:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,8 @@ version = "1.2"
 
 [project.entry-points."rlframe.reward_providers"]
 vowels = "acme_rl:Vowels"
+[project.entry-points."rlframe.reward_functions"]
+finished = "acme_rl:finished"
 [project.entry-points."rlframe.kl_controllers"]
 bang_bang = "acme_rl:BangBang"
 [project.entry-points."rlframe.auxiliary_losses"]
@@ -41,6 +44,8 @@ py-modules = ["acme_rl"]
 """
 
 MODULE = """\
+import os
+import signal
 from dataclasses import replace
 
 from pydantic import PositiveFloat
@@ -54,6 +59,13 @@ from rlframe.api import (
 class Vowels(RewardProvider[PluginConfig]):
     def score(self, batch):
         return [sum(c in "aeiou" for c in t) / max(len(t), 1) for t in batch.response_texts]
+
+
+async def finished(completions, completion_ids, log_extra, trainer_state, most: int = 8):
+    if os.environ.get("ACME_DIES_AT") == str(trainer_state.global_step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    log_extra("letters", [len(text) for text in completions])
+    return [1.0 if len(ids) < most else None for ids in completion_ids]
 
 
 class BangBangConfig(PluginConfig):
@@ -118,14 +130,22 @@ RECIPE = (
     TINY.replace("version: 1", 'version: 1\nrequires: ["acme-rl>=1"]')
     .replace(
         "brevity: {type: length, target_tokens: 4}",
-        "sound: {type: vowels, transforms: [{type: shifted}]}",
+        "sound: {type: vowels, transforms: [{type: shifted}]}\n  ended: {type: finished, most: 6}\n"
+        "  brief: {type: ./brief.py:brief, target: 20}",
     )
     .replace("{type: fixed, coefficient: 0.1}", "{type: bang_bang, target: 3.0}")
     .replace("updates: 1,", "updates: 2,")
-    + "losses: {own: {type: own_words}}\nalgorithm: "
+    + "losses: {own: {type: own_words}}\ncheckpoints: {every: 1}\nalgorithm: "
     + "{advantages: {type: reward_to_go}, policy_loss: {type: unbounded}, "
     + "value_loss: {type: absolute}}\n"
 )
+
+
+FILE = """\
+def brief(completions, target: int = 10, **kwargs):
+    return [-abs(len(text) - target) / 100 for text in completions]
+"""
+"""A reward of three lines less one."""
 
 
 def pip(*arguments: object) -> None:
@@ -153,18 +173,21 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip("wheel", "--no-build-isolation", "-w", root, source)
     pip("install", "--target", root / "site", root / "acme_rl-1.2-py3-none-any.whl")
     (root / "recipe.yaml").write_text(RECIPE)
+    (root / "brief.py").write_text(FILE)
     return root
 
 
-def rlframe(folder: Path, *arguments: str, site: Path | None) -> subprocess.CompletedProcess[str]:
+def rlframe(
+    folder: Path, *arguments: str, site: Path | None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rlframe", *arguments]
     paths = [str(Path(__file__).parents[2]), *([str(site)] if site else [])]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
 def test_it_trains_by_its_names_with_no_other_change(outside: Path) -> None:
-    done = rlframe(outside, "train", "recipe.yaml", "--output", "run", site=outside / "site")
+    done = trained(outside, "run")
     assert done.returncode == 0, done.stderr
     rows = [
         json.loads(line) for line in (outside / "run" / "metrics.jsonl").read_text().splitlines()
@@ -172,6 +195,10 @@ def test_it_trains_by_its_names_with_no_other_change(outside: Path) -> None:
     first, second = [row for row in rows if "kl/coefficient" in row]
     assert second["kl/coefficient"] in (first["kl/coefficient"] * 2, first["kl/coefficient"] / 2)
     assert 0 < first["reward/sound/raw"] < 1
+    assert first["reward/ended/raw"] == 1
+    assert 0 < first["reward/ended/judged_share"] < 1
+    assert first["reward/ended/letters"] > 5
+    assert -1 < first["reward/brief/raw"] < 0
     assert first["loss/own_avg"] > 0
     assert first["objective/mix"] == pytest.approx(first["objective/scores"] + 1)
     assert (first["reward/sound/seen"], second["reward/sound/seen"]) == (1, 2)
@@ -180,12 +207,41 @@ def test_it_trains_by_its_names_with_no_other_change(outside: Path) -> None:
     theirs = {path for path, plugin in used.items() if plugin["distribution"] == "acme-rl"}
     assert theirs == {
         "rewards.sound",
+        "rewards.ended",
         "rewards.sound.transforms.0",
         "kl.controller",
         "losses.own",
         *(f"algorithm.{part}" for part in ("advantages", "policy_loss", "value_loss")),
     }
     assert used["algorithm.advantages"]["version"] == "1.2"
+    assert used["rewards.brief"]["distribution"] == "local file"
+
+
+def test_on_two_processes_it_is_killed_and_goes_on_with_the_same_bits(outside: Path) -> None:
+    """A rank dies of SIGKILL in the function, in the second update."""
+    whole = trained(outside, "whole", "--processes", "2")
+    assert whole.returncode == 0, whole.stderr
+    killed = trained(outside, "killed", "--processes", "2", ACME_DIES_AT="1")
+    assert killed.returncode == 137, killed.stderr
+    resumed = rlframe(outside, "resume", "killed", "--allow-local-code", site=outside / "site")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after update 1" in resumed.stdout + resumed.stderr
+    assert measured(outside / "killed") == measured(outside / "whole")
+    result = Path("ppo") / "model.safetensors"
+    first, second = ((outside / run / result).read_bytes() for run in ("whole", "killed"))
+    assert first == second
+
+
+def trained(outside: Path, output: str, *more: str, **environment: str) -> Any:
+    given = ("train", "recipe.yaml", "--allow-local-code", "--output", output, *more)
+    return rlframe(outside, *given, site=outside / "site", **environment)
+
+
+def measured(run: Path) -> list[dict[str, float]]:
+    """What a run measured, but for the time and memory that it took."""
+    machine = ("time/", "speed/", "eps", "memory/")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(machine)} for row in rows]
 
 
 def test_uninstalled_the_same_recipe_ends_with_4_and_says_what_to_install(outside: Path) -> None:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import rlframe
 from rlframe.errors import RlframeError
 from rlframe.recipe import load_recipe
-from rlframe.registry.discovery import CORE, Registry
+from rlframe.registry.discovery import Registry
+from rlframe.registry.offers import CORE
 
 FOLDER = Path(__file__).parent / "broken"
 

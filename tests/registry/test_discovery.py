@@ -1,5 +1,6 @@
 """Which components are installed, what a name means, and how a broken one is told."""
 
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -233,18 +234,52 @@ def test_a_component_whose_api_version_is_malformed_is_refused(install, version)
 @pytest.mark.parametrize(
     "module",
     [
-        "def Reward(batch):\n    return [0.0] * len(batch)\n",
         "class Reward:\n    pass\n",
         "Reward = 3\n",
         "from rlframe.api import KLController, PluginConfig\n\n\n"
         "class Reward(KLController[PluginConfig]):\n    pass\n",
     ],
-    ids=["function", "plain class", "number", "another kind"],
+    ids=["plain class", "number", "another kind"],
 )
 def test_what_is_no_component_of_the_kind_is_refused(install, module):
     install("acme", offers={"polite": "Reward"}, module=module)
     told = refused("polite")
     assert told == "reward polite (acme 1.0): acme:Reward is not a subclass of RewardProvider"
+
+
+FUNCTION = "def Reward(completions, by=1):\n    return [float(by)] * len(completions)\n"
+
+
+def test_a_function_has_an_entry_point_group_of_its_own(install):
+    install("acme", offers={"polite": "Reward"}, module=FUNCTION, kind="reward_functions")
+    component = Registry().load("reward_providers", "acme/polite")
+    assert issubclass(component, RewardProvider)
+    assert set(component.Config.model_fields) == {"by"}
+    (offer,) = [o for o in Registry().offers("reward_providers") if o.name == "polite"]
+    assert (offer.distribution, offer.version) == ("acme", "1.0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "why"),
+    [
+        (
+            "reward_providers",
+            FUNCTION,
+            "is a function, which is offered through .*reward_functions",
+        ),
+        (
+            "reward_functions",
+            REWARD,
+            "is no function. A class is offered through .*reward_providers",
+        ),
+        ("reward_functions", "Reward = 3\n", "is no function"),
+    ],
+)
+def test_a_function_or_a_class_in_the_group_of_the_other_is_told_where_it_belongs(
+    install, kind, module, why
+):
+    install("acme", offers={"polite": "Reward"}, module=module, kind=kind)
+    assert re.search(why, refused("polite"))
 
 
 @pytest.mark.parametrize("key", ["type", "weight"])

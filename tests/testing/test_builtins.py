@@ -13,7 +13,8 @@ from rlframe.builtin.preference_difference import PreferenceDifference
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.builtin.reward_transforms import ClipReward
 from rlframe.builtin.text_rules import Keyword
-from rlframe.registry.discovery import CORE, Registry
+from rlframe.registry.discovery import Registry
+from rlframe.registry.offers import CORE
 from rlframe.testing import (
     AdvantageEstimatorSuite,
     AuxiliaryLossSuite,
