@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pkgutil
 from collections.abc import Iterator
@@ -31,3 +32,15 @@ def test_dataclasses_are_frozen() -> None:
     assert len(found) > 20
     changing = {one.__name__ for one in found if not vars(one)["__dataclass_params__"].frozen}
     assert changing <= THAT_CHANGE
+
+
+def test_what_a_dataclass_keeps_for_itself_is_not_handed_in() -> None:
+    fields = {
+        f"{one.__name__}.{field.name}": field.init
+        for package in PACKAGES
+        for one in dataclasses_of(package)
+        for field in dataclasses.fields(one)
+        if field.name.startswith("_")
+    }
+    assert fields
+    assert not any(fields.values()), fields

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +112,35 @@ def test_the_search_has_an_end_where_there_is_no_limit(monkeypatch: pytest.Monke
     found = culprit(lambda part: asked.append(1), batch(["a"], [0]), ValueError(), limit)
     assert found.startswith("The time was over")
     assert not asked
+
+
+def test_a_response_that_is_alone_is_not_asked_about_twice() -> None:
+    """The call may take minutes, and the answer is known."""
+    asked: list[str] = []
+
+    def ask(part: RewardBatch) -> None:
+        asked.extend(part.response_texts)
+        raise ValueError
+
+    culprit(ask, batch(["a", "b"], [0, 1]), ValueError(), TimeLimit(None, name="r"))
+    assert asked == ["a"]
+
+
+def test_without_a_limit_the_search_takes_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/plugins.md says; each question takes one by this clock."""
+    asked: list[str] = []
+    monkeypatch.setattr(asking.time, "monotonic", lambda: float(len(asked)))
+    responses = batch([f"{n}" for n in range(30)], list(range(30)))
+    limit = TimeLimit(None, name="r")
+    found = culprit(lambda part: asked.extend(part.response_texts), responses, ValueError(), limit)
+    assert found.startswith("The time was over")
+    assert len(asked) == 10
+
+
+def test_the_interpreter_has_the_five_seconds_that_the_page_on_recipes_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    assert "this happens five seconds later" in page
+    assert asking.GRACE == 5
 
 
 def test_where_no_part_fails_the_first_response_is_shown() -> None:

@@ -137,3 +137,14 @@ def test_ranks_make_as_many_passes_as_the_one_that_needs_most() -> None:
     steps = made.steps(0)
     assert [len(passes) for passes in steps] == [3, 1]
     assert sorted(map(len, steps[0])) == [0, 1, 1]  # two rows make no three passes
+
+
+def test_passes_are_never_taken_away() -> None:
+    """A rank with more of them than all others keeps them; it never waits for a smaller number."""
+    assert spread([[0], [1]], 1) == [[0], [1]]
+
+
+def test_a_schedule_takes_its_numbers_by_name() -> None:
+    """Four integers in a row would be taken for each other."""
+    with pytest.raises(TypeError, match="positional"):
+        Schedule([0], [5], 1, 1, 9, (0, 0), lambda x: x)  # type: ignore[misc]

@@ -128,7 +128,7 @@ def test_ranks_that_come_to_different_states_are_told_apart() -> None:
     instance = Instance("controller", "scripted (test 1)", Scripted(KLState(2.0)))
 
     def other(mine: str) -> list[str]:
-        return [mine, mine, mine.replace("2.0", "2.5")]
+        return [mine, mine, mine.replace("2.0", "2.5"), mine.replace("2.0", "2.9")]
 
     with pytest.raises(RunError, match=r"differs between ranks.*\[2.5, \{\}\] on rank 2"):
         KLControl(instance, Relay(), 0.0, 9.0, other).update(KLState(1.0), MEASURED)

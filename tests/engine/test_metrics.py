@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from rlframe.engine.metrics import Clock, Meter
@@ -46,6 +47,16 @@ def test_phases_of_one_name_add_up_until_the_clock_is_restarted() -> None:
     assert set(first) == {"a"}
     assert first["a"] > 0
     assert clock.restart() == {}
+
+
+def test_a_phase_takes_the_seconds_between_its_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 103.0, 110.0, 110.5])
+    monkeypatch.setattr("rlframe.engine.metrics.time.perf_counter", lambda: next(times))
+    clock = Clock()
+    for _ in range(2):
+        with clock.phase("a"):
+            pass
+    assert clock.restart() == {"a": 3.5}
 
 
 def test_a_step_that_was_not_taken_leaves_names_without_values() -> None:

@@ -228,11 +228,20 @@ class Sometimes(PolicyLoss[PluginConfig]):
         return TokenLoss(-batch.logprobs, batch.mask if self.calls % 2 else None)
 
 
-def test_a_loss_that_says_only_sometimes_where_it_was_clipped_ends_the_run(models: Models) -> None:
+class AfterAll(Sometimes):
+    """Begins without."""
+
+    calls = 1
+
+
+@pytest.mark.parametrize("loss", [Sometimes, AfterAll])
+def test_a_loss_that_says_only_sometimes_where_it_was_clipped_ends_the_run(
+    models: Models, loss: type[Sometimes]
+) -> None:
     """Each rank's metrics would have other names, and be summed with those of another name."""
-    found = objective(policy=part("policy_loss", Sometimes))
+    found = objective(policy=part("policy_loss", loss))
     loss_of(models, found)
-    with pytest.raises(RunError, match=r"'policy_loss' of type Sometimes .*None for another"):
+    with pytest.raises(RunError, match=r"'policy_loss' of type .* for another"):
         loss_of(models, found)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 from types import SimpleNamespace
@@ -632,6 +633,20 @@ def test_what_a_transform_returns_is_held_against_the_contract(answer: Any, why:
 def test_a_first_state_that_json_cannot_hold_is_refused() -> None:
     with pytest.raises(RunError, match=r"has a state that JSON cannot hold.*`initial`"):
         transformed_by(lambda s, b: (s, ONES, ONES), first={"n": ONES})
+
+
+def test_the_order_of_names_in_a_state_is_no_difference_between_ranks() -> None:
+    def answer(state: Any, scores: ScoreBatch) -> Any:
+        return {"b": 1, "a": 2}, ONES, 0 * ONES
+
+    def gather(mine: Any) -> list[Any]:
+        return [
+            mine,
+            json.dumps(json.loads(mine), sort_keys=True) if isinstance(mine, str) else mine,
+        ]
+
+    found = transformed_by(answer, runtime=processes(gather=gather))
+    assert found.mix.tolist() == [1, 3, 5]
 
 
 def test_a_transform_whose_state_differs_between_ranks_ends_the_run() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,6 +24,22 @@ def test_a_position_gives_the_same_item_whenever_it_is_asked_for() -> None:
     assert again.take(25, 5) == whole[25:]
     assert again.take(3, 9) == whole[3:12]  # backwards, across a border
     assert Shuffled(range(7), key=(2, "x")).take(0, 30) != whole
+
+
+def test_a_permutation_is_drawn_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be millions of items, and an item a step is asked for."""
+    drawn: list[int] = []
+    randperm = torch.randperm
+
+    def counted(number: int, **given: Any) -> torch.Tensor:
+        drawn.append(number)
+        return randperm(number, **given)
+
+    monkeypatch.setattr(torch, "randperm", counted)
+    stream = Shuffled(range(5), key=(1, "x"))
+    for position in range(10):
+        stream.take(position, 1)
+    assert drawn == [5, 5]
 
 
 def test_an_empty_stream_is_refused_instead_of_waited_for() -> None:

@@ -136,6 +136,13 @@ def test_every_metric_by_hand() -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("missing", ["values", "returns"])
+def test_without_a_critic_nothing_is_said_of_what_it_explains(missing: str) -> None:
+    given: dict[str, Any] = {missing: None}
+    found = measured(update(experience=replace(update().experience, **given)))
+    assert "critic/explained_variance" not in found
+
+
 def test_an_invalid_response_is_measured_and_not_learned_from() -> None:
     """KL, entropy and lengths are of all three; scores of the first two; "a" judged the last two."""
     whole = update()

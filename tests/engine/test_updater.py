@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -429,6 +430,33 @@ def test_a_step_that_is_not_finite_is_skipped_and_a_few_in_a_row_end_the_run(
         updater.update_policy(bad, kl_coefficient=0.1)
     with pytest.raises(RunError, match=r"2 optimiser steps in a row were skipped.*max_bad_steps"):
         updater.update_policy(bad, kl_coefficient=0.1)
+
+
+def test_a_lower_limit_of_bad_steps_holds_for_those_before_a_resume(language_model: Any) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    good = experience_of(models, models.policy, budget=40)
+    bad = replace(good, advantages=good.advantages * float("inf"))
+    updater = updater_of(models, budget=40, auxiliary=False, max_bad_steps=2)
+    updater.load_state_dict({"steps": 9, "bad_in_a_row": 5, "halvings": 0})
+    with pytest.raises(RunError, match="6 optimiser steps in a row were skipped"):
+        updater.update_policy(bad, kl_coefficient=0.1)
+
+
+def test_the_seconds_of_a_moving_average_are_told(language_model: Any) -> None:
+    class Average:
+        updates = 0
+
+        def update(self) -> None:
+            self.updates += 1
+            time.sleep(0.02)
+
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    good = experience_of(models, models.policy, budget=40)
+    updater, average = updater_of(models, budget=40, auxiliary=False), Average()
+    updater._ema = average  # type: ignore[assignment]
+    _, figures = updater.update_policy(good, kl_coefficient=0.1)
+    assert average.updates == 1
+    assert 0.02 <= figures["time/ema_seconds"] < 60
 
 
 @pytest.mark.parametrize("limit", [None, 1e-9], ids=["", "with stop_approx_kl"])
