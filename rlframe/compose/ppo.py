@@ -98,7 +98,7 @@ class PPOParts:
         self.project, self.ppo, self.kl = project, recipe.ppo, recipe.kl
         self.penalty = self.kl.placement == "reward"
         self.plugins = [project.instance("hooks", name) for name in recipe.hooks]
-        self.relay = Relay(self.plugins)
+        self.relay = project.relay = Relay(self.plugins)
         self.clock = Clock()
         self.losses = [project.instance("losses", name) for name in recipe.losses]
         self.controller = project.instance("kl", "controller")

@@ -6,6 +6,7 @@ All mistakes that can be found without training are found here, before hours are
 from __future__ import annotations
 
 import copy
+from collections.abc import MutableSequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from rlframe.api.component import Component, Context, Instance, RewardSpec
+from rlframe.api.component import Context, Instance, RewardSpec
 from rlframe.compose.datasets import DataSets
 from rlframe.compose.encoded import EncodedData
 from rlframe.compose.lengths import Lengths
@@ -33,6 +34,8 @@ from rlframe.models.pretrained import Pretrained
 from rlframe.recipe import LoadedRecipe
 from rlframe.recipe.schema import NewModel, NewTokenizer
 from rlframe.registry.discovery import Registry
+from rlframe.registry.nested import NestedReward
+from rlframe.registry.relay import Relay
 from rlframe.types import TokenExample
 
 T = TypeVar("T")
@@ -58,6 +61,8 @@ class Project:
         """Tokens that `model.pad_token` adds to those of the policy's tokenizer."""
         self.notes: list[str] = []
         """What was found that is no mistake, and that should be said."""
+        self.relay: Relay | None = None
+        """That of PPO, once it is being put together: nested rewards are called through it."""
 
     # Data
 
@@ -157,7 +162,7 @@ class Project:
             pretrained=lambda name: Pretrained(self.model_path(name)),
             training_rows=lambda name: self.data.rows(name)[0],
             tokenize=self.encoder.example,
-            build_reward=lambda spec: self._nested(spec, self.context),
+            build_reward=lambda spec: self._nested(spec, self.context, []),
             tokenizer_of=self.tokenizer_of,
             prompts=lambda: [prompt for part in self.prompts for prompt in part],
             max_new_tokens=self.recipe.rollout.max_new_tokens,
@@ -166,11 +171,7 @@ class Project:
     @cached_property
     def _context_of_others(self) -> Context:
         """What is no reward may ask its models at any time, so that they do not wait elsewhere."""
-        return replace(
-            self.context,
-            prepare=self.runtime.replicated,
-            build_reward=lambda spec: self._nested(spec, self._context_of_others),
-        )
+        return replace(self.context, prepare=self.runtime.replicated)
 
     def _prompt_columns(self) -> frozenset[str]:
         if self.recipe.prompts is None:
@@ -202,13 +203,28 @@ class Project:
         chosen = self.loaded.chosen[path]
         with at(".".join(map(str, path))):
             context = self.context if path[0] == "rewards" else self._context_of_others
-            component = chosen.component(chosen.config, context)
+            component = chosen.component(chosen.config, self._inside(context, path))
         # One of a list has no name of its own.
         last = path[-1] if isinstance(path[-1], str) else ".".join(map(str, path[1:]))
         component.name = last
         return Instance(last, str(chosen.offer), component)
 
-    def _nested(self, spec: RewardSpec, context: Context) -> Any:
-        component = self._registry.load(spec.kind, spec.type)
-        built: Component[Any] = component(component.Config.model_validate(spec.options), context)
-        return built
+    def _inside(self, context: Context, path: tuple[str | int, ...]) -> Context:
+        """A context of the component at `path`, whose nested rewards are named after their places."""
+        left = [place for place in self.loaded.chosen if place[: len(path)] == path != place]
+        return replace(context, build_reward=lambda spec: self._nested(spec, context, left))
+
+    def _nested(
+        self, spec: RewardSpec, context: Context, places: MutableSequence[tuple[str | int, ...]]
+    ) -> NestedReward:
+        """A reward for another component, which takes the first of `places` that names it."""
+        component: Any = self._registry.load(spec.kind, spec.type)
+        config = component.Config.model_validate(spec.options)
+        chosen = self.loaded.chosen
+        same = (p for p in places if (chosen[p].component, chosen[p].config) == (component, config))
+        place = next(same, None)
+        if place is not None:
+            places.remove(place)
+        built = component(config, context if place is None else self._inside(context, place))
+        built.name = spec.type if place is None else ".".join(map(str, place[1:]))
+        return NestedReward(built, lambda: self.relay)

@@ -27,6 +27,7 @@ from rlframe.models.loading import new_language_model, scalar_model_from
 from rlframe.models.policy import Policy
 from rlframe.models.pretrained import Pretrained
 from rlframe.registry.discovery import Registry
+from rlframe.registry.nested import NestedReward
 from rlframe.types import Prompt, RewardBatch, Row, StopReason
 
 SAMPLES_PER_PROMPT = 2
@@ -95,10 +96,9 @@ def tiny_context(*, data: Mapping[str, Sequence[Any]] | None = None) -> Context:
 
     def build_reward(spec: RewardSpec) -> RewardProvider[Any]:
         component: Any = Registry().load(spec.kind, spec.type)
-        built: RewardProvider[Any] = component(
-            component.Config.model_validate(spec.options), context
-        )
-        return built
+        built = component(component.Config.model_validate(spec.options), context)
+        built.name = spec.type
+        return NestedReward(built, lambda: None)
 
     context = Context(
         device=torch.device("cpu"),
