@@ -64,6 +64,14 @@ class Stopped(RlframeError):  # noqa: N818  nothing went wrong
     exit_code = 130
 
 
+class StopTraining(Exception):  # noqa: N818  nothing went wrong
+    """Raised by an observer to end PPO after this update: the run finishes as after its last one.
+
+    Args:
+      reason: why, in words: "the mean score is above 3".
+    """
+
+
 def keep_traceback(error: BaseException, directory: Path, name: str = "traceback.txt") -> None:
     """Write the traceback of an error and of what caused it to a file, and add a note that names it."""
     path = directory / name

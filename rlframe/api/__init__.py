@@ -35,6 +35,7 @@ from rlframe.batches import (
     TokenLoss,
     ValueLossBatch,
 )
+from rlframe.errors import StopTraining
 from rlframe.types import (
     KLMeasurement,
     KLState,
@@ -83,6 +84,7 @@ __all__ = [
     "ScoreBatch",
     "ScoreMoments",
     "StopReason",
+    "StopTraining",
     "TokenBatch",
     "TokenExample",
     "TokenLoss",

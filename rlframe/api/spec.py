@@ -164,7 +164,16 @@ class Specification:
 
     @hookspec
     def rlframe_update_finished(self, event: UpdateFinished) -> None:
-        """The policy and the KL coefficient were updated. Called once per update on every rank."""
+        """The policy and the KL coefficient were updated. Called once per update on every rank.
+
+        The last event of an update, before a checkpoint may be saved. An observer ends PPO here, or in
+        `rlframe_metrics`, with an exception, on one rank or on all:
+
+            raise StopTraining("the mean score is above 3")
+
+        The run is then evaluated, writes its result and ends with exit code 0 and the status
+        "stopped_early"; it can be resumed for the updates that are left.
+        """
 
     @hookspec
     def rlframe_metrics(self, event: Metrics) -> None:

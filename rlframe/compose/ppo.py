@@ -248,6 +248,7 @@ class PPOParts:
             checkpoints=self._checkpointer(files, saver, metrics),
             observers=self.relay,
             clock=self.clock,
+            gather=runtime.gather,
         )
 
     def _metrics(self, files: RunDirectory, display: Display) -> MetricsLogger:

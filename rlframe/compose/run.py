@@ -122,7 +122,9 @@ def run_recipe(
             if isinstance(error, Stopped):
                 raise Stopped(f"{reason}; go on with: rlframe resume {files.path}") from error
             raise
-        files.end("finished", figures=outcome.figures, error=None)
+        early = None if outcome.aligned is None else outcome.aligned.stopped
+        status = "finished" if early is None else "stopped_early"
+        files.end(status, figures=outcome.figures, error=None, stopped=early)
     return outcome
 
 

@@ -15,6 +15,7 @@ What is left out: importance correction for a sampler whose weights differ from 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from rlframe.api.events import ExperienceReady, RolloutFinished, UpdateFinished
@@ -64,6 +65,12 @@ class Run:
     checkpoints: Checkpointer
     observers: Relay
     clock: Clock
+    gather: Callable[[str | None], list[str | None]]
+    """Every rank's value, on every rank."""
+
+    def stop_reason(self) -> str | None:
+        """Why an observer of any rank has ended the training; None if none has. Collective."""
+        return next((why for why in self.gather(self.observers.stop) if why), None)
 
 
 def train(run: Run, state: RunState) -> RunState:
@@ -92,10 +99,13 @@ def train(run: Run, state: RunState) -> RunState:
         update = Update(number, rollout, scores, experience, meter, metrics, measured, kl, state.kl)
         heldout = run.heldout.after(state.updates)
         run.metrics.log(update, heldout)
+        run.observers.tell("update_finished", UpdateFinished(number, measured, kl, state.kl))
+        stopped = run.stop_reason() is not None
         with run.clock.phase("checkpoint"):
             score = None if heldout is None else heldout.mean
-            run.checkpoints.after(state.updates, asdict(state), score=score)
-        run.observers.tell("update_finished", UpdateFinished(number, measured, kl, state.kl))
+            run.checkpoints.after(state.updates, asdict(state), score=score, ends=stopped)
+        if stopped:
+            break
     return state
 
 

@@ -19,7 +19,7 @@ import pluggy
 
 from rlframe.api.component import HookPlugin, Instance
 from rlframe.api.spec import plugin_manager
-from rlframe.errors import PluginError, RunError
+from rlframe.errors import PluginError, RunError, StopTraining
 from rlframe.registry.blame import exit_told
 from rlframe.text import say
 from rlframe.types import KLMeasurement, KLState
@@ -56,6 +56,8 @@ class Relay:
             self._trace_component_calls()
         self.errors = 0
         """How often an observer raised."""
+        self.stop: str | None = None
+        """Why an observer of this rank wants PPO to end, and which one; None if none does."""
 
     def state_dict(self) -> dict[str, int]:
         """How often an observer raised."""
@@ -96,7 +98,9 @@ class Relay:
             if self._tracing:
                 given = {"event": event}
                 _trace(f"rlframe_{name}", [implementation.plugin_name], given, start, outcome)
-            if isinstance(error, Exception):
+            if isinstance(error, StopTraining):
+                self.stop = self.stop or f"{implementation.plugin_name}: {error}"
+            elif isinstance(error, Exception):
                 self.errors += 1
                 warnings.warn(
                     f"{implementation.plugin_name}: {self._named(implementation.plugin)} raised in "

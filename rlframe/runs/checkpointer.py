@@ -66,6 +66,7 @@ class Checkpointer:
         self._kept = dict(kept)
         self._steps = steps
         self._last: dict[str, Any] | None = None
+        self._number = steps
 
     def check(self) -> None:
         """Make sure, before hours of work, that every state can be saved.
@@ -75,21 +76,28 @@ class Checkpointer:
         """
         self._states()
 
-    def after(self, done: int, state: Mapping[str, Any], *, score: float | None) -> None:
+    def after(
+        self, done: int, state: Mapping[str, Any], *, score: float | None, ends: bool = False
+    ) -> None:
         """Save a checkpoint if one is due, or if the run is asked to stop. Collective.
 
         Args:
           done: steps so far.
           state: of the loop itself.
           score: by which the best checkpoints are kept; None if nothing was evaluated.
+          ends: whether the stage ends here, before its last step. It is given a checkpoint then, by
+            which it can be resumed all the same, with the optimiser's memory.
 
         Raises:
           Stopped: the run was asked to stop, and a checkpoint is saved.
         """
         last = done == self._steps
-        if last:  # the result keeps it too, so that the run can be given more steps
-            self._last = self._tree(state)
-        self.saver.after(done, lambda: self._save(done, state, score), last=last)
+        if last or ends:  # the result keeps it too, so that the run can be given more steps
+            self._last, self._number = self._tree(state), done
+        if ends and not last:
+            self._save(done, state, score)
+        else:
+            self.saver.after(done, lambda: self._save(done, state, score), last=last)
 
     def _save(self, done: int, state: Mapping[str, Any], score: float | None) -> None:
         write, memory, tree = (
@@ -116,9 +124,9 @@ class Checkpointer:
             write(path)
             save_tree(path / "state", tree)
 
-        self._directory.write_result(stage, fill, number=self._steps)
+        self._directory.write_result(stage, fill, number=self._number)
         path = self._directory.path / stage
-        self._observers.tell("checkpoint_saved", CheckpointSaved(self._steps - 1, path))
+        self._observers.tell("checkpoint_saved", CheckpointSaved(self._number - 1, path))
 
     def restore(self, path: Path) -> Mapping[str, Any]:
         """Go back to a checkpoint, or to the result of a run that is to make more steps.

@@ -163,7 +163,7 @@ class RunDirectory:
                 write_manifest(self.path, self._manifest)
 
     def end(self, status: str, **facts: Any) -> None:
-        """Close the manifest: "finished", "failed" or "interrupted"."""
+        """Close the manifest: "finished", "stopped_early", "failed" or "interrupted"."""
         self.sync()
         self.note(status=status, ended=_now(), **facts)
 

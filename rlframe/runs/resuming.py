@@ -245,7 +245,7 @@ def damaged_results(directory: Path, manifest: Mapping[str, Any]) -> dict[str, s
     """Stage -> what is wrong with its result, of those that the manifest calls finished."""
     found = {}
     done = [*manifest.get("stages", {})]
-    if manifest["status"] == "finished" and manifest["recipe"].get("ppo"):
+    if manifest["status"] in ("finished", "stopped_early") and manifest["recipe"].get("ppo"):
         done.append("ppo")
     for stage in done:
         try:

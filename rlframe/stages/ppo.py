@@ -25,6 +25,8 @@ class Aligned:
     before: HeldOut
     after: HeldOut
     sentence: str
+    stopped: str | None = None
+    """Why an observer ended it before its last update, and which one; None if it went to the end."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,20 @@ class PPOStage:
         run = self.run
         run.checkpoints.check()
         state, before = self._begin()
-        train(run, state)
+        state = train(run, state)
         after = run.heldout.evaluate("after")
         run.checkpoints.save_result("ppo")
         sentence = what_changed(before, after, kl=run.metrics.last_kl)
-        self.directory.metrics({"stage": "ppo", "update": run.updates, **after.metrics()})
+        self.directory.metrics({"stage": "ppo", "update": state.updates, **after.metrics()})
         self.display.show(before_and_after(before, after, rows=self.table_rows))
         self.display.say(sentence)
-        return Aligned(before, after, sentence)
+        stopped = run.stop_reason()
+        if stopped is not None:
+            self.display.say(
+                f"stopped early after update {state.updates} of {run.updates} by {stopped}. `rlframe "
+                f"resume {self.directory.path}` makes the others"
+            )
+        return Aligned(before, after, sentence, stopped)
 
     def _begin(self) -> tuple[RunState, HeldOut]:
         """(where to start, what the policy answered before any update)."""

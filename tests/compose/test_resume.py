@@ -12,7 +12,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from rlframe.api import PluginConfig, RewardBatch, RewardProvider
+from rlframe.api import (
+    HookPlugin,
+    PluginConfig,
+    RewardBatch,
+    RewardProvider,
+    StopTraining,
+    hookimpl,
+)
 from rlframe.compose import run_recipe
 from rlframe.errors import PluginError, RecipeError, RunError, SetupError, Stopped
 from rlframe.recipe import load_recipe
@@ -61,9 +68,21 @@ class Counting(RewardProvider[PluginConfig]):
         self.judged = state["judged"]
 
 
+class Enough(HookPlugin[PluginConfig]):
+    """Ends the run after its third update, unless it is told not to."""
+
+    stops = True
+
+    @hookimpl
+    def rlframe_metrics(self, event: Any) -> None:
+        if event.update == 2 and self.stops:
+            raise StopTraining("three are enough")
+
+
 def registry() -> Registry:
     known = Registry()
     known.add("reward_providers", "counting", Counting)
+    known.add("hooks", "enough", Enough)
     return known
 
 
@@ -450,3 +469,29 @@ def test_data_that_is_gone_is_told_before_anything_changes(
     with pytest.raises(RecipeError, match=r"rows\.jsonl"):
         resume(tmp_path / "run", "checkpoints.stop_after_minutes=null")
     assert (tmp_path / "run" / "manifest.json").read_text() == before
+
+
+def test_a_run_that_a_plugin_ends_has_a_result_and_can_be_resumed_bit_for_bit(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = "hooks={enough: {type: enough}}"
+    notes = Notes()
+    run = train(recipe, tmp_path / "run", hook, display=notes)
+    manifest = read_manifest(run)
+    assert manifest["status"] == "stopped_early"
+    assert manifest["stopped"] == "hooks.enough: three are enough"
+    assert any("stopped early after update 3 of 5 by hooks.enough" in line for line in notes.said)
+    assert (run / "samples" / "after.jsonl").exists()
+    assert (run / "ppo" / "policy" / "model.safetensors").exists()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    updates = [row["update"] for row in map(json.loads, lines) if "episode" in row]
+    assert updates == [1, 2, 3]
+
+    monkeypatch.setattr(Enough, "stops", False)
+    whole = train(recipe, tmp_path / "whole", hook)
+    resume(run)
+    assert read_manifest(run)["status"] == "finished"
+    assert read_manifest(run)["stopped"] is None
+    for model in MODELS:
+        file = Path(model) / "model.safetensors"
+        assert (run / file).read_bytes() == (whole / file).read_bytes()

@@ -17,13 +17,16 @@ from rlframe.types import KLState
 class Parts:
     """Fake parts. What each returns is a word that says what it was made of."""
 
-    def __init__(self, updates: int, *, evaluated: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, updates: int, *, evaluated: tuple[int, ...] = (), stops: int | None = None
+    ) -> None:
         self.calls: list[str] = []
         self.inside = False
         self.saved: list[tuple[int, Any, float | None]] = []
         self.logged: list[Any] = []
         self.heard: list[str] = []
-        self.evaluated = evaluated
+        self.evaluated, self.stops = evaluated, stops
+        self.ended: list[int] = []
         parts: Any = {
             "generator": SimpleNamespace(generate=self.generate),
             "scorer": SimpleNamespace(score=self.asked("scores")),
@@ -37,12 +40,22 @@ class Parts:
             ),
             "heldout": SimpleNamespace(after=self.heldout),
             "metrics": SimpleNamespace(log=lambda *given: self.logged.append(given)),
-            "checkpoints": SimpleNamespace(
-                after=lambda done, state, *, score: self.saved.append((done, state, score))
-            ),
-            "observers": SimpleNamespace(tell=lambda name, event: self.heard.append(name)),
+            "checkpoints": SimpleNamespace(after=self.save),
+            "observers": SimpleNamespace(tell=self.tell, stop=None),
+            "gather": lambda mine: [mine, self.elsewhere],
         }
+        self.elsewhere: str | None = None
         self.run = Run(updates=updates, clock=Clock(), **parts)
+
+    def save(self, done: int, state: Any, *, score: float | None, ends: bool) -> None:
+        self.saved.append((done, state, score))
+        if ends:
+            self.ended.append(done)
+
+    def tell(self, name: str, event: Any) -> None:
+        self.heard.append(name)
+        if name == "update_finished" and event.update == self.stops:
+            self.elsewhere = "enough, says an observer of another rank"
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -149,3 +162,11 @@ def test_every_phase_is_timed() -> None:
         "learn",
         "checkpoint",
     }
+
+
+def test_an_observer_of_any_rank_ends_the_training_after_its_update() -> None:
+    parts = Parts(5, stops=1)
+    assert train(parts.run, RunState(0, KLState(0.5))).updates == 2
+    assert [done for done, *_ in parts.saved] == [1, 2]
+    assert parts.ended == [2]
+    assert parts.run.stop_reason() == "enough, says an observer of another rank"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlframe.api import HookPlugin, PluginConfig, hookimpl
+from rlframe.api import HookPlugin, PluginConfig, StopTraining, hookimpl
 from rlframe.api.component import Instance
 from rlframe.api.events import Metrics
 from rlframe.errors import RunError
@@ -188,3 +188,19 @@ def test_what_raised_is_told_with_its_own_line_and_not_that_of_a_library() -> No
     where = re.escape(f"[{__file__}:{line('rlframe_metrics')}]")
     with pytest.warns(ObserverWarning, match=f"JSONDecodeError.*{where}$"):
         relay.tell("metrics", EVENT)
+
+
+def test_an_observer_that_ends_the_training_is_no_mistake_and_silences_nobody() -> None:
+    class Enough(HookPlugin[PluginConfig]):
+        @hookimpl
+        def rlframe_update_finished(self, event: Any) -> None:
+            raise StopTraining(f"enough after {event}")
+
+    nothing: Any = None
+    plugins = [Enough(PluginConfig(), nothing) for _ in range(2)]
+    relay = Relay([Instance(n, n, p) for n, p in zip(("first", "second"), plugins, strict=True)])
+    assert relay.stop is None
+    relay.tell("update_finished", 3)
+    relay.tell("update_finished", 4)
+    assert relay.stop == "hooks.first: enough after 3"
+    assert relay.errors == 0

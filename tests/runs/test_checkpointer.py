@@ -82,13 +82,14 @@ class Stage:
             steps=6,
         )
 
-    def step(self, number: int, score: float | None = None) -> None:
+    def step(self, number: int, score: float | None = None, *, ends: bool = False) -> None:
         """Everything that is kept becomes a function of the step."""
         self.weights.number = number
         self.memory.state = {"moment": torch.full((2,), float(number))}
         self.kept["first"].state = {"count": number}
         self.kept["second"].state = {"words": ["a"] * number}
-        self.checkpoints.after(number, {"updates": number, "kl": {"coefficient": 0.5}}, score=score)
+        state = {"updates": number, "kl": {"coefficient": 0.5}}
+        self.checkpoints.after(number, state, score=score, ends=ends)
 
     def now(self) -> tuple[Any, ...]:
         states = [thing.state for thing in self.kept.values()]
@@ -169,6 +170,23 @@ def test_asked_to_stop_at_the_last_step_it_finishes(stage: Stage) -> None:
     stage.step(6)
     stage.checkpoints.save_result("ppo")
     assert names(stage) == []
+
+
+def test_a_stage_that_ends_early_has_a_checkpoint_beside_its_result(stage: Stage) -> None:
+    """With the optimiser's memory, so that it can be resumed as if it had not ended."""
+    stage.step(1)
+    stage.step(3, ends=True)
+    stage.checkpoints.save_result("ppo")
+    assert names(stage) == ["000003"]
+    assert stage.files.result("ppo")["number"] == 3
+    assert stage.saved[-1] == CheckpointSaved(2, stage.files.path / "ppo")
+
+
+def test_a_stage_that_would_end_anyway_has_its_result_alone(stage: Stage) -> None:
+    stage.step(6, ends=True)
+    stage.checkpoints.save_result("ppo")
+    assert names(stage) == []
+    assert stage.files.result("ppo")["number"] == 6
 
 
 def test_the_best_by_score_stays(tmp_path: Path) -> None:
