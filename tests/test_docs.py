@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from ruamel.yaml import YAML
 
 from rlframe import api
@@ -65,6 +65,31 @@ def test_every_key_of_a_recipe_is_documented(section: type[BaseModel]) -> None:
     text = read("docs/recipe.md")
     for name in section.model_fields:
         assert f"| `{name}` |" in text, name
+
+
+def rows_of(text: str) -> Iterator[tuple[str, str]]:
+    """(key, default) of each row of the tables of keys."""
+    for cells in re.findall(r"^\| `(\w+)` \| ([^|]*) \| ([^|]*) \|", text, re.MULTILINE):
+        yield cells[0], cells[2].strip()
+
+
+@pytest.mark.parametrize("offer", [o for k in KINDS for o in Registry().offers(k)], ids=str)
+def test_the_defaults_of_built_in_components_are_those_of_the_page(offer: Any) -> None:
+    if offer.distribution != "rlframe":
+        pytest.skip("not of rlframe")
+    text, fields = (
+        read("docs/recipe.md"),
+        Registry().load(offer.kind, offer.name).Config.model_fields,
+    )
+    begin = text.index(f"### `{offer.name}` ({KINDS[offer.kind][1]})")
+    written = dict(rows_of(text[begin : text.find("\n### ", begin + 1)]))
+    for key, field in fields.items():
+        if field.is_required():
+            assert written[key] == "required", key
+            continue
+        default: Any = YAML(typ="safe", pure=True).load(written[key].strip("`"))
+        given = TypeAdapter(Any).dump_python(field.default, mode="json")
+        assert default == given, (key, default, given)
 
 
 @pytest.mark.parametrize("offer", [o for k in KINDS for o in Registry().offers(k)], ids=str)
@@ -289,7 +314,7 @@ DEFINITIONS = {
     name: documented
     for path in [
         *sorted((ROOT / "rlframe" / "api").glob("*.py")),
-        *(ROOT / "rlframe" / name for name in ("types.py", "batches.py")),
+        *(ROOT / "rlframe" / name for name in ("types.py", "batches.py", "errors.py")),
     ]
     for name, documented in definitions(ast.parse(path.read_text()).body)
 }

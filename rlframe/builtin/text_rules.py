@@ -29,7 +29,7 @@ class RegexConfig(PluginConfig):
     @classmethod
     def _compiles(cls, pattern: str) -> str:
         try:
-            _compiled(pattern)
+            _compiled(pattern, ignore_case=False)
         except re2.error as error:
             raise ValueError(_explained(pattern, error)) from error
         return pattern
@@ -43,7 +43,7 @@ class RegexConfig(PluginConfig):
         return self
 
 
-def _compiled(pattern: str, *, ignore_case: bool = False) -> Any:
+def _compiled(pattern: str, *, ignore_case: bool) -> Any:
     options = re2.Options()
     options.log_errors = False  # on stderr; they are told as mistakes of the recipe
     options.case_sensitive = not ignore_case

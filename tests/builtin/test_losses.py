@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from rlframe.api import Needs, TokenBatch, TokenExample
-from rlframe.builtin.losses import PTX, SFT
+from rlframe.builtin.losses import PTX, SFT, PTXConfig, SFTConfig
 from rlframe.engine.streams import token_batch
 from rlframe.errors import RecipeError
 
@@ -164,3 +164,12 @@ def test_examples_without_a_token_to_learn_are_told_before_anything_trains(
         component.check(own.config, own.context)
     with pytest.raises(RecipeError, match=told):
         own.examples()
+
+
+@pytest.mark.parametrize("config", [SFTConfig, PTXConfig])
+def test_a_step_takes_at_most_a_million_examples(config):
+    given = {"data": "x", "gamma": 1.0} if config is PTXConfig else {"data": "x"}
+    assert config(**given, examples_per_step=1_000_000).examples_per_step == 1_000_000
+    for number in (0, 1_000_001):
+        with pytest.raises(ValidationError):
+            config(**given, examples_per_step=number)

@@ -212,3 +212,9 @@ def test_its_column_is_declared_as_one():
 def test_a_column_goes_with_a_column_and_with_nothing_else(keys):
     with pytest.raises(ValidationError):
         PreferenceDifference.Config.model_validate({"reward": INNER, **keys})
+
+
+def test_a_reference_that_answers_other_prompts_is_not_compared_with(difference, batch):
+    samples = batch(["x", "y"], groups=[0, 1], sample_reference=lambda: batch(["r"]))
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        difference("reference", inner=Told([1.0, 2.0], [0.0])).score(samples)

@@ -682,6 +682,12 @@ def test_a_text_has_one_bos_whether_it_brings_one_or_not(
     assert found == pytest.approx([alone(path, other_tokenizer.encode("why?so"))], rel=1e-5)
 
 
+def test_a_text_that_is_nothing_but_a_bos_has_one(reward, batch, other_tokenizer, tmp_path):
+    path = llama(other_tokenizer, tmp_path)
+    found = reward(path, input="response").score(batch(["<bos>"], prompts=["why?"]))
+    assert found == pytest.approx([alone(path, [BOS])], rel=1e-5)
+
+
 @pytest.mark.parametrize("text", ["so", "so<eos>"])
 def test_an_eos_is_appended_once_where_the_recipe_says_so(
     reward, batch, other_tokenizer, tmp_path, text
