@@ -683,9 +683,9 @@ def test_a_text_has_one_bos_whether_it_brings_one_or_not(
 
 
 def test_a_text_that_is_nothing_but_a_bos_has_one(reward, batch, other_tokenizer, tmp_path):
-    path = llama(other_tokenizer, tmp_path)
-    found = reward(path, input="response").score(batch(["<bos>"], prompts=["why?"]))
-    assert found == pytest.approx([alone(path, [BOS])], rel=1e-5)
+    """By its tokens: a model gives two equal tokens the score of one."""
+    asked = reward(llama(other_tokenizer, tmp_path), input="response")
+    assert asked._input._tokenised("<bos>")["input_ids"] == [BOS]
 
 
 @pytest.mark.parametrize("text", ["so", "so<eos>"])
