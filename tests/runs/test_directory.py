@@ -82,3 +82,15 @@ def test_updates_that_are_missing_among_the_metrics_are_counted(
     found = files.forget_after(3)
     assert (found is None) == (told is None), found
     assert told is None or told in str(found)
+
+
+def test_a_resumed_run_reads_what_was_answered_before_and_knows_damage(tmp_path: Path) -> None:
+    files, answers = begun(tmp_path / "run"), [{"sample": 0, "score": 0.5}]
+    files.samples("before", answers)
+    files.samples("after", answers)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert set(manifest["samples"]) == {"before"}
+    again = RunDirectory(tmp_path / "run", manifest=manifest)
+    assert again.read_samples("before") == answers
+    (tmp_path / "run" / "samples" / "before.jsonl").write_text('{"sample": 0, "score": 0.6}\n')
+    assert again.read_samples("before") is None
