@@ -72,17 +72,25 @@ def furthest(one: Path, other: Path) -> float:
 def test_every_strategy_trains_the_same_adapters_and_goes_on_from_its_checkpoint(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes, each run stopped after the first of three updates, against one in one piece."""
+    """Two processes, each run stopped after the first of three updates, against one in one piece.
+
+    So does the moving average of the adapters, of which test_ema.py has that of whole weights.
+    """
+    ema = "ppo.ema=0.7"
     with smooth_adam():
-        alone = train(recipe, tmp_path / "alone")
+        alone = train(recipe, tmp_path / "alone", ema)
+    average = load_file(alone / "ppo" / "ema" / "model.safetensors")
     assert rows(alone)[2]["objective/kl"] != 0.0
-    arguments = [f"{name}={','.join(keys)}" for name, keys in STRATEGIES.items()]
+    arguments = [f"{name}={','.join([ema, *keys])}" for name, keys in STRATEGIES.items()]
     module = "tests.compose.lora_ranks"
     command = [sys.executable, "-W", "ignore", "-m", module, str(recipe), str(tmp_path), *arguments]
     monkeypatch.chdir(Path(__file__).parents[2])  # where `tests` is
     assert launch(command, processes=2, threads=1).exit_code == 0
     for name in STRATEGIES:
         assert furthest(alone, tmp_path / name) < 1e-4, name
+        found = load_file(tmp_path / name / "ppo" / "ema" / "model.safetensors")
+        for key, expected in average.items():
+            assert torch.allclose(found[key], expected, rtol=0, atol=1e-4), (name, key)
         told = rows(tmp_path / name)
         assert told[0]["objective/kl"] == 0.0, name
         for key in ("objective/scores", "objective/kl", "val/ratio", "loss/policy_avg"):
