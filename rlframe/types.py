@@ -319,3 +319,58 @@ class PolicyView(Protocol):
           [B, L-1] in nats, with a gradient.
         """
         ...
+
+    def per_token(
+        self,
+        function: Callable[..., Tensor],
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        *inputs: Tensor,
+    ) -> Tensor:
+        """One number per token, computed from the whole distribution that predicts it.
+
+        The function gets at most `ppo.logits_chunk` predictions at a time, and the same ones again in
+        the backward pass: log-probabilities of the vocabulary at all tokens never exist at once.
+        Minus the entropy, and the cross-entropy with the `ids` [B, L-1, K] that another model finds
+        most likely, whose log-probabilities are `teacher` [B, L-1, K]:
+
+            policy.per_token(lambda logp, _: (logp.exp() * logp).sum(-1), tokens, mask)
+
+            def cross_entropy(logp, targets, ids, teacher):
+                return -(teacher.exp() * logp.gather(-1, ids)).sum(-1)
+
+            policy.per_token(cross_entropy, tokens, mask, ids, teacher)
+
+        Gradients flow through `logprobs` into the policy. They also reach `inputs` and tensors that the
+        function closes over, but the engine optimises the policy alone. An id without a token, as
+        in padded heads, has probability 0 and a log-probability of about -10,000, finite so that
+        p · log p is 0. A mean over the vocabulary must leave it out: see `has_token`.
+
+        Args:
+          function: maps (logprobs, targets, *rows) of n predictions to a tensor [n]. `logprobs` [n, V]
+            are those of all ids at temperature 1 in nats, in float32 or wider; `targets` [n] int64
+            the tokens that were predicted; `rows` the rows of `inputs` that belong to the
+            predictions. Each number comes from its row alone, and a second call gives the same: no
+            random numbers, no counters. n may be 0.
+          tokens: [B, L] int64, right-padded.
+          mask: [B, L-1] bool; where it is False the result is 0 and no logits are computed.
+          inputs: tensors [B, L-1, ...], such as another model's log-probabilities or hidden states.
+
+        Returns:
+          [B, L-1] in the unit of the function, with a gradient.
+
+        Raises:
+          ValueError: the function returned no tensor [n], or an input does not begin with [B, L-1].
+        """
+        ...
+
+    def has_token(self, logprobs: Tensor) -> Tensor:
+        """Which ids have a token: those that a mean over the vocabulary is over.
+
+        Args:
+          logprobs: [n, V], as a function given to `per_token` gets them.
+
+        Returns:
+          [V] bool on their device.
+        """
+        ...

@@ -39,6 +39,11 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return _over(_wide(logits), temperature)
 
 
+def over_vocabulary(logits: Tensor, *, temperature: float) -> Tensor:
+    """Log softmax(z / τ): [..., V] logits -> [..., V] log-probabilities in nats, float32 or wider."""
+    return torch.log_softmax(_scaled(logits, temperature), -1)
+
+
 def from_logits(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution softmax(z / τ).
 
@@ -53,7 +58,7 @@ def from_logits(logits: Tensor, targets: Tensor, *, temperature: float) -> tuple
     Returns:
       (logprobs, entropy), both [N] in nats, float32 or wider, both differentiable.
     """
-    logp = torch.log_softmax(_scaled(logits, temperature), -1)
+    logp = over_vocabulary(logits, temperature=temperature)
     entropy = -(logp.exp() * logp).sum(-1)
     return logp.gather(-1, targets[:, None]).squeeze(-1), entropy
 
@@ -203,14 +208,34 @@ def chunked(
     Returns:
       (logprobs, entropy), both [N] in nats.
     """
-    pieces = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
-    recompute = torch.is_grad_enabled()
+    logprobs, entropy = in_chunks(statistics, hidden, targets, chunk=chunk, keep_last=True)
+    return logprobs, entropy
+
+
+def in_chunks(
+    function: Callable[..., tuple[Tensor, ...]], *rows: Tensor, chunk: int, keep_last: bool
+) -> tuple[Tensor, ...]:
+    """A function of N rows, applied to at most `chunk` of them at a time.
+
+    Args:
+      function: maps [n, ...] of each tensor to a tuple of [n, ...]. Pure: under autograd it runs a
+        second time, in the backward pass.
+      rows: tensors [N, ...].
+      chunk: at least 1.
+      keep_last: the last chunk is not computed again: its intermediate results wait for the backward
+        pass.
+
+    Returns:
+      The tuple of [N, ...].
+    """
+    pieces = list(zip(*(tensor.split(chunk) for tensor in rows), strict=True))
+    recomputed = 0
+    if torch.is_grad_enabled():
+        recomputed = len(pieces) - keep_last
     done = [
-        checkpoint(statistics, h, y, use_reentrant=False, preserve_rng_state=False)
-        if recompute
-        else statistics(h, y)
-        for h, y in pieces[:-1]
+        checkpoint(function, *piece, use_reentrant=False, preserve_rng_state=False)
+        if number < recomputed
+        else function(*piece)
+        for number, piece in enumerate(pieces)
     ]
-    done.append(statistics(*pieces[-1]))
-    logprobs, entropy = zip(*done, strict=True)
-    return torch.cat(logprobs), torch.cat(entropy)
+    return tuple(torch.cat(parts) for parts in zip(*done, strict=True))

@@ -184,12 +184,74 @@ class Policy(nn.Module):
           [B, L-1] in nats.
         """
         given = {} if positions is None else {"position_ids": positions}
-        wanted = torch.ones_like(tokens[:, 1:], dtype=torch.bool) if mask is None else mask
+        wanted = _wanted(tokens, mask)
         hidden = self.hidden(tokens[:, :-1], use_cache=False, **given).last_hidden_state
         found, _ = token_logprobs.chunked(
             hidden[wanted], tokens[:, 1:][wanted], self._statistics(1.0), chunk=self.chunk
         )
         return found.new_zeros(wanted.shape).masked_scatter(wanted, found)
+
+    def per_token(
+        self,
+        function: Callable[..., Tensor],
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        *inputs: Tensor,
+    ) -> Tensor:
+        """One number per token from the log-probabilities of the whole vocabulary, at temperature 1.
+
+        `PolicyView.per_token` has the arguments. Unlike in `logprobs` the last chunk is computed again
+        as well, so that nothing as wide as the vocabulary waits for the backward pass, however
+        much the function keeps.
+
+        Raises:
+          ValueError: an input has other first dimensions than [B, L-1], or the function returns
+            something else than one number per row.
+        """
+        wanted = _wanted(tokens, mask)
+        for number, given in enumerate(inputs):
+            if given.shape[:2] != wanted.shape:
+                raise ValueError(
+                    f"input {number} of `per_token` has the shape {list(given.shape)}; its first "
+                    f"dimensions must be those of the predictions, {list(wanted.shape)}"
+                )
+
+        def statistics(hidden: Tensor, targets: Tensor, *rows: Tensor) -> tuple[Tensor]:
+            logprobs = token_logprobs.over_vocabulary(self.head(hidden), temperature=1)
+            return (_one_per_row(function(logprobs, targets, *rows), len(targets)),)
+
+        hidden = self.hidden(tokens[:, :-1], use_cache=False).last_hidden_state
+        rows = [each[wanted] for each in (hidden, tokens[:, 1:], *inputs)]
+        (found,) = token_logprobs.in_chunks(statistics, *rows, chunk=self.chunk, keep_last=False)
+        return found.new_zeros(wanted.shape).masked_scatter(wanted, found)
+
+    def has_token(self, logprobs: Tensor) -> Tensor:
+        """[..., V] -> [V] bool: which of these columns belong to an id that has a token."""
+        columns, device = logprobs.shape[-1], logprobs.device
+        if self.vocabulary is None:
+            return torch.ones(columns, dtype=torch.bool, device=device)
+        return self.vocabulary.present(columns, device=device)
+
+
+def _wanted(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, L-1] bool: the mask, or all predictions without one."""
+    return torch.ones_like(tokens[:, 1:], dtype=torch.bool) if mask is None else mask
+
+
+def _one_per_row(found: object, rows: int) -> Tensor:
+    """What a function returned for so many rows, if it is one number for each.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if isinstance(found, Tensor) and found.shape == (rows,):
+        return found
+    what = f"the shape {list(found.shape)}" if isinstance(found, Tensor) else f"{found!r:.60}"
+    raise ValueError(
+        f"the function given to `per_token` returned {what} for {rows} rows; it must return a tensor "
+        f"of one number per row, [{rows}]: reduce over the vocabulary with `.sum(-1)`, and over no "
+        "rows, since they come in chunks"
+    )
 
 
 @torch.no_grad()

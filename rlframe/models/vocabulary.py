@@ -35,10 +35,17 @@ class Vocabulary:
         cut = logits[..., : self.size]
         if not self.missing:
             return cut
-        device = logits.device
+        return cut.index_fill(-1, self._missing(logits.device), _IMPOSSIBLE)
+
+    def present(self, columns: int, *, device: torch.device) -> Tensor:
+        """[columns] bool: which of the ids 0..columns-1 have a token."""
+        found = torch.arange(columns, device=device) < self.size
+        return found.index_fill(0, self._missing(device), False) if self.missing else found
+
+    def _missing(self, device: torch.device) -> Tensor:
         if device not in self._indices:
             self._indices[device] = torch.tensor(self.missing, device=device)
-        return cut.index_fill(-1, self._indices[device], _IMPOSSIBLE)
+        return self._indices[device]
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:

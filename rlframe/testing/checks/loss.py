@@ -195,7 +195,17 @@ class _Garbled:
         self._mask = mask
 
     def logprobs(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        found = self._policy.logprobs(tokens, mask)
+        return self._garbled(self._policy.logprobs(tokens, mask))
+
+    def per_token(
+        self, function: Callable[..., Tensor], tokens: Tensor, mask: Any = None, *inputs: Tensor
+    ) -> Tensor:
+        return self._garbled(self._policy.per_token(function, tokens, mask, *inputs))
+
+    def has_token(self, logprobs: Tensor) -> Tensor:
+        return self._policy.has_token(logprobs)
+
+    def _garbled(self, found: Tensor) -> Tensor:
         if found.shape != self._mask.shape:  # of some other tokens, which have no mask here
             return found
         return found.where(self._mask, torch.full_like(found, -100.0))
@@ -232,6 +242,15 @@ class _Counting:
     def logprobs(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         self.passes += 1
         return _policy().logprobs(tokens, mask)
+
+    def per_token(
+        self, function: Callable[..., Tensor], tokens: Tensor, mask: Any = None, *inputs: Tensor
+    ) -> Tensor:
+        self.passes += 1
+        return _policy().per_token(function, tokens, mask, *inputs)
+
+    def has_token(self, logprobs: Tensor) -> Tensor:
+        return _policy().has_token(logprobs)
 
 
 @check(
