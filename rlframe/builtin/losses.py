@@ -1,8 +1,8 @@
-"""Auxiliary losses on data of their own: what the policy should not forget while it is aligned."""
+"""Auxiliary losses: so that the policy does not forget while it is aligned, or stop exploring."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat
 
@@ -19,11 +19,54 @@ from rlframe.api import (
 )
 from rlframe.errors import RecipeError
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def _next_token_loss(policy: PolicyView, batch: TokenBatch) -> LossTerm:
-    """-Σ log π over the tokens that count, in nats."""
-    logprobs = policy.logprobs(batch.tokens, batch.mask)  # [B, L-1]
-    return LossTerm(total=-logprobs[batch.mask].sum(), count=batch.mask.sum())
+
+def smoothed(logprobs: Tensor, targets: Tensor, *, epsilon: float, has_token: Tensor) -> Tensor:
+    """Minus the cross-entropy with the target mixed with a uniform distribution over the K tokens.
+
+        (1 - ε) log π(y) + ε / K Σ_k log π(k)
+
+    That is Szegedy et al. 2016, "Rethinking the Inception Architecture" (arXiv 1512.00567), section 7:
+    the target's own share is 1 - ε + ε / K.
+
+    Args:
+      logprobs: [n, V] in nats.
+      targets: [n] int64, y.
+      epsilon: ε in [0, 1).
+      has_token: [V] bool, True for the K ids that have a token.
+
+    Returns:
+      [n] in nats.
+    """
+    chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)
+    mean = logprobs.where(has_token, 0).sum(-1) / has_token.sum()
+    return (1 - epsilon) * chosen + epsilon * mean
+
+
+def _next_token_loss(policy: PolicyView, batch: TokenBatch, *, smoothing: float) -> LossTerm:
+    """-Σ log π over the tokens that count, in nats; with `smoothing`, of smoothed targets."""
+
+    def likelihood(logprobs: Tensor, targets: Tensor) -> Tensor:
+        real = policy.has_token(logprobs)
+        return smoothed(logprobs, targets, epsilon=smoothing, has_token=real)
+
+    if smoothing:
+        found = policy.per_token(likelihood, batch.tokens, batch.mask)
+    else:  # the same number in less time: the distribution is not needed
+        found = policy.logprobs(batch.tokens, batch.mask)
+    return LossTerm(total=-found[batch.mask].sum(), count=batch.mask.sum())  # of [B, L-1]
+
+
+LabelSmoothing = Annotated[
+    float,
+    Field(
+        ge=0,
+        lt=1,
+        description="share of the target that is spread evenly over the vocabulary; 0.1 is usual",
+    ),
+]
 
 
 class SFTConfig(PluginConfig):
@@ -35,6 +78,7 @@ class SFTConfig(PluginConfig):
     examples_per_step: int = Field(
         16, gt=0, le=1_000_000, description="in each optimiser step, over all ranks"
     )
+    label_smoothing: LabelSmoothing = 0.0
 
 
 def _demonstrations(config: SFTConfig, context: Context) -> list[TokenExample]:
@@ -92,7 +136,7 @@ class SFT(AuxiliaryLoss[SFTConfig]):
         return _demonstrations(self.config, self.context)
 
     def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
-        return _next_token_loss(policy, batch)
+        return _next_token_loss(policy, batch, smoothing=self.config.label_smoothing)
 
 
 class PTXConfig(PluginConfig):
@@ -103,6 +147,7 @@ class PTXConfig(PluginConfig):
     examples_per_step: int = Field(
         16, gt=0, le=1_000_000, description="in each optimiser step, over all ranks"
     )
+    label_smoothing: LabelSmoothing = 0.0
 
 
 def _texts(config: PTXConfig, context: Context) -> list[TokenExample]:
@@ -139,4 +184,34 @@ class PTX(AuxiliaryLoss[PTXConfig]):
         return _texts(self.config, self.context)
 
     def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
-        return _next_token_loss(policy, batch)
+        return _next_token_loss(policy, batch, smoothing=self.config.label_smoothing)
+
+
+class EntropyBonusConfig(PluginConfig):
+    coefficient: NonNegativeFloat = Field(
+        0.01, description="of the entropy in nats per token; Mnih et al. 2016 have 0.01"
+    )
+
+
+class EntropyBonus(AuxiliaryLoss[EntropyBonusConfig]):
+    """Minus the mean entropy of the policy at the response tokens of the rollout, at temperature 1.
+
+        -1/N Σ_t H(π(· | s_t))        H(π) = -Σ_v π(v) log π(v)
+
+    A policy that is paid for its entropy stays away from early determinism (Mnih et al. 2016,
+    "Asynchronous Methods for Deep RL", arXiv 1602.01783, section 4). The gradient is that of the
+    entropy at the states which were visited, not of how often they are visited.
+    """
+
+    @property
+    def coefficient(self) -> float:
+        return self.config.coefficient
+
+    def loss(self, policy: PolicyView, batch: TokenBatch) -> LossTerm:
+        found = policy.per_token(_negative_entropy, batch.tokens, batch.mask)  # [B, L-1]
+        return LossTerm(total=found[batch.mask].sum(), count=batch.mask.sum())
+
+
+def _negative_entropy(logprobs: Tensor, _: Tensor) -> Tensor:
+    """Σ_v π log π of each row, in nats."""
+    return (logprobs.exp() * logprobs).sum(-1)

@@ -1,5 +1,6 @@
 """Auxiliary losses: which tokens count, with a policy whose log-probabilities are read at sight."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 from pydantic import ValidationError
 
 from rlframe.api import Needs, TokenBatch, TokenExample
-from rlframe.builtin.losses import PTX, SFT, PTXConfig, SFTConfig
+from rlframe.builtin.losses import PTX, SFT, EntropyBonus, PTXConfig, SFTConfig, smoothed
 from rlframe.engine.streams import token_batch
 from rlframe.errors import RecipeError
+from rlframe.models.policy import Policy
+from rlframe.models.vocabulary import Vocabulary
+from rlframe.testing.world import tiny_policy
 
 # Two demonstrations: (prompt), response. Token 1 stands first, 2 ends.
 EXAMPLES = {
@@ -118,6 +122,11 @@ def test_the_number_of_examples_a_step_is_the_recipes(loss, component):
         (PTX, {"data": "some"}),
         (PTX, {"data": "some", "gamma": -0.1}),
         (PTX, {"gamma": 0.1}),
+        (SFT, {"data": "some", "label_smoothing": -0.1}),
+        (SFT, {"data": "some", "label_smoothing": 1}),
+        (PTX, {"data": "some", "gamma": 1, "label_smoothing": float("nan")}),
+        (EntropyBonus, {"coefficient": -0.1}),
+        (EntropyBonus, {"data": "some"}),
     ],
 )
 def test_a_coefficient_is_not_negative_and_the_data_has_a_name(component, keys):
@@ -173,3 +182,112 @@ def test_a_step_takes_at_most_a_million_examples(config):
     for number in (0, 1_000_001):
         with pytest.raises(ValidationError):
             config(**given, examples_per_step=number)
+
+
+# Label smoothing
+
+
+@pytest.mark.parametrize(
+    ("target", "epsilon", "of_four", "of_three"),
+    [
+        # -log p of the target is 1, 2 or 3, in units of log 2, and its mean 9/4 or 5/3.
+        (0, 0.0, 1, 1),
+        (1, 0.0, 2, 2),
+        (0, 0.2, 0.8 + 0.45, 0.8 + 1 / 3),
+        (1, 0.2, 1.6 + 0.45, 1.6 + 1 / 3),
+        (1, 0.9, 0.2 + 2.025, 0.2 + 1.5),
+    ],
+)
+def test_a_smoothed_target_by_hand(target, epsilon, of_four, of_three):
+    for bits, real, expected in (
+        ([1.0, 2.0, 3.0, 3.0], [True, True, True, True], of_four),
+        ([1.0, 2.0, 1e4, 2.0], [True, True, False, True], of_three),
+    ):
+        found = smoothed(
+            -torch.tensor([bits]).double() * math.log(2),
+            torch.tensor([target]),
+            epsilon=epsilon,
+            has_token=torch.tensor(real),
+        )
+        assert -found.item() / math.log(2) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("component", [SFT, PTX])
+def test_a_smoothed_loss_is_the_cross_entropy_of_torch_with_its_gradient(loss, component):
+    policy = tiny_policy()
+    own = loss(component, "first", "second", "two", label_smoothing=0.3)
+    batch = token_batch(own.examples(), device=torch.device("cpu"))
+    term = own.loss(policy, batch)
+    expected = torch.nn.functional.cross_entropy(
+        policy.model(batch.tokens[:, :-1]).logits[batch.mask],
+        batch.tokens[:, 1:][batch.mask],
+        label_smoothing=0.3,
+        reduction="sum",
+    )
+    weights = list(policy.parameters())
+    assert term.total.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert term.count == batch.mask.sum() == own.count(batch)
+    torch.testing.assert_close(
+        torch.autograd.grad(term.total, weights), torch.autograd.grad(expected, weights)
+    )
+
+
+def test_a_target_is_not_spread_over_ids_without_a_token(loss):
+    whole = tiny_policy()
+    holes = Vocabulary(290, (3, 17))
+    policy = Policy(whole.model, temperature=1, chunk=4, vocabulary=holes)
+    own = loss(SFT, "first", "second", label_smoothing=0.3)
+    batch = token_batch(own.examples(), device=torch.device("cpu"))
+    real = holes.ids(300)
+    logits = whole.model(batch.tokens[:, :-1]).logits[batch.mask][:, real]
+    targets = [real.index(token) for token in batch.tokens[:, 1:][batch.mask].tolist()]
+    expected = torch.nn.functional.cross_entropy(
+        logits, torch.tensor(targets), label_smoothing=0.3, reduction="sum"
+    )
+    assert own.loss(policy, batch).total.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("component", [SFT, PTX])
+def test_without_smoothing_the_loss_is_bit_for_bit_the_sum_of_log_probabilities(loss, component):
+    assert loss(component).config.label_smoothing == 0
+    policy, own = tiny_policy(), loss(component, "first", "two", label_smoothing=0)
+    batch = token_batch(own.examples(), device=torch.device("cpu"))
+    term = own.loss(policy, batch)
+    expected = -policy.logprobs(batch.tokens, batch.mask)[batch.mask].sum()
+    weights = list(policy.parameters())
+    assert torch.equal(term.total, expected)
+    ours, theirs = (torch.autograd.grad(total, weights) for total in (term.total, expected))
+    assert all(map(torch.equal, ours, theirs))
+
+
+# Entropy bonus
+
+
+def test_the_entropy_bonus_is_minus_the_entropy_of_the_tokens_that_count(build):
+    policy, own = tiny_policy(), build(EntropyBonus)
+    batch = token_batch([EXAMPLES[n] for n in ("first", "two")], device=torch.device("cpu"))
+    term = own.loss(policy, batch)
+    logits = policy.model(batch.tokens[:, :-1]).logits[batch.mask]
+    expected = -torch.distributions.Categorical(logits=logits).entropy().sum()
+    assert term.total.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert term.count.item() == own.count(batch).item() == 3 + 4
+    weights = list(policy.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(term.total, weights), torch.autograd.grad(expected, weights)
+    )
+
+
+def test_of_a_uniform_distribution_the_entropy_bonus_is_minus_the_logarithm_of_its_tokens(build):
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.zero_()
+    policy = Policy(policy.model, temperature=2, chunk=2, vocabulary=Vocabulary(290, (3, 17)))
+    batch = token_batch([EXAMPLES["first"]], device=torch.device("cpu"))
+    term = build(EntropyBonus).loss(policy, batch)
+    assert term.total.item() == pytest.approx(-3 * math.log(288), rel=1e-12)
+
+
+def test_the_entropy_bonus_works_on_the_rollout_with_a_coefficient_of_a_hundredth(build):
+    assert build(EntropyBonus).examples() is None
+    assert build(EntropyBonus).coefficient == 0.01
+    assert build(EntropyBonus, coefficient=0.5).coefficient == 0.5
