@@ -28,11 +28,14 @@ from rlframe.api import (
 from rlframe.api.component import Instance, Section
 from rlframe.api.events import Metrics
 from rlframe.api.functions import GIVEN
+from rlframe.engine.streams import token_batch
 from rlframe.recipe import data, schema
 from rlframe.recipe.schema import Recipe
 from rlframe.registry.discovery import KINDS, Registry
 from rlframe.registry.relay import Relay
 from rlframe.testing import credit_batch
+from rlframe.testing.world import tiny_context, tiny_policy
+from rlframe.types import TokenExample
 
 ROOT = Path(__file__).parent.parent
 MASK = torch.tensor([[True, True, False]])
@@ -146,7 +149,7 @@ def test_every_command_of_the_documentation_is_one_with_those_options(words: lis
 def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    space = run_snippet(7) | run_snippet(8)
+    space = run_snippet(8) | run_snippet(9)
     sums = space["Sums"]
     rows = sums.rows(sums.Config(rows=5, seed=3))
     assert rows == sums.rows(sums.Config(rows=5, seed=3)) != sums.rows(sums.Config(rows=5, seed=4))
@@ -165,7 +168,7 @@ def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
     assert relay.errors == 0
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(10))
 def test_the_plugins_of_the_guide_are_plugins(number: int) -> None:
     from rlframe.api import Component
 
@@ -194,8 +197,24 @@ def test_the_function_of_the_guide_is_a_reward_with_a_key() -> None:
     assert wanted <= {word for row in rows for word in re.findall(r"`([\w*]+)", row)}
 
 
+def test_the_loss_of_the_guide_is_the_cross_entropy_with_the_teacher() -> None:
+    space, context, policy = run_snippet(4), tiny_context(), tiny_policy()
+    loss = space["Distillation"](space["DistillationConfig"](teacher="stage:sft"), context)
+    batch = token_batch(
+        [TokenExample((1, 5, 9, 7, 2), 2), TokenExample((1, 6, 2), 1)], device=torch.device("cpu")
+    )
+    logits = [model(batch.tokens[:, :-1]).logits for model in (loss.teacher, policy.model)]
+    teacher, ours = (x[batch.mask].log_softmax(-1) for x in logits)
+    term = loss.loss(policy, batch)
+    torch.testing.assert_close(term.total, -(teacher.double().exp() * ours).sum())
+    assert term.count == 5
+    term.total.backward()
+    assert all(weight.grad is None for weight in loss.teacher.parameters())
+    assert any(weight.grad is not None for weight in policy.parameters())
+
+
 def test_the_advantage_estimator_of_the_guide_sums_what_came_after() -> None:
-    space = run_snippet(4)
+    space = run_snippet(5)
     estimator = space["RewardToGo"](None, None)
     credit = estimator.estimate(
         credit_batch([[1.0, 2.0, 9.0]], values=[[0.5, 0.5, 7.0]], mask=MASK)
@@ -205,7 +224,7 @@ def test_the_advantage_estimator_of_the_guide_sums_what_came_after() -> None:
 
 
 def test_the_policy_loss_of_the_guide_rewards_advantages_and_entropy() -> None:
-    space = run_snippet(5)
+    space = run_snippet(6)
     loss = space["EntropyBonus"](space["EntropyBonusConfig"](bonus=0.5), None)
     logprobs = torch.tensor([[-1.0, -2.0, -4.0]], requires_grad=True)
     advantages, entropy = torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[1.0, 2.0, 4.0]])
@@ -215,7 +234,7 @@ def test_the_policy_loss_of_the_guide_rewards_advantages_and_entropy() -> None:
 
 
 def test_the_value_loss_of_the_guide_is_squared_up_to_delta_and_linear_beyond() -> None:
-    space = run_snippet(6)
+    space = run_snippet(7)
     loss = space["Huber"](space["HuberConfig"](delta=2.0), None)
     values = torch.tensor([[1.0, 5.0, 9.0]], requires_grad=True)
     term = loss.loss(ValueLossBatch(values, values.detach(), torch.zeros(1, 3), MASK))

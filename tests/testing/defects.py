@@ -445,6 +445,21 @@ class IgnoresTheMask(Loss):
         return LossTerm(-policy.logprobs(batch.tokens).sum(), batch.mask.sum())
 
 
+class ForgetsTheMaskOfDistributions(Loss):
+    def loss(self, policy, batch):
+        found = policy.per_token(lambda logp, _: (logp.exp() * logp).sum(-1), batch.tokens)
+        return LossTerm(found.sum(), batch.mask.sum())
+
+
+class ComparesRowsOfAChunk(Loss):
+    def loss(self, policy, batch):
+        def surprise(logp, _):
+            return (logp * logp.exp().mean(0)).sum(-1)
+
+        found = policy.per_token(surprise, batch.tokens, batch.mask)
+        return LossTerm(found[batch.mask].sum(), batch.mask.sum())
+
+
 class HasAFloor(Loss):
     @property
     def coefficient(self):
@@ -1026,6 +1041,8 @@ PLANTED = {
         (CountsItsWeightTwice, "linear_in_the_coefficient"),
         (MeanPerMicroBatch, "micro_batch_split_invariance"),
         (IgnoresTheMask, "mask_respected"),
+        (ForgetsTheMaskOfDistributions, "mask_respected"),
+        (ComparesRowsOfAChunk, "micro_batch_split_invariance"),
         (HasAFloor, "zero_weight_costs_no_forward"),
         (AllContext, "examples_can_be_learned_from"),
         (OtherTokens, "examples_can_be_learned_from"),

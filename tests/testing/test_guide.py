@@ -13,6 +13,7 @@ CONFIGS = {
     "LengthReward": {"target_tokens": 20},
     "BangBang": {"initial": 0.1, "target": 6.0},
     "PTX": {"data": "reviews", "gamma": 0.5},
+    "Distillation": {"teacher": "stage:sft"},
     "Squash": {"scale": 2.0},
     "RewardToGo": {},
     "EntropyBonus": {"bonus": 0.01},
