@@ -93,7 +93,13 @@ RECIPE: dict[str, Any] = {
     },
     "kl": {"controller": {"type": "adaptive", "target": 1.0, "horizon": 30, "initial": 0.1}},
     "losses": {
-        "ptx": {"type": "ptx", "gamma": 0.5, "data": "reviews", "examples_per_step": 3},
+        "ptx": {
+            "type": "ptx",
+            "gamma": 0.5,
+            "data": "reviews",
+            "examples_per_step": 3,
+            "label_smoothing": 0.2,  # asks for whole distributions, as `own` asks for log-probabilities
+        },
         "own": {"type": "likely"},
     },
     "ppo": {
