@@ -30,6 +30,7 @@ KIND_WORDS = {
     "advantage": "advantage_estimators",
     "policy_loss": "policy_losses",
     "value_loss": "value_losses",
+    "generator": "data_generators",
 }
 """What people call a kind on the command line -> its name in the registry."""
 

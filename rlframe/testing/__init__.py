@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rlframe.testing.suites import (
         AdvantageEstimatorSuite,
         AuxiliaryLossSuite,
+        DataGeneratorSuite,
         KLControllerSuite,
         PolicyLossSuite,
         RewardProviderSuite,
@@ -41,6 +42,7 @@ _HOMES = {
     "Subject": "subject",
     "AdvantageEstimatorSuite": "suites",
     "AuxiliaryLossSuite": "suites",
+    "DataGeneratorSuite": "suites",
     "KLControllerSuite": "suites",
     "PolicyLossSuite": "suites",
     "RewardProviderSuite": "suites",
@@ -60,6 +62,7 @@ __all__ = [
     "AuxiliaryLossSuite",
     "Check",
     "CheckFailed",
+    "DataGeneratorSuite",
     "KLControllerSuite",
     "PolicyLossSuite",
     "Result",

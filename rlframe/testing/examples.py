@@ -16,6 +16,7 @@ from typing import Any
 from rlframe.api.component import Component
 
 BUILT_IN: dict[str, Mapping[str, Any]] = {
+    "rlframe.builtin.product_reviews:ProductReviews": {"rows": 200},
     "rlframe.builtin.length:Length": {"target_tokens": 20},
     "rlframe.builtin.text_rules:Regex": {"pattern": "easy|great", "ignore_case": True},
     "rlframe.builtin.text_rules:Keyword": {"words": ["great", "battery"]},

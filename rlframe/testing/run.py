@@ -33,7 +33,9 @@ def check_component(
         results.append(
             _result(check, subject, reasons)
             if built
-            else Result(check.name, "skipped", "the component can not be built")
+            else Result(
+                check.name, "skipped", f"nothing can be said while {checks[0].name!r} fails"
+            )
         )
     return results
 

@@ -29,7 +29,8 @@ class Subject(Generic[K]):
         is asked; the rest are columns of the data set. Laid over the kit's own.
       responses: what the policy answers, dealt to the prompts in turn; the kit's own if empty.
       given_context: what the component is built with; a tiny one if left out.
-      seconds_per_thousand: most time that a reward may take for a thousand responses.
+      seconds_per_thousand: most time that a reward may take for a thousand responses, or a generator
+        for a thousand rows.
       target: KL at which a controller rests, in its unit; that of its config if left out.
     """
 

@@ -99,6 +99,16 @@ class Suite:
         _refuse_mistakes(cls)
 
 
+class DataGeneratorSuite(Suite):
+    """Tests that a data generator keeps its contract."""
+
+    kind = "data_generators"
+    _settings = ("config", "seconds_per_thousand")
+
+    seconds_per_thousand: ClassVar[float] = 10.0
+    """Most seconds that a thousand rows may take."""
+
+
 class RewardProviderSuite(Suite):
     """Tests that a reward keeps its contract."""
 

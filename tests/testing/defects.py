@@ -25,7 +25,7 @@ from rlframe.api import (
     TokenLoss,
     ValueLoss,
 )
-from tests.testing import transform_defects
+from tests.testing import generator_defects, transform_defects
 
 
 class Reward(RewardProvider[PluginConfig]):
@@ -968,9 +968,11 @@ RIGHT = (
     Squared,
     AbsoluteError,
     *transform_defects.RIGHT,
+    *generator_defects.RIGHT,
 )
 
 PLANTED = {
+    "data_generators": generator_defects.PLANTED,
     "reward_providers": [
         (NeedsMore, "builds_from_config"),
         (LambdaInConfig, "picklable_config"),

@@ -19,6 +19,7 @@ CONFIGS = {
     "EntropyBonus": {"bonus": 0.01},
     "Huber": {"delta": 1.0},
     "Politeness": {"model": "stage:reward_model"},
+    "Sums": {"rows": 20},
 }
 SKIPS = {
     "BangBang": {"fixed_point": "it doubles or halves, and has no point of rest"},

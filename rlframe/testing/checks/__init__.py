@@ -9,6 +9,7 @@ from rlframe.registry.discovery import KINDS
 from rlframe.testing.check import Check
 from rlframe.testing.checks.advantage import ADVANTAGE
 from rlframe.testing.checks.controller import CONTROLLER
+from rlframe.testing.checks.generator import GENERATOR
 from rlframe.testing.checks.loss import LOSS
 from rlframe.testing.checks.policy_loss import POLICY_LOSS
 from rlframe.testing.checks.reward import REWARD
@@ -16,6 +17,7 @@ from rlframe.testing.checks.transform import TRANSFORM
 from rlframe.testing.checks.value_loss import VALUE_LOSS
 
 CHECKS: dict[str, tuple[Check, ...]] = {
+    "data_generators": GENERATOR,
     "reward_providers": REWARD,
     "kl_controllers": CONTROLLER,
     "auxiliary_losses": LOSS,

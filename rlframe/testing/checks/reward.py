@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import copy
 import json
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 
 import torch
@@ -28,7 +24,7 @@ from rlframe.testing.checks.asking import (
     values_of,
     with_responses_moved,
 )
-from rlframe.testing.checks.common import COMMON, random_states_moved
+from rlframe.testing.checks.common import COMMON, hashes_of_another_process, random_states_moved
 from rlframe.testing.world import reward_batch
 from rlframe.types import RewardBatch
 
@@ -120,29 +116,9 @@ def deterministic_under_a_seed(subject: Reward) -> None:
     compare(first, scores_of(subject, batch), batch, "when asked again")
     other = subject.build()
     compare(first, values_of(asked(other, batch), batch), batch, "from a second instance")
-    with _hashes_of_another_process():
+    with hashes_of_another_process():
         salted = scores_of(subject, batch)
     compare(first, salted, batch, "with the `hash` of another process")
-
-
-@contextmanager
-def _hashes_of_another_process() -> Iterator[None]:
-    """`hash` gives other numbers for texts, as it does on another rank and after a restart.
-
-    Dictionaries do not ask it, and a `__hash__` that does is answered as before, since objects lie in
-    dictionaries under what it said then.
-    """
-    usual = builtins.hash
-
-    def salted(value: object) -> int:
-        inner = sys._getframe(1).f_code.co_name == "__hash__"
-        return usual(value) if inner or not isinstance(value, str | bytes) else ~usual(value)
-
-    builtins.hash = salted
-    try:
-        yield
-    finally:
-        builtins.hash = usual
 
 
 @check(
