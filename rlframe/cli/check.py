@@ -31,6 +31,7 @@ KIND_WORDS = {
     "policy_loss": "policy_losses",
     "value_loss": "value_losses",
     "generator": "data_generators",
+    "hook": "hooks",
 }
 """What people call a kind on the command line -> its name in the registry."""
 

@@ -159,3 +159,9 @@ class ValueLossSuite(Suite):
     """Tests that a value loss keeps its contract."""
 
     kind = "value_losses"
+
+
+class HookPluginSuite(Suite):
+    """Tests that a hook plugin keeps its contract."""
+
+    kind = "hooks"

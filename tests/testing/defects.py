@@ -25,7 +25,7 @@ from rlframe.api import (
     TokenLoss,
     ValueLoss,
 )
-from tests.testing import generator_defects, transform_defects
+from tests.testing import generator_defects, hook_defects, transform_defects
 
 
 class Reward(RewardProvider[PluginConfig]):
@@ -969,10 +969,12 @@ RIGHT = (
     AbsoluteError,
     *transform_defects.RIGHT,
     *generator_defects.RIGHT,
+    *hook_defects.RIGHT,
 )
 
 PLANTED = {
     "data_generators": generator_defects.PLANTED,
+    "hooks": hook_defects.PLANTED,
     "reward_providers": [
         (NeedsMore, "builds_from_config"),
         (LambdaInConfig, "picklable_config"),

@@ -44,7 +44,7 @@ def test_a_planted_defect_is_caught_and_told_in_words(component, check):
     assert all(line.partition(":")[2].strip() for line in told)
 
 
-@pytest.mark.parametrize("kind", ["data_generators"])
+@pytest.mark.parametrize("kind", ["data_generators", "hooks"])
 def test_a_planted_defect_is_caught_by_no_other_check(kind):
     for component, check in PLANTED[kind]:
         failed = [name for name, r in results(component).items() if r.outcome == "failed"]

@@ -20,6 +20,7 @@ CONFIGS = {
     "Huber": {"delta": 1.0},
     "Politeness": {"model": "stage:reward_model"},
     "Sums": {"rows": 20},
+    "Stopwatch": {},
 }
 SKIPS = {
     "BangBang": {"fixed_point": "it doubles or halves, and has no point of rest"},

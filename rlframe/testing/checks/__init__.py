@@ -10,6 +10,7 @@ from rlframe.testing.check import Check
 from rlframe.testing.checks.advantage import ADVANTAGE
 from rlframe.testing.checks.controller import CONTROLLER
 from rlframe.testing.checks.generator import GENERATOR
+from rlframe.testing.checks.hook import HOOK
 from rlframe.testing.checks.loss import LOSS
 from rlframe.testing.checks.policy_loss import POLICY_LOSS
 from rlframe.testing.checks.reward import REWARD
@@ -25,6 +26,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "advantage_estimators": ADVANTAGE,
     "policy_losses": POLICY_LOSS,
     "value_losses": VALUE_LOSS,
+    "hooks": HOOK,
 }
 """Kind -> its checks, in the order in which they are best read."""
 

@@ -7,7 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -43,6 +43,9 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
     A pluggy wrapper yields once and can not hand on a smaller batch, so this is an implementation of
     the hook that answers in the component's place. Wrappers of other plugins stay around it.
     """
+
+    example: ClassVar[dict[str, Any]] = {"rewards": ["reward"]}
+    """What `rlframe plugins check reward_cache` tries."""
 
     def __init__(self, config: RewardCacheConfig, context: Context) -> None:
         super().__init__(config, context)

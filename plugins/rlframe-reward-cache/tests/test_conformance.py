@@ -1,0 +1,7 @@
+from rlframe_reward_cache import RewardCache
+
+from rlframe.testing import HookPluginSuite
+
+
+class TestRewardCache(HookPluginSuite):
+    component, config = RewardCache, {"rewards": ["brief"]}
