@@ -17,7 +17,17 @@ from rlframe.text import say
 def new_plugin(
     name: Annotated[str, typer.Argument(help="What a recipe will write in `type:`.")],
     kind: Annotated[
-        Literal["reward", "transform", "kl", "loss", "advantage", "policy_loss", "value_loss"],
+        Literal[
+            "reward",
+            "transform",
+            "kl",
+            "loss",
+            "advantage",
+            "policy_loss",
+            "value_loss",
+            "generator",
+            "hook",
+        ],
         typer.Option(help="What it will be."),
     ],
     directory: Annotated[

@@ -19,6 +19,8 @@ SUMMARIES = {
     "advantage": "Advantages from discounted Monte-Carlo returns",
     "policy_loss": "A policy loss whose ratio is bounded from above alone",
     "value_loss": "A value loss that is squared for small errors and linear for large ones",
+    "generator": "A data generator that makes sums with their answers",
+    "hook": "A hook plugin that measures how long each reward takes",
 }
 """Kind, as on the command line -> what the component does that the author begins with."""
 
@@ -57,7 +59,8 @@ def write_plugin(name: str, *, word: str, kind: str, parent: Path) -> Path:
         "component": "".join(part.capitalize() for part in name.split("_")),
         "summary": SUMMARIES[word],
     }
-    values["sections"] = _filled(f"{word}/sections.yaml", values)
+    if _exists(f"{word}/sections.yaml"):
+        values["sections"] = _filled(f"{word}/sections.yaml", values)
     root = parent / distribution
     if root.exists():
         raise SetupError(
@@ -69,7 +72,7 @@ def write_plugin(name: str, *, word: str, kind: str, parent: Path) -> Path:
         "README.md": "common/README.md",
         f"src/{package}/__init__.py": f"{word}/component.py",
         f"tests/test_{name}.py": f"{word}/test.py",
-        f"recipes/{name}.yaml": "common/recipe.yaml",
+        f"recipes/{name}.yaml": next(filter(_exists, (f"{word}/recipe.yaml", "common/recipe.yaml"))),
     }
     try:
         for place, template in files.items():
@@ -80,6 +83,10 @@ def write_plugin(name: str, *, word: str, kind: str, parent: Path) -> Path:
     except OSError as error:
         raise SetupError(f"{root} can not be written: {error}") from error
     return root
+
+
+def _exists(template: str) -> bool:
+    return (TEMPLATES / f"{template}.tmpl").is_file()
 
 
 def _filled(template: str, values: dict[str, str]) -> str:
