@@ -72,7 +72,9 @@ def write_plugin(name: str, *, word: str, kind: str, parent: Path) -> Path:
         "README.md": "common/README.md",
         f"src/{package}/__init__.py": f"{word}/component.py",
         f"tests/test_{name}.py": f"{word}/test.py",
-        f"recipes/{name}.yaml": next(filter(_exists, (f"{word}/recipe.yaml", "common/recipe.yaml"))),
+        f"recipes/{name}.yaml": next(
+            filter(_exists, (f"{word}/recipe.yaml", "common/recipe.yaml"))
+        ),
     }
     try:
         for place, template in files.items():

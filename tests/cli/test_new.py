@@ -9,9 +9,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from rlframe.cli.check import KIND_WORDS
 from rlframe.testing.checks import CHECKS
+from rlframe.testing.recorded import METRICS, RESOLVED
 from rlframe.testing.scaffold import name_problem, write_plugin
 
 pytest_plugins = ["pytester"]
@@ -106,7 +108,7 @@ def test_the_recipe_that_is_written_trains(rlframe, plugins, tmp_path):
     assert f"({NAMES['reward']} " in ended.out
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KIND_WORDS if kind != "reward"])
+@pytest.mark.parametrize("kind", [k for k in KIND_WORDS if k not in ("reward", "hook")])
 def test_the_recipe_of_every_other_kind_trains_too(rlframe, plugins, tmp_path, kind):
     recipe = plugins[kind] / "recipes" / f"{NAMES[kind]}.yaml"
     shorter = ("sft.epochs=0.1", "ppo.updates=1", "ppo.epochs=1")
@@ -114,6 +116,34 @@ def test_the_recipe_of_every_other_kind_trains_too(rlframe, plugins, tmp_path, k
     assert ended.code == 0, ended.err
     used = json.loads(rlframe("validate", recipe, "--json").out)["plugins"]
     assert f"{DISTRIBUTIONS[kind]}/{NAMES[kind]}" in used.values()
+
+
+def test_the_recipe_of_a_hook_trains_and_its_run_tells_what_the_kit_tells(
+    rlframe, plugins, tmp_path
+):
+    recipe = plugins["hook"] / "recipes" / f"{NAMES['hook']}.yaml"
+    ended = rlframe(
+        "train", recipe, "sft.epochs=0.1", "ppo.updates=1", "--output", tmp_path / "run"
+    )
+    assert ended.code == 0, ended.err
+    (line,) = (tmp_path / "run" / f"{NAMES['hook']}-0.jsonl").read_text().splitlines()
+    written = json.loads(line)
+    assert (written["update"], written["short"] > 0) == (0, True)
+    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    (metrics,) = [record for record in records if "objective/scores" in record]
+    assert {name.replace("/reward/", "/short/") for name in METRICS} <= set(metrics)
+    resolved = YAML(typ="safe").load((tmp_path / "run" / "recipe.resolved.yaml").read_text())
+    assert set(RESOLVED) == set(resolved)
+    for section in (
+        "prompts",
+        "rollout",
+        "algorithm",
+        "ppo",
+        "evaluation",
+        "checkpoints",
+        "runtime",
+    ):
+        assert set(RESOLVED[section]) == set(resolved[section])
 
 
 def test_a_folder_that_exists_is_refused_and_left_alone(rlframe, tmp_path):
