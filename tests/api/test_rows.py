@@ -1,0 +1,58 @@
+"""What a data generator may return: lists of mappings from text, and nothing else."""
+
+import re
+from types import MappingProxyType
+
+import numpy
+import pytest
+from datasets import Dataset
+
+from rlframe.api import ContractError
+from rlframe.api.rows import generated_rows
+
+ROWS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+2=", "answer": "4"}]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ROWS,
+        tuple(ROWS),
+        [MappingProxyType(row) for row in ROWS],
+        numpy.array(ROWS, dtype=object),
+        Dataset.from_list(ROWS),
+        [],
+    ],
+    ids=["list", "tuple", "read-only", "array", "datasets", "empty"],
+)
+def test_whatever_has_a_length_and_places_is_a_list_of_rows(answer):
+    assert [dict(row) for row in generated_rows(answer, "rows")] == (ROWS if len(answer) else [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (None, "returned None from `rows`; .* Is a `return` missing?"),
+        (iter(ROWS), "An iterator can be read only once: make it a list"),
+        ((row for row in ROWS), "An iterator can be read only once"),
+        ({"prompt": ["1+1="]}, "A mapping of columns must be turned into rows"),
+        ("1+1=", "Text is no list of rows"),
+        ({"1+1=", "2+2="}, "It has no length or no order"),
+        (7, "It has no length or no order"),
+        (
+            [("1+1=", "2")],
+            re.escape("returned ('1+1=', '2') as row 1 of `rows`; a row is a mapping"),
+        ),
+        ([ROWS[0], "2+2="], "returned '2\\+2=' as row 2 of `rows`"),
+        ([{0: "1+1="}], "returned row 1 of `rows` with a column 0; the name of a column is text"),
+    ],
+)
+def test_anything_else_is_refused_with_what_it_is(answer, told):
+    with pytest.raises(ContractError, match=told):
+        generated_rows(answer, "rows")
+
+
+def test_the_message_names_the_method_and_the_error_the_row():
+    with pytest.raises(ContractError, match="as row 2 of `heldout_rows`") as caught:
+        generated_rows([*ROWS[:1], 3], "heldout_rows")
+    assert caught.value.row == 1
