@@ -282,11 +282,11 @@ def observed(context: Context, directory: Path, reward: str) -> Iterator[tuple[s
     critic = ("val/clipfrac_avg", "loss/value_avg", "critic/explained_variance")
     without = {name: value for name, value in figures.items() if name not in critic}
     yield "metrics", Metrics(1, MappingProxyType(without))
+    states = KLState(0.05), KLState(0.051, {"integral": 0.5})
+    yield "update_finished", UpdateFinished(0, MEASURED, *states)
     checkpoint = directory / "checkpoints" / "step-1"
     checkpoint.mkdir(parents=True, exist_ok=True)
     yield "checkpoint_saved", CheckpointSaved(0, checkpoint)
-    states = KLState(0.05), KLState(0.051, {"integral": 0.5})
-    yield "update_finished", UpdateFinished(0, MEASURED, *states)
 
 
 def finished(directory: Path, error: BaseException | None = None) -> RunFinished:

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 
-from rlframe.api import Credit, HookPlugin, KLState, PluginConfig, hookimpl, raw_scores
+from rlframe.api import (
+    Credit,
+    HookPlugin,
+    KLState,
+    PluginConfig,
+    StopTraining,
+    hookimpl,
+    raw_scores,
+)
 from rlframe.batches import TokenLoss
 
 
@@ -77,6 +85,14 @@ class Everywhere(HookPlugin[PluginConfig]):
     @hookimpl(wrapper=True)
     def rlframe_value_loss(self) -> Any:
         return (yield)
+
+
+class EndsPPO(HookPlugin[PluginConfig]):
+    """Right: an observer may end PPO, which is no error."""
+
+    @hookimpl
+    def rlframe_metrics(self, event: Any) -> None:
+        raise StopTraining("the mean score is high enough")
 
 
 class NeedsAModel(Lifts):
@@ -333,7 +349,7 @@ class LoadsNothing(Lifts):
         self.scored = 0
 
 
-RIGHT = (Lifts, Everywhere)
+RIGHT = (Lifts, Everywhere, EndsPPO)
 
 PLANTED = [
     (NeedsAModel, "builds_from_config"),
