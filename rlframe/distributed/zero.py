@@ -130,6 +130,8 @@ class Zero(Training):
                 f"{strategy} on {world_size} processes was asked for, but DeepSpeed runs stage "
                 f"{running} on {self._engine.dp_world_size}"
             )
+        self._heads = _heads(models) if self._sharded else []
+        self._keep_heads()
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         return self._engine(function, *args)
@@ -153,6 +155,29 @@ class Zero(Training):
             return
         with unwrap_model_for_generation(self._engine):
             yield
+        self._without_hooks()  # which it has set again
+
+    def _keep_heads(self) -> None:
+        """Keep the language-model heads whole on every rank.
+
+        Logits are made in chunks, and ranks have other numbers of them. DeepSpeed gathers a weight
+        whenever its module is called, and plans ahead by the order of calls: ranks would wait for
+        each other in other collectives, and hang or crash.
+        """
+        every: list[Any] = [weight for head in self._heads for weight in head.parameters()]
+        weights = [weight for weight in every if not weight.ds_persist]
+        for weight in weights:
+            weight.ds_persist = True
+            self._engine.optimizer.persistent_parameters.append(weight)
+        if weights:
+            weights[0].all_gather(weights)
+        self._without_hooks()
+
+    def _without_hooks(self) -> None:
+        for head in self._heads:
+            for module in head.modules():
+                module._forward_pre_hooks.clear()
+                module._forward_hooks.clear()
 
     def weights(self) -> dict[str, Tensor]:
         with GatheredParameters(list(self.models.parameters()), enabled=self._sharded):
@@ -222,3 +247,10 @@ class Zero(Training):
                 "step": torch.zeros((), device=flat.device),
                 **{key: torch.zeros_like(flat) for key in _MOMENTS},
             }
+
+
+def _heads(models: nn.Module) -> list[nn.Module]:
+    """The modules that make logits, each once."""
+    modules: list[Any] = [m for m in models.modules() if hasattr(m, "get_output_embeddings")]
+    asked = [module.get_output_embeddings() for module in modules]
+    return list({id(head): head for head in asked if isinstance(head, nn.Module)}.values())

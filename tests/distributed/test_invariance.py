@@ -75,7 +75,7 @@ def alone(directory: Path) -> dict[str, Played]:
     for name, changes in ALGORITHMS.items():
         found[name] = play(directory, whole | changes, updates=4)
     found["alone"] = play(directory, SMALLER, updates=SHORT)
-    found["no critic"] = play(directory, without_critic(SMALLER), updates=SHORT)
+    found["no critic"] = play(directory, without_critic(SMALLER), updates=2)
     found["not finite"] = play_not_finite(directory, SMALLER)
     return found
 
@@ -248,7 +248,7 @@ def test_a_strategy_gives_the_numbers_of_one_process_without_a_critic(
     alone: dict[str, Played], pair: Callable[[str], Played], name: str
 ) -> None:
     found, expected = pair(f"{name}, no critic"), alone["no critic"]
-    assert len(found.metrics) == SHORT
+    assert len(found.metrics) == 2
     assert any(update["train/empty_steps"] for update in expected.metrics)
     assert all(0 < update["response/valid_share"] < 1 for update in expected.metrics)
     apart = distance(found, expected)
@@ -312,7 +312,8 @@ def test_the_strategy_that_was_asked_for_is_the_one_that_runs(
             if name.startswith("zero"):
                 assert ran[name]["engine"] == "DeepSpeedEngine"
                 assert (ran[name]["stage"], ran[name]["ranks"]) == (int(name[5]), 2)
-        assert ran["zero 3"]["weights in parts"] == ran["zero 3"]["weights"] > 0
+        # All but the head, since ranks make other numbers of chunks of logits.
+        assert ran["zero 3"]["weights in parts"] == ran["zero 3"]["weights"] - 1 > 0
         assert ran["zero 3, all offloaded"]["weights in parts"] > 0
         assert ran["zero 3, optimizer offloaded"]["optimizer offloaded"]
         assert not ran["zero 3, optimizer offloaded"]["weights offloaded"]
