@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from rlframe.api.answers import ContractError
 from rlframe.api.component import DataGenerator
+from rlframe.api.rows import generated_rows
 from rlframe.compose.places import at
 from rlframe.data import sources
 from rlframe.data.roles import understand
@@ -135,13 +137,20 @@ def _stored(spec: Dataset) -> Lazy[Row]:
 
 
 def _generated(chosen: Chosen) -> tuple[Lazy[Row], Lazy[Row]]:
-    """The rows of a data generator: (to train on, held out)."""
+    """The rows of a data generator: (to train on, held out).
+
+    Raises:
+      RecipeError: it raised, or returned something else than rows.
+    """
     generator, config = chosen.component, chosen.config
     assert issubclass(generator, DataGenerator)
     try:
-        return _held(generator.rows(config)), _held(generator.heldout_rows(config))
+        rows = generated_rows(generator.rows(config), "rows")
+        return _held(rows), _held(generated_rows(generator.heldout_rows(config), "heldout_rows"))
     except RlframeError:
         raise
+    except ContractError as error:
+        raise RecipeError(f"data generator {chosen.offer} {error}") from error
     except Exception as error:
         raise RecipeError(
             f"data generator {chosen.offer} raised {type(error).__name__}: {error}"

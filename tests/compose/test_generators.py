@@ -114,6 +114,25 @@ def test_a_generator_that_raises_is_named_with_its_distribution(
         project({"rows": 13}).split("reviews")
 
 
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ([("a", 1)], r"returned \('a', 1\) as row 1 of `rows`; a row is a mapping"),
+        ((row for row in ({"question": "x"},)), "An iterator can be read only once"),
+        ({"question": ["x"]}, "A mapping of columns must be turned into rows"),
+        (None, "Is a `return` missing"),
+        ([{1: "x"}], "with a column 1; the name of a column is text"),
+    ],
+    ids=["tuples", "iterator", "columns", "none", "number"],
+)
+def test_what_is_no_list_of_rows_is_refused_as_the_kit_does(
+    project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, answer: Any, why: str
+) -> None:
+    monkeypatch.setattr(Counting, "rows", classmethod(lambda cls, config: answer))
+    with pytest.raises(RecipeError, match=rf"^data\.reviews: data generator counting .*{why}"):
+        project({}).split("reviews")
+
+
 def test_the_keys_of_a_generator_are_checked_with_the_recipe(
     project: Callable[..., Project],
 ) -> None:
