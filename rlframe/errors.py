@@ -17,7 +17,7 @@ from rlframe.redaction import redacted
 
 
 class RlframeError(Exception):
-    """Anything that a user can mend. `exit_code` is what the command line ends with."""
+    """Anything that a user can fix. `exit_code` is what the command line ends with."""
 
     exit_code = 1
     problems: tuple[Any, ...] = ()
@@ -31,8 +31,8 @@ class RunError(RlframeError):
 
 
 class OutOfMemoryError(RunError):
-    """Memory ran out where the run can not begin the step again; `remedy` is a change of the recipe
-    with which it can go on from its last checkpoint, as key=value, or None.
+    """Memory ran out where the run cannot begin the step again; `remedy` is a change of the recipe
+    with which it can resume from its last checkpoint, as key=value, or None.
     """
 
     def __init__(self, message: str, *, remedy: str | None) -> None:

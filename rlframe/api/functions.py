@@ -132,7 +132,7 @@ def reward_from_function(
     called = name or str(getattr(function, "__name__", type(function).__name__))
     try:
         return _made(function, called)
-    except TypeError:  # an object without a hash: its class is made anew each time
+    except TypeError:  # an object without a hash: its class is made again each time
         return _made.__wrapped__(function, called)
 
 

@@ -31,7 +31,7 @@ DEBUG = "RLFRAME_DEBUG"
 
 COMMANDS = {
     "train": "Run every stage of a recipe: supervised fine-tuning, reward model, PPO.",
-    "resume": "Go on with a run that was stopped, killed or failed, as if it had never ended.",
+    "resume": "Resume a run that was stopped, killed or failed, as if it had never ended.",
     "validate": "Check a recipe, its data and its folders of models, without opening a model.",
     "plan": "Predict memory and time of PPO updates on GPUs, and say which strategies fit.",
     "show": "Print a recipe as it is after extends, overrides and ${...}.",

@@ -56,5 +56,5 @@ def _taken(name: str, kind: str) -> str | None:
     """A built-in name always means the built-in."""
     offers = [o for o in Registry().offers(kind) if o.name == name and o.distribution == CORE]
     return (
-        f"{offers[0]} has this name already, and a built-in can not be shadowed" if offers else None
+        f"{offers[0]} has this name already, and a built-in cannot be shadowed" if offers else None
     )

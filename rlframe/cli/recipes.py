@@ -55,7 +55,7 @@ def copy(
     except FileExistsError as error:
         raise SetupError(f"{target} exists already; give another name") from error
     except OSError as error:
-        raise SetupError(f"{target} can not be written: {error.strerror}") from error
+        raise SetupError(f"{target} cannot be written: {error.strerror}") from error
     say(f"{target} is there; run it with: rlframe train {target}")
 
 

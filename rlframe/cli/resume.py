@@ -42,7 +42,7 @@ def resume(
     no_plugin: NoPlugin = None,
     allow_local_code: AllowLocalCode = False,
 ) -> None:
-    """Go on with a run that was stopped, killed or failed, as if it had never ended."""
+    """Resume a run that was stopped, killed or failed, as if it had never ended."""
     refuse_processes_inside_others(processes)
     registry = installed(no_plugin, allow_local_code=allow_local_code)
     from rlframe.runs.resuming import Allowance

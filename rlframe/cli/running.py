@@ -79,7 +79,7 @@ def run(
       processes: how many share the work.
       command: the command line of each of several processes, after `rlframe`.
       again: that with which they go on, if one of them knows a remedy for what ended them.
-      resume: how far a run that is gone on with may have changed; None for a new one.
+      resume: how far a run that is resumed may have changed; None for a new one.
     """
     # On a CPU, torch takes large tensors from huge pages, which is faster; tests/benchmarks/README.md
     # has the command that shows it. torch reads this when it is imported.
@@ -123,6 +123,6 @@ def _launched(
     program = [sys.executable, *([] if here else ["-P"]), "-m", "rlframe"]
     ended = launch([*program, *arguments], processes=processes, threads=threads)
     while ended.remedy is not None:
-        say(f"Going on from the last checkpoint with {ended.remedy}", err=True)
+        say(f"Resuming from the last checkpoint with {ended.remedy}", err=True)
         ended = launch([*program, *again, ended.remedy], processes=processes, threads=threads)
     return ended.exit_code

@@ -28,5 +28,5 @@ def schema(
     try:
         output.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise SetupError(f"{output} can not be written: {error.strerror}") from error
+        raise SetupError(f"{output} cannot be written: {error.strerror}") from error
     say(f"{output} is there; begin a recipe with: # yaml-language-server: $schema={output}")

@@ -25,4 +25,4 @@ def opening(path: str, what: str, name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: the {what} of {name!r} can not be opened: {error}") from error
+        raise RecipeError(f"{path}: the {what} of {name!r} cannot be opened: {error}") from error

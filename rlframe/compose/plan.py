@@ -35,7 +35,7 @@ def workload(loaded: LoadedRecipe, registry: Registry) -> Workload:
       registry: the installed components.
 
     Raises:
-      RecipeError: there is no PPO in it, or a model, tokenizer or data set that can not be opened.
+      RecipeError: there is no PPO in it, or a model, tokenizer or data set that cannot be opened.
     """
     recipe = loaded.recipe
     if recipe.ppo is None:
@@ -211,7 +211,7 @@ def _mlp(model: nn.Module, text: Any) -> MLP:
 
 
 def _auxiliary(project: Project) -> list[int]:
-    """Padded tokens a step of each loss that counts: every example as long as the longest."""
+    """Padded tokens per step of each loss that counts: every example as long as the longest."""
     found = []
     for name in project.recipe.losses:
         loss = project.instance("losses", name).component

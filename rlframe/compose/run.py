@@ -62,13 +62,13 @@ def run_recipe(
 
     Args:
       loaded: a validated recipe.
-      directory: a new run directory, or that of the run to go on with.
+      directory: a new run directory, or that of the run to resume.
       display: told what happens.
       registry: the installed components; a fresh look at the environment if left out.
-      resume: go on with a run, which may differ so far from the recipe and plugins it had.
+      resume: an earlier run is resumed, which may differ so far from the recipe and plugins it had.
 
     Raises:
-      Stopped: the run was asked to end, and can be gone on with.
+      Stopped: the run was asked to end, and can be resumed.
       RlframeError: whatever went wrong; the manifest says so too.
     """
     if resume is None:
@@ -82,7 +82,7 @@ def run_recipe(
     for path, used in plugins.items():
         for part, value in used.items():
             project.runtime.agree(f"{part} of the plugin at {path}", value)
-    check(project)  # before anything is written: a recipe that is refused can be mended and run
+    check(project)  # before anything is written: a recipe that is refused can be fixed and run
     check_adapters(project)
     check_controller(project)
     for note in (*project.notes, *project.profiles.probe()):
@@ -120,7 +120,7 @@ def run_recipe(
             if not stopped:
                 _keep(error, files.path, runtime.rank)
             if isinstance(error, Stopped):
-                raise Stopped(f"{reason}; go on with: rlframe resume {files.path}") from error
+                raise Stopped(f"{reason}; resume with: rlframe resume {files.path}") from error
             raise
         early = None if outcome.aligned is None else outcome.aligned.stopped
         status = "finished" if early is None else "stopped_early"

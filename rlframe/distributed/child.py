@@ -23,7 +23,7 @@ REPORTS = "RLFRAME_REPORTS"
 
 ENDED_EARLY = (
     "ended with exit code 0 before its work was done. Something in it, perhaps a plugin, called "
-    "os._exit or exec, or a library ended the process. A run that had begun goes on with "
+    "os._exit or exec, or a library ended the process. A run that had begun resumes with "
     "`rlframe resume RUN`"
 )
 """The end of a sentence: only what has finished may report success."""
@@ -43,7 +43,7 @@ class Report:
     lost_peer: bool
     """The rank failed because another one was gone, so its error is not the cause."""
     remedy: str | None
-    """A change of the recipe, key=value, with which the run can go on from its last checkpoint."""
+    """A change of the recipe, key=value, with which the run can resume from its last checkpoint."""
 
 
 def report_path(directory: Path, rank: int) -> Path:

@@ -80,7 +80,7 @@ def sharded(model: nn.Module, mesh: DeviceMesh) -> Callable[[], AbstractContextM
 
     Returns:
       Makes the context in which weights are whole, gathered once: every rank has to enter it, and may
-      then make as many passes as it likes. Outside, the model can not be asked.
+      then make as many passes as it likes. Outside, the model cannot be asked.
     """
     roof = _Roof(model)
     shard(roof, mesh, Strategy())

@@ -151,7 +151,7 @@ class _Failure:
     reported: bool
     """The words are its own."""
     remedy: str | None = None
-    """What it says the run could go on with."""
+    """What it says the run could resume with."""
     killed: bool = False
     """It ended by a signal."""
 

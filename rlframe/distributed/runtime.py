@@ -48,7 +48,7 @@ class Runtime:
       placement: where models that are not trained wait while others learn.
 
     Raises:
-      SetupError: the device is not there, or the strategy can not run on it.
+      SetupError: the device is not there, or the strategy cannot run on it.
     """
 
     def __init__(

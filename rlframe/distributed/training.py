@@ -195,7 +195,7 @@ class Replicated(Training):
     def discard(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         if self._world_size > 1:
-            # A backward pass that broke off leaves DDP waiting for its gradients for ever: begin anew.
+            # A backward pass that broke off leaves DDP waiting for its gradients forever: start again.
             self._buckets.clear()
             del self._wrapped
             gc.collect()

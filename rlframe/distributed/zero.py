@@ -46,7 +46,7 @@ def configuration(strategy: Strategy, *, max_grad_norm: float) -> dict[str, Any]
     """The DeepSpeed config of a strategy: the user's file, if there is one, under what the recipe says.
 
     Raises:
-      SetupError: the file can not be read, or decides what the recipe decides.
+      SetupError: the file cannot be read, or decides what the recipe decides.
     """
     given = {} if strategy.config is None else _read(Path(strategy.config))
     zero: dict[str, Any] = {"stage": strategy.zero_stage}
@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SetupError(f"runtime.deepspeed_config: {path} can not be read: {error}") from error
+        raise SetupError(f"runtime.deepspeed_config: {path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise SetupError(f"runtime.deepspeed_config: {path} holds no JSON object")
     return found
@@ -114,7 +114,7 @@ class Zero(Training):
     ) -> None:
         super().__init__(models, optimizer, max_grad_norm=max_grad_norm)
         # On a CPU DeepSpeed would compile a faster all-reduce as the run starts; a run that is killed
-        # meanwhile leaves a lock for which every later one waits for ever. gloo does.
+        # meanwhile leaves a lock for which every later one waits forever. gloo does.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._world_size = world_size
         self._sharded = strategy.zero_stage == 3

@@ -57,7 +57,7 @@ def microbatches(lengths: Sequence[int], rows: Rows, *, budget: int) -> list[Row
 def spread(passes: list[Rows], count: int) -> list[Rows]:
     """The same rows in exactly `count` passes, at least as many as there are: some may be empty.
 
-    Ranks whose forward passes differ in number wait for each other for ever. The passes with the most
+    Ranks whose forward passes differ in number wait for each other forever. The passes with the most
     rows are halved first, so that no rank idles while another works.
     """
     passes = list(passes)

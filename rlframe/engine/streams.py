@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Shuffled(Generic[T]):
-    """An endless sequence of items: one permutation after the other, each drawn anew.
+    """An endless sequence of items: one permutation after the other, each drawn on its own.
 
     Args:
       items: at least one.

@@ -54,7 +54,7 @@ def learning_rate_factor(
 
 
 class _NoMemoryError(Exception):
-    """A rank ran out of memory where all of them can begin again."""
+    """A rank ran out of memory where all of them can start again."""
 
 
 class SkippedUpdateWarning(RuntimeWarning):
@@ -220,7 +220,7 @@ class PolicyUpdater:
                         # Halvings so far come back with the checkpoint, and halve this once more.
                         remedy = f"ppo.microbatch_tokens={self._settings.microbatch_tokens // 2}"
                     raise OutOfMemoryError(
-                        f"{problem}: {error}. Go on from the last checkpoint with less: `rlframe "
+                        f"{problem}: {error}. Resume from the last checkpoint with less: `rlframe "
                         f"resume RUN {remedy or 'ppo.logits_chunk=...'}`, or with a strategy that "
                         "shards more: `rlframe plan RECIPE` says what fits",
                         remedy=remedy,
@@ -270,7 +270,7 @@ class PolicyUpdater:
 
     @contextmanager
     def _all_or_none(self) -> Iterator[None]:
-        """If one rank runs out of memory in here, all raise `_NoMemoryError`, and can begin again."""
+        """If one rank runs out of memory in here, all raise `_NoMemoryError`, and can start again."""
         if not self._training.can_begin_again:
             yield
             return

@@ -69,7 +69,7 @@ def _read_something(model: Any) -> None:
         sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
         told = ", ".join(f"{key} {settled[key]}" for key in sizes if settled.get(key))
         raise RuntimeError(
-            f"a model of this shape can not read a token: {error}. Usual cause: sizes that do not "
+            f"a model of this shape cannot read a token: {error}. Usual cause: sizes that do not "
             f"divide each other, and some have defaults (here: {told})"
         ) from error
 

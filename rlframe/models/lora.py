@@ -132,7 +132,7 @@ def _peft() -> Any:
         import peft
     except ImportError as error:
         raise SetupError(
-            f"model.lora needs peft, which can not be imported ({error}): pip install peft"
+            f"model.lora needs peft, which cannot be imported ({error}): pip install peft"
         ) from error
     return peft
 

@@ -11,7 +11,7 @@ from rlframe.planning.memory import Workload, memory, share
 from rlframe.planning.strategies import Placement, Strategy
 
 MARGIN = 0.1
-"""The share of a GPU that is left for what the allocator can not use and the model does not see."""
+"""The share of a GPU that is left for what the allocator cannot use and the model does not see."""
 MOST_GPUS = 1024
 _LEAST_CHUNK = 64
 

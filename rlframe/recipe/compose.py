@@ -29,7 +29,7 @@ def compose(path: Path, overrides: Iterable[str] = ()) -> Document:
       The document. Single mistakes are in its `problems`, for the caller to raise.
 
     Raises:
-      RecipeError: a file can not be read at all.
+      RecipeError: a file cannot be read at all.
     """
     document = _Files().read(path)
     for turn, text in enumerate(overrides):
@@ -57,7 +57,7 @@ def override(document: Document, text: str, place: str) -> None:
             "write key.path=value, as in ppo.updates=10, or ~key.path to remove a key"
         )
     if path[0] == "extends":
-        raise RecipeError("`extends` stands in a file; it can not be an override")
+        raise RecipeError("`extends` stands in a file; it cannot be an override")
     if key.startswith(REMOVE):
         if equals:
             raise RecipeError(
@@ -135,4 +135,4 @@ class _Files:
 
 
 class _NoBaseError(RecipeError):
-    """A file that can not be extended; the recipe goes on without it, so that all is told at once."""
+    """A file that cannot be extended; the recipe goes on without it, so that all is told at once."""

@@ -28,7 +28,7 @@ _HOW = "a recipe knows ${env:NAME} and ${ref:path.of.a.key}; write $${ for a lit
 
 
 def interpolate(document: Document) -> None:
-    """Fill in every `${...}`; what can not be filled in is added to the document's problems."""
+    """Fill in every `${...}`; what cannot be filled in is added to the document's problems."""
     _Filling(document).mapping(())
 
 
@@ -190,12 +190,12 @@ def _missing(target: Path_, end: int, node: Any) -> str:
     return (
         f"${{ref:{dotted(target)}}}: there is no {target[end]!r} in {inside}."
         f"{did_you_mean(str(target[end]), node)} Written there: {listed(node)} "
-        "(a default that nobody wrote can not be referred to)"
+        "(a default that nobody wrote cannot be referred to)"
     )
 
 
 def _as_text(name: str, value: Any) -> str:
     if isinstance(value, dict | list) or value is None:
         what = "null" if value is None else "a mapping" if isinstance(value, dict) else "a list"
-        raise RecipeError(f"${{ref:{name}}} is {what}, which can not stand inside longer text")
+        raise RecipeError(f"${{ref:{name}}} is {what}, which cannot stand inside longer text")
     return str(value).lower() if isinstance(value, bool) else str(value)

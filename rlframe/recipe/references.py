@@ -141,7 +141,7 @@ def _stages(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
             use = (
                 " or ".join(f"'stage:{s}'" for s in fitting) or "'policy', which is what sft leaves"
             )
-            yield path, f"{name!r} can not stand here; use {use}, or a path or hub id"
+            yield path, f"{name!r} cannot stand here; use {use}, or a path or hub id"
         elif stage not in running:
             yield path, f"{name!r} is the result of a stage, but `{stage}:` is not in this recipe"
 
@@ -161,7 +161,7 @@ def _ppo(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     if responses < recipe.ppo.minibatches:
         yield (
             ("ppo", "minibatches"),
-            f"{recipe.ppo.minibatches} minibatches can not be made of {responses} responses "
+            f"{recipe.ppo.minibatches} minibatches cannot be made of {responses} responses "
             "(rollout.prompts_per_update * rollout.samples_per_prompt)",
         )
     critic = recipe.model.critic

@@ -73,7 +73,7 @@ RENAMED = {
     "rewards.*.coefficient": "weight",
     "rewards.*.scale": "weight",
     "rewards.*.name": "type",
-    # the price of KL
+    # the KL penalty
     "kl.type": "kl.controller.type",
     "kl.kl_ctrl": "kl.controller",
     "kl.kl_coef": "kl.controller.coefficient (type: fixed) or kl.controller.initial (type: adaptive)",

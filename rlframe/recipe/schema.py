@@ -281,7 +281,7 @@ class PPO(RecipeSection):
 
 
 class Evaluation(RecipeSection):
-    """The watch on held-out prompts."""
+    """Evaluation on held-out prompts."""
 
     prompts: Count = Field(
         16,
@@ -292,7 +292,7 @@ class Evaluation(RecipeSection):
 
 
 class Checkpoints(RecipeSection):
-    """What a killed run can go on from; `rlframe resume RUN`."""
+    """What a killed run resumes from; `rlframe resume RUN`."""
 
     every: PositiveInt | None = Field(
         None, description="updates (of a supervised stage: optimiser steps) between two"

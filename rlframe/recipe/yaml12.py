@@ -32,7 +32,7 @@ _MOST_TOKENS = 4 * _MOST_VALUES  # a key, a colon, a value, a comma
 _DEEPEST = 40  # levels
 
 _IN_OTHER_WORDS = (
-    ("character '\\t'", "a tab can not stand here; indent with spaces"),
+    ("character '\\t'", "a tab cannot stand here; indent with spaces"),
     ("cannot start any token", "text that begins with {character} needs quotes"),
     ("mapping values are not allowed", "a second `key:` on this line, or wrong indentation; text "
      "with a colon in it needs quotes"),
@@ -55,7 +55,7 @@ def parse_value(text: str) -> Any:
     """The value of an override: YAML 1.2, so 1e-5 is a number and `on` a word.
 
     Raises:
-      RecipeError: it can not be parsed.
+      RecipeError: it cannot be parsed.
     """
     try:
         document = Document()
@@ -108,7 +108,7 @@ def read_text(path: Path) -> str:
     """The text of a recipe file.
 
     Raises:
-      RecipeError: it is missing or can not be read.
+      RecipeError: it is missing or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -123,10 +123,10 @@ def read_text(path: Path) -> str:
         raise RecipeError(f"{path}: there is no such recipe file") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{path}:{line}: can not be read: this line is not UTF-8") from error
+        raise RecipeError(f"{path}:{line}: cannot be read: this line is not UTF-8") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"{path}: can not be read: {reason}") from error
+        raise RecipeError(f"{path}: cannot be read: {reason}") from error
 
 
 class _NotYAMLError(Exception):
@@ -194,7 +194,7 @@ class _Reader:
             character = error.character
             code = character if isinstance(character, int) else ord(character)
             column = error.position - text.rfind("\n", 0, error.position) - 1
-            problem = f"the character U+{code:04X} can not stand in a text file"
+            problem = f"the character U+{code:04X} cannot stand in a text file"
             raise _NotYAMLError(problem, line, column) from error
         except YAMLError as error:
             raise _NotYAMLError(str(error).partition("\n")[0]) from error
@@ -206,7 +206,7 @@ class _Reader:
         if self.values > _MOST_VALUES:
             raise _NotYAMLError(f"more than {_MOST_VALUES:,} values; do aliases repeat each other?")
         if id(node) in self.inside:
-            self.problem(node, path, "an alias can not stand inside what it stands for")
+            self.problem(node, path, "an alias cannot stand inside what it stands for")
             return None
         if isinstance(node, ScalarNode):
             return self.scalar(node, path)
@@ -230,7 +230,7 @@ class _Reader:
         try:
             return _scalar(node, self.yaml)
         except ValueError:  # of more digits than Python reads, or `!!int word`
-            self.problem(node, path, f"{_short(node.value)} can not be read as a number")
+            self.problem(node, path, f"{_short(node.value)} cannot be read as a number")
             return None
 
     def list(self, node: Node, path: Path_) -> list[Any]:
@@ -269,7 +269,7 @@ class _Reader:
                 )
                 continue
             if id(node) in self.inside:
-                self.problem(node, path, "an alias can not stand inside what it stands for")
+                self.problem(node, path, "an alias cannot stand inside what it stands for")
                 continue
             kept = [(k, v) for k, v in node.value if getattr(k, "value", None) not in found]
             inner = MappingNode(node.tag, kept, node.start_mark, node.end_mark)

@@ -1,7 +1,7 @@
 """Which components are installed, read from metadata; importing is left to the run that needs one.
 
 Built-ins are entry points of rlframe itself, in the same groups as everybody's. A bare name works
-while it is unique; `distribution/name` always works; a built-in name can not be shadowed.
+while it is unique; `distribution/name` always works; a built-in name cannot be shadowed.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Registry:
         """Import the component that a recipe names and check that it keeps the contract.
 
         Raises:
-          PluginError: it is not installed, can not be imported, or is not a component of this kind.
+          PluginError: it is not installed, cannot be imported, or is not a component of this kind.
         """
         offer = self.find(kind, name)
         if offer.blocked:
@@ -242,7 +242,7 @@ def unmet(requirements: Iterable[str]) -> list[tuple[int, str, type[RecipeError 
       requirements: as pip takes them, e.g. "rlframe-pid>=0.2".
 
     Returns:
-      (position, what is wrong and the command that mends it, the error it is) of each.
+      (position, what is wrong and the command that fixes it, the error it is) of each.
     """
     found: list[tuple[int, str, type[RecipeError | PluginError]]] = []
     for number, text in enumerate(requirements):

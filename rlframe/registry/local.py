@@ -30,7 +30,7 @@ def local_component(name: str) -> tuple[type[Component[Any]], str]:
       (the class, or the reward provider that calls the function; sha256 of the file).
 
     Raises:
-      PluginError: the name is malformed, the file is missing or can not be imported, or it has no such
+      PluginError: the name is malformed, the file is missing or cannot be imported, or it has no such
         component.
     """
     matched = LOCAL.fullmatch(name)
@@ -42,7 +42,7 @@ def local_component(name: str) -> tuple[type[Component[Any]], str]:
     try:
         source = file.read_bytes()
     except OSError as error:
-        where = f"{file} can not be read (from {Path.cwd()})"
+        where = f"{file} cannot be read (from {Path.cwd()})"
         raise PluginError(f"{name!r}: {where}: {error}") from error
     digest = hashlib.sha256(source).hexdigest()
     module = _imported(file, digest, name)

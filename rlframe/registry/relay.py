@@ -1,4 +1,4 @@
-"""Calling hooks: who takes part, in which order, and whose fault it was.
+"""Calling hooks: who takes part, in which order, and which plugin raised.
 
 One relay a run; there is no global one. Component calls go through pluggy, so that wrappers apply.
 Observers are called one by one, so that one that raises does not silence those after it.
@@ -192,7 +192,7 @@ def _trace(
     begun: float,
     outcome: pluggy.Result[Any],
 ) -> None:
-    """One line on stderr: which hook, with what, who took part, what came of it and in what time."""
+    """One line on stderr: which hook, with what, who took part, its result and the time it took."""
     seconds = time.perf_counter() - begun
     error = outcome.exception
     came = f"raised {error!r}" if error is not None else f"-> {_shown(outcome.get_result())}"

@@ -18,7 +18,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file anew: whoever reads it, or pulls the plug, finds the old text or the new.
+    """Replace a file: whoever reads it, or pulls the plug, finds the old text or the new.
 
     Raises:
       OSError: it cannot be written; the old text is still there, and nothing of the new.

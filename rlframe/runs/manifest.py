@@ -65,7 +65,7 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def _parsed(file: Path, text: str) -> dict[str, Any]:
     damage = (
-        f"{file} is damaged: {{}}. Bring it back from a copy of the run, or begin anew with another "
+        f"{file} is damaged: {{}}. Bring it back from a copy of the run, or start again with another "
         "--output; models and checkpoints beside it are not touched"
     )
     if not text.strip("\0 \n"):

@@ -88,7 +88,7 @@ class MetricsFile:
 
 
 def update_of(row: Mapping[str, Any]) -> int | None:
-    """The PPO update that a row is about; None for rows of other stages and for the last look."""
+    """The PPO update that a row is about; None for rows of other stages and for the last evaluation."""
     number = row.get("update")
     of_update = row.get("stage") == "ppo" and "episode" in row and isinstance(number, int)
     return number if of_update else None

@@ -60,7 +60,7 @@ class CheckpointStore:
         """Write a checkpoint, and when it is safely on the disk remove those that are kept no longer.
 
         Removed are only such with lower numbers, the damaged among them, which count for nothing.
-        Higher ones, left behind by a return to an earlier checkpoint, stay until they are written anew.
+        Higher ones, left behind by a return to an earlier checkpoint, stay until they are rewritten.
         It takes room for one checkpoint more than are kept. Killed at any instant, the process leaves a
         sound checkpoint, if there was one before: should it be one that was just being replaced, the
         next store puts it back.
@@ -133,7 +133,7 @@ class CheckpointStore:
         if passed_over:
             raise RunError(
                 "\n  ".join([f"{self._root}: there is no checkpoint to resume from:", *passed_over])
-                + "\nBring one back from a copy, or begin anew with another --output."
+                + "\nBring one back from a copy, or start again with another --output."
             )
         return None
 

@@ -71,7 +71,7 @@ def load_tree(path: Path) -> Any:
         return _read(json.loads(_with(path, ".json").read_text(encoding="utf-8")), tensors)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise RunError(
-            f"{path}: can not be read: {error!r}. Were .json and .safetensors written together?"
+            f"{path}: cannot be read: {error!r}. Were .json and .safetensors written together?"
         ) from error
 
 
@@ -170,7 +170,7 @@ class _Writer:
                 for key, inner in node.items()
             }
         raise TypeError(
-            f"{_named(place)}: a {kind.__qualname__} can not be saved: a tree is made of dicts, lists, "
+            f"{_named(place)}: a {kind.__qualname__} cannot be saved: a tree is made of dicts, lists, "
             "None, bool, int, float, str and plain tensors"
         )
 
@@ -178,7 +178,7 @@ class _Writer:
         odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
         if odd or tensor.is_meta:
             raise TypeError(
-                f"{_named(place)}: a sparse, quantized, nested or meta tensor can not be saved"
+                f"{_named(place)}: a sparse, quantized, nested or meta tensor cannot be saved"
             )
         plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         reference: dict[str, Any] = {"$tensor": place}
@@ -267,12 +267,12 @@ def _refuse_other_parameters(
             raise RunError(
                 f"the saved optimizer state is of another model: parameter {name!r} is "
                 f"{_described(where_saved.get(name))} there and {_described(where.get(name))} here. "
-                "Go on with the recipe that the run began with."
+                "Resume with the recipe that the run began with."
             )
     if len(have) != len(saved):
         raise RunError(
             f"the saved optimizer state has {len(saved)} groups, and this optimizer {len(have)}. "
-            "Go on with the recipe that the run began with."
+            "Resume with the recipe that the run began with."
         )
 
 

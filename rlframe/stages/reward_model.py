@@ -38,7 +38,7 @@ def train_reward_model(
       model: with a `score` head on a causal trunk.
       pairs: (chosen, rejected) tokens, prompt and end included.
       center: weight of the second term.
-      settings: knobs; the batch size counts pairs.
+      settings: hyperparameters; the batch size counts pairs.
       progress: told about each step.
       saver: of the stage's checkpoints; None for none.
     """

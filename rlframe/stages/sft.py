@@ -44,7 +44,7 @@ def fine_tune(
       pack_to: tokens of the rows that examples are packed into; None for a row an example.
       profile: how the model is run.
       vocabulary: the ids that have a token.
-      settings: knobs; the batch size counts rows.
+      settings: hyperparameters; the batch size counts rows.
       progress: told about each step.
       saver: of the stage's checkpoints; None for none.
     """

@@ -29,7 +29,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class FineTuningSettings:
-    """Knobs of a supervised stage; see the recipe's `sft` section for units."""
+    """Hyperparameters of a supervised stage; see the recipe's `sft` section for units."""
 
     epochs: float
     batch_size: int
@@ -192,7 +192,7 @@ def _bare(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _plain_schedule(scheduler: Any) -> dict[str, Any]:
-    """A schedule's counters; its functions are made anew from the settings."""
+    """A schedule's counters; its functions are made again from the settings."""
     state = scheduler.state_dict()
     return {key: state[key] for key in ("last_epoch", "_step_count", "base_lrs", "_last_lr")} | {
         "lr_lambdas": [None for _ in state["lr_lambdas"]]
@@ -244,7 +244,7 @@ def fit(
         batches of one length each point elsewhere (pros_cons, one epoch: perplexity 65 against 32).
       collate: examples -> tensors; `labels` among them, -100 where nothing counts.
       blank: an example whose labels are all -100.
-      settings: knobs.
+      settings: hyperparameters.
       progress: told about each step.
       saver: of the stage's checkpoints; the newest one is gone on with. None for none.
     """

@@ -30,7 +30,7 @@ BUILT_IN: dict[str, Mapping[str, Any]] = {
     "rlframe.builtin.losses:SFT": {"data": "reviews"},
     "rlframe.builtin.losses:PTX": {"data": "reviews", "gamma": 0.5},
 }
-"""Where a built-in is defined -> keys that it can not do without."""
+"""Where a built-in is defined -> keys that it cannot do without."""
 
 
 def example_config(component: type[Component[Any]]) -> Mapping[str, Any]:

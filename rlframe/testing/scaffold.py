@@ -26,13 +26,13 @@ SUMMARIES = {
 
 
 def name_problem(name: str) -> str | None:
-    """Why a name can not be a component's, with one that can; None if it can."""
+    """Why a name cannot be a component's, with one that can; None if it can."""
     if re.fullmatch(r"[a-z][a-z0-9_]*", name) and not keyword.iskeyword(name):
         return None
     near = re.sub(r"[^a-z0-9]+", "_", name.lower().removeprefix("rlframe")).strip("_")
     guess = did_you_mean(near, [near]) if near[:1].isalpha() and not keyword.iskeyword(near) else ""
     return (
-        f"{name!r} can not name a component: a name is lower case, begins with a letter, has letters, "
+        f"{name!r} cannot name a component: a name is lower case, begins with a letter, has letters, "
         f"digits and underscores, and is no word of Python.{guess}"
     )
 
@@ -47,7 +47,7 @@ def write_plugin(name: str, *, word: str, kind: str, parent: Path) -> Path:
       parent: where the folder will stand; made if it is not there.
 
     Raises:
-      SetupError: the folder exists, or can not be written.
+      SetupError: the folder exists, or cannot be written.
     """
     distribution, package = f"rlframe-{name.replace('_', '-')}", f"rlframe_{name}"
     values = {
@@ -83,7 +83,7 @@ def write_plugin(name: str, *, word: str, kind: str, parent: Path) -> Path:
             path.write_text(_filled(template, values), encoding="utf-8")
         (root / "src" / package / "py.typed").touch()
     except OSError as error:
-        raise SetupError(f"{root} can not be written: {error}") from error
+        raise SetupError(f"{root} cannot be written: {error}") from error
     return root
 
 

@@ -77,7 +77,7 @@ def rlframe(*words):
 
 
 def measure(way, folder, args):
-    """[(peak in MiB so far, seconds, tokens a response)] of each update of one way."""
+    """[(peak in MiB so far, seconds, tokens per response)] of each update of one way."""
     out = folder / way.replace(" ", "-")
     words = ["--processes", args.processes, "--output", out, *WAYS[way]]
     rlframe("train", folder / "recipe.yaml", *words)

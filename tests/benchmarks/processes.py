@@ -12,7 +12,7 @@ most that this work and this machine allow, and what two processes take longer t
 Exit status 1: two processes are less than 1.8 times as fast as one, or checkpoints would take 2 % of
 the time. Use an idle machine with two cores.
 
-Measured with ddp on an idle machine, seconds an update (a: two turns of three updates; b and c:
+Measured with ddp on an idle machine, seconds per update (a: two turns of three updates; b and c:
 `--settings b c --turns 1 --updates 1`):
 
          1 process  half of it  2 processes  times  at most

@@ -11,7 +11,7 @@ seconds are those of the stage in this process.
     reward_model  share of held-out pairs ordered rightly                 >= 0.93      40 CPU s
     ppo           mean VADER score of the responses, first rollout        <  0.2
                   the same, mean of the last 10 updates                   >= 0.75      60 CPU s
-                  KL in nats a response, mean of the last 10 updates      6 +- 1.5
+                  KL in nats per response, mean of the last 10 updates      6 +- 1.5
                   distinct responses among 64, last rollout               >= 90 %
 
 Measured in CPU seconds with nothing else at work; all bounds met:

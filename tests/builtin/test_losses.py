@@ -71,7 +71,7 @@ def test_ptx_counts_all_tokens_but_the_first_whether_there_is_a_prompt_or_not(lo
 
 @pytest.mark.parametrize("component", [SFT, PTX])
 def test_what_is_masked_is_not_read(loss, component):
-    # Padding may have any log-probability, that of a token which can not be sampled too.
+    # Padding may have any log-probability, that of a token which cannot be sampled too.
     logprobs = torch.tensor([[-1.0, -torch.inf, -2.0], [torch.nan, -4.0, torch.nan]])
     mask = torch.tensor([[True, False, True], [False, True, False]])
     policy = SimpleNamespace(logprobs=lambda tokens, mask: logprobs)

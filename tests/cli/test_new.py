@@ -159,10 +159,10 @@ def test_a_folder_that_exists_is_refused_and_left_alone(rlframe, tmp_path):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("My-Reward", "'My-Reward' can not name a component"),
-        ("2nd", "'2nd' can not name a component"),
+        ("My-Reward", "'My-Reward' cannot name a component"),
+        ("2nd", "'2nd' cannot name a component"),
         ("class", "is no word of Python"),
-        ("../up", "'../up' can not name a component"),
+        ("../up", "'../up' cannot name a component"),
         ("length", "length (rlframe 0.1.0) has this name already"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_run_of_two_processes_goes_on_in_one_and_ends_as_if_it_had_been_one(
     limit = "checkpoints.stop_after_minutes=0.0001"
     ended = rlframe("train", recipe, limit, "--output", run, "--processes", 2)
     assert ended.returncode == 130
-    assert f"a checkpoint was saved after step 1; go on with: rlframe resume {run}" in ended.stderr
+    assert f"a checkpoint was saved after step 1; resume with: rlframe resume {run}" in ended.stderr
     assert ended.stderr.count("saved") == 1
 
     every = "checkpoints={every: 2, stop_after_minutes: null}"
@@ -119,7 +119,7 @@ class Cramped(AuxiliaryLoss[PluginConfig]):
     ]
     ended = rlframe("train", recipe, *words, "--output", run, "--processes", 2)
     assert ended.returncode == 0, ended.stderr
-    told = "Going on from the last checkpoint with ppo.microbatch_tokens="
+    told = "Resuming from the last checkpoint with ppo.microbatch_tokens="
     assert [line for line in ended.stderr.splitlines() if line.startswith(told)] == [f"{told}40"]
     assert "ppo.microbatch_tokens: 80 -> 40 (safe)" in ended.stdout
     assert [row["update"] for row in rows(run) if "episode" in row] == [1, 2, 3, 4]

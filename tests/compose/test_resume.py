@@ -162,7 +162,9 @@ def test_what_was_trained_since_the_checkpoint_is_trained_again(
 
 def test_a_limit_of_time_ends_it_where_it_can_go_on(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(Stopped, match=r"limit of .*saved after step 1; go on with: rlframe resume"):
+    with pytest.raises(
+        Stopped, match=r"limit of .*saved after step 1; resume with: rlframe resume"
+    ):
         train(recipe, run, "checkpoints.stop_after_minutes=0.0001")
     for _ in range(3):  # it is always a step further
         with pytest.raises(Stopped):

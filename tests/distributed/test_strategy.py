@@ -230,7 +230,7 @@ def test_auto_leaves_it_to_the_recipe(configured: Any) -> None:
             )
         ),
         ("[]", "holds no JSON object"),
-        ("{", "can not be read"),
+        ("{", "cannot be read"),
     ],
 )
 def test_a_file_that_contradicts_the_recipe_is_refused(
@@ -244,5 +244,5 @@ def test_a_file_that_is_not_there_is_named(configured: Any, tmp_path: Path) -> N
     from rlframe.distributed.zero import configuration
 
     missing = Strategy("deepspeed", config=str(tmp_path / "missing.json"))
-    with pytest.raises(SetupError, match=r"missing\.json can not be read"):
+    with pytest.raises(SetupError, match=r"missing\.json cannot be read"):
         configuration(missing, max_grad_norm=1.0)

@@ -65,7 +65,7 @@ def test_a_dummy_is_a_response_that_counts_for_nothing(experience: Experience) -
 def test_rewards_that_are_infinite_in_the_critics_precision_end_the_run(
     language_model: Callable[..., Any], size: float, penalty: bool
 ) -> None:
-    """Of any rank, since all of them have to end: the others would wait for ever."""
+    """Of any rank, since all of them have to end: the others would wait forever."""
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     counted: list[float] = []
 

@@ -38,8 +38,8 @@ def test_what_components_remember_comes_back() -> None:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"seen": {1}}, "/seen: a set can not be saved"),
-        ({"seen": (1,)}, "/seen: a tuple can not be saved"),
+        ({"seen": {1}}, "/seen: a set cannot be saved"),
+        ({"seen": (1,)}, "/seen: a tuple cannot be saved"),
         ({"by": {3: 1}}, "/by: the key 3 is no str"),
         ({"text": "\ud800"}, "/text: .* is not Unicode text"),
         ([1], r"state_dict returned \[1\], and not a mapping"),

@@ -76,14 +76,14 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_directory_is_not_a_recipe(tmp_path):
-    with pytest.raises(RecipeError, match="can not be read"):
+    with pytest.raises(RecipeError, match="cannot be read"):
         read_file(tmp_path)
 
 
 def test_bytes_that_are_not_utf_8_are_not_a_recipe(tmp_path):
     path = tmp_path / "latin.yaml"
     path.write_bytes("version: 1  # Größe\n".encode("latin-1"))
-    with pytest.raises(RecipeError, match="can not be read"):
+    with pytest.raises(RecipeError, match="cannot be read"):
         read_file(path)
 
 

@@ -80,7 +80,7 @@ def test_a_typo_in_a_part_is_underlined_too(found):
 
 
 def test_every_typo_of_the_corpus_is_underlined(validator):
-    # Without a `type` of its own a part of a recipe can not tell which keys its component has.
+    # Without a `type` of its own a part of a recipe cannot tell which keys its component has.
     typeless = {f"typo_in_{part}" for part in ("an_override", "controller", "reward", "advantages")}
     for path in sorted(FOLDER.glob("typo_in_*.yaml")):
         if path.stem not in typeless:

@@ -148,7 +148,7 @@ def test_more_minibatches_than_responses_are_refused_with_the_sum(refused):
     told = refused(
         "rollout={prompts_per_update: 3, samples_per_prompt: 2}", "ppo={updates: 1, minibatches: 7}"
     )
-    assert "ppo.minibatches: 7 minibatches can not be made of 6 responses" in told
+    assert "ppo.minibatches: 7 minibatches cannot be made of 6 responses" in told
 
 
 def test_as_many_minibatches_as_responses_are_accepted(load, minimal):

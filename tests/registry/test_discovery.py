@@ -150,7 +150,7 @@ def test_a_program_can_offer_a_class_of_its_own():
     assert "there is no reward called 'mine'" in refused("mine")  # in a registry of its own
 
 
-# Components that can not be used
+# Components that cannot be used
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_what_is_wrong_with_a_file_is_said(folder: Path) -> None:
     assert "it defines: shout" in refused("./mine.py:Shoot").lower()
     assert "Did you mean 'Shout'?" in refused("./mine.py:Shoot")
     assert "write ./file.py:Name" in refused("./mine.py")
-    assert "can not be read" in refused("./other.py:Shout")
+    assert "cannot be read" in refused("./other.py:Shout")
     assert "not a subclass of KLController" in refused("./mine.py:Shout", kind="kl_controllers")
     (folder / "broken.py").write_text("import a_module_that_is_not_there\n")
     told = refused("./broken.py:X")

@@ -213,7 +213,7 @@ def test_a_str_that_is_no_text_is_refused_by_its_place(tree: Any, tmp_path: Path
 
 def test_files_that_are_no_tree_are_said_so(tmp_path: Path) -> None:
     path = tmp_path / "tree"
-    with pytest.raises(RunError, match=r"tree: can not be read"):
+    with pytest.raises(RunError, match=r"tree: cannot be read"):
         load_tree(path)
     save_tree(path, {"a": torch.ones(2)})
     text = (tmp_path / "tree.json").read_text()
@@ -223,7 +223,7 @@ def test_files_that_are_no_tree_are_said_so(tmp_path: Path) -> None:
             load_tree(path)
     (tmp_path / "tree.json").write_text(text)
     (tmp_path / "tree.safetensors").write_bytes(b"")
-    with pytest.raises(RunError, match=r"can not be read"):
+    with pytest.raises(RunError, match=r"cannot be read"):
         load_tree(path)
 
 

@@ -211,7 +211,7 @@ SITUATIONS = [
         ("KL controller 'controller'", "memory with 'kl'", "a Tensor"),
     ),
     Situation(
-        "a controller returns NaN for ever",
+        "a controller returns NaN forever",
         controller("KLState(float('nan'))", ppo={**PPO, "updates": 20, "epochs": 1}),
         1,
         ("KL controller 'controller'", "not finite for 11 rollouts in a row"),

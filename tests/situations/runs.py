@@ -270,7 +270,7 @@ SITUATIONS = [
         "the manifest is empty",
         resumed(become("manifest.json", b"")),
         5,
-        ("run/manifest.json is damaged: it is empty", "begin anew with another --output"),
+        ("run/manifest.json is damaged: it is empty", "start again with another --output"),
     ),
     Situation(
         "the manifest is full of zeros, as after a loss of power",

@@ -246,7 +246,7 @@ SITUATIONS = [
         "a reward whose state is a set, which no checkpoint could keep",
         leaving("reward", "set"),
         1,
-        ("rewards.mine: its state cannot be saved", "/memory: a set can not be saved", "of Part"),
+        ("rewards.mine: its state cannot be saved", "/memory: a set cannot be saved", "of Part"),
     ),
     Situation(
         "sys.exit(0) while a file is imported",

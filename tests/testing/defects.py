@@ -252,7 +252,7 @@ class Sleeps(Reward):
 
 
 class Controller(KLController[PluginConfig]):
-    """Right: 10 % up above 6 nats a response, in steps that end at the target."""
+    """Right: 10 % up above 6 nats per response, in steps that end at the target."""
 
     target = 6.0
 

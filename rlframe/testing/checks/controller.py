@@ -41,7 +41,7 @@ def _target(subject: Controller) -> float | None:
 
 
 def _typical(subject: Controller) -> float:
-    """A KL that occurs: the target, or 6 nats a response."""
+    """A KL that occurs: the target, or 6 nats per response."""
     usual = 6.0 / TOKENS if subject.instance.unit == "nats_per_token" else 6.0
     return _target(subject) or usual
 

@@ -171,7 +171,7 @@ def micro_batch_split_invariance(subject: Loss) -> None:
     """Micro-batches and ranks are a matter of memory, not of the result."""
     examples = _examples(subject)
     if len(examples) < 2:
-        raise DoesNotApply("there is one example, and it can not be cut")
+        raise DoesNotApply("there is one example, and it cannot be cut")
     first = max(len(examples) // 3, 1)
     whole = _term(subject.instance, _policy(), _batch(examples))
     parts = [

@@ -43,7 +43,7 @@ UNUSUAL = (
     expected="a list with as many values as responses, in order: each a number, or one number a token",
     likely="responses are filtered or deduplicated on the way, or scored in parts that overlap; a "
     "mapping, a set, an iterator or the [B, 1] of a model is returned as it came",
-    do="return a list with `len(batch)` entries; one that can not be judged is None, not left out",
+    do="return a list with `len(batch)` entries; one that cannot be judged is None, not left out",
 )
 def one_value_a_response(subject: Reward) -> str | None:
     """The engine pairs scores with responses by their place."""

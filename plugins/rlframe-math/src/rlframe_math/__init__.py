@@ -28,8 +28,8 @@ class MathVerify(RewardProvider[MathVerifyConfig]):
     r"""Is the answer in the response equal to the gold answer? 1/2, 0.5 and \frac{1}{2} are.
 
     math-verify finds the answer (in \boxed{} or $...$ first, then a plain number), and sympy compares.
-    What it can not read within the time limit counts as unreadable, and what it can not show to be
-    equal as wrong: both are verdicts on the response. A gold answer that can not be read is none, and
+    What it cannot read within the time limit counts as unreadable, and what it cannot show to be
+    equal as wrong: both are verdicts on the response. A gold answer that cannot be read is none, and
     stops the run.
 
     The time limit is an alarm signal of the process. Python delivers it to the main thread alone, so
@@ -65,7 +65,7 @@ class MathVerify(RewardProvider[MathVerifyConfig]):
         read = self._parse(gold if "$" in gold or "\\boxed" in gold else f"${gold}$")
         if not read:
             raise ValueError(
-                f"the gold answer {gold!r} in column {self.config.column!r} can not be read"
+                f"the gold answer {gold!r} in column {self.config.column!r} cannot be read"
             )
         return read
 

@@ -40,7 +40,7 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
     tokens and why it ended. List no reward that looks at anything else: the other samples of the group,
     the update's number, random numbers, a state of its own.
 
-    A pluggy wrapper yields once and can not hand on a smaller batch, so this is an implementation of
+    A pluggy wrapper yields once and cannot hand on a smaller batch, so this is an implementation of
     the hook that answers in the component's place. Wrappers of other plugins stay around it.
     """
 
