@@ -223,7 +223,8 @@ def test_on_two_processes_it_is_killed_and_goes_on_with_the_same_bits(outside: P
     assert whole.returncode == 0, whole.stderr
     killed = trained(outside, "killed", "--processes", "2", ACME_DIES_AT="1")
     assert killed.returncode == 137, killed.stderr
-    resumed = rlframe(outside, "resume", "killed", "--allow-local-code", site=outside / "site")
+    again = ("resume", "killed", "--processes", "2", "--allow-local-code")
+    resumed = rlframe(outside, *again, site=outside / "site")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after update 1" in resumed.stdout + resumed.stderr
     assert measured(outside / "killed") == measured(outside / "whole")

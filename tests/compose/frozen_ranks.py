@@ -49,10 +49,11 @@ class Taught(AuxiliaryLoss[PluginConfig]):
         teacher = nn.Linear(8, 1)
         nn.init.constant_(teacher.weight, 0.125)
         self._teacher = context.prepare(teacher)
-        self._judge = context.build_reward(RewardSpec.model_validate({"type": "reward_model"}))
+        judge: Any = context.build_reward(RewardSpec.model_validate({"type": "reward_model"}))
+        assert isinstance(judge.inner, RewardModel)
+        self._judge: RewardModel = judge.inner
 
     def loss(self, policy: Any, batch: Any) -> LossTerm:
-        assert isinstance(self._judge, RewardModel)
         scale = (self._teacher(torch.ones(8)) - self._teacher.bias).sum()
         scale = scale + self._judge._scores([{"input_ids": [1, 2, 3]}])[0]
         return LossTerm(

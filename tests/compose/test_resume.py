@@ -277,8 +277,9 @@ class Words(PluginConfig):
 class Rows(DataGenerator[Words]):
     @classmethod
     def rows(cls, config):
-        for number, word in enumerate(Path("words.txt").read_text().split()):
-            yield {"text": f"{word} number {number} is a {config.first} and sturdy thing to have"}
+        words = enumerate(Path("words.txt").read_text().split())
+        end = f"is a {config.first} and sturdy thing to have"
+        return [{"text": f"{word} number {number} {end}"} for number, word in words]
 """
 
 

@@ -214,7 +214,7 @@ SMALLER = {
     # In each step a pass of PTX alone, as it takes more than the rollout, and one of both.
     "losses.ptx.examples_per_step": 5,
     "ppo.microbatch_tokens": 110,
-    "ppo.logits_chunk": 7,  # so that ranks make other numbers of chunks in the same pass
+    "ppo.logits_chunk": 25,  # so that ranks make other numbers of chunks in the same pass
 }
 
 NO_SMALL_WEIGHTS = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
