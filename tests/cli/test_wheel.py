@@ -228,7 +228,7 @@ def test_on_two_processes_it_is_killed_and_goes_on_with_the_same_bits(outside: P
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after update 1" in resumed.stdout + resumed.stderr
     assert measured(outside / "killed") == measured(outside / "whole")
-    result = Path("ppo") / "model.safetensors"
+    result = Path("ppo") / "policy" / "model.safetensors"
     first, second = ((outside / run / result).read_bytes() for run in ("whole", "killed"))
     assert first == second
 
