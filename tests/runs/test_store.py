@@ -246,7 +246,7 @@ def test_if_none_is_sound_it_is_told_why_of_each(tmp_path: Path) -> None:
         store.newest()
     assert "000001 is damaged: empty is missing" in str(caught.value)
     assert "000002 is damaged: state.json has 0 bytes, not 3" in str(caught.value)
-    assert "begin anew" in str(caught.value)
+    assert "start again" in str(caught.value)
 
 
 def test_a_checkpoint_of_a_later_format_asks_for_a_later_rlframe(
