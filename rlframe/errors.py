@@ -67,8 +67,7 @@ class Stopped(RlframeError):  # noqa: N818  nothing went wrong
 class StopTraining(Exception):  # noqa: N818  nothing went wrong
     """Raised by an observer to end PPO after this update: the run finishes as after its last one.
 
-    Args:
-      reason: why, in words: "the mean score is above 3".
+    Its text says why, as in `StopTraining("the mean score is above 3")`.
     """
 
 
