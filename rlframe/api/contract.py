@@ -358,18 +358,18 @@ def transformed(answer: Any, scores: ScoreBatch) -> tuple[dict[str, Any], Tensor
     return kept, scale, shift
 
 
-def plain_metrics(told: Any) -> dict[str, float]:
-    """What a transform tells of its state, as it is logged.
+def plain_metrics(answer: Any) -> dict[str, float]:
+    """What a transform says of its state, as it is logged.
 
     Raises:
       ContractError: it is no mapping from names to finite numbers.
     """
-    if not isinstance(told, Mapping):
-        raise ContractError(f"returned {shown(told)}; it must be a mapping from names to numbers")
-    for name, value in told.items():
+    if not isinstance(answer, Mapping):
+        raise ContractError(f"returned {shown(answer)}; it must be a mapping from names to numbers")
+    for name, value in answer.items():
         if not (isinstance(name, str) and _plain_number(value) and math.isfinite(value)):
             raise ContractError(f"returned {name!r}: {shown(value)}, which is no finite number")
-    return {name: float(value) for name, value in told.items()}
+    return {name: float(value) for name, value in answer.items()}
 
 
 def plain_state(state: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 from pydantic import create_model
@@ -138,12 +138,12 @@ def reward_from_function(
 
 @cache  # so that a config that was pickled is of the class that it was
 def _made(function: Callable[..., Any], called: str) -> type[RewardProvider[Any]]:
-    parameters = _parameters(function, called)
+    parameters, home = _parameters(function, called), _inside(function).__module__
     try:
         config = create_model(
             f"{called}_config",
             __base__=FunctionConfig,
-            __module__=function.__module__,
+            __module__=home,
             **typing.cast(dict[str, Any], parameters.keys),
         )
     except (PydanticUserError, TypeError, NameError) as error:
@@ -154,7 +154,7 @@ def _made(function: Callable[..., Any], called: str) -> type[RewardProvider[Any]
     shared = ("cheap_to_repeat", "example", "example_data")
     members: dict[str, Any] = {
         "__doc__": inspect.getdoc(function) or f"The function `{called}`.",
-        "__module__": function.__module__,
+        "__module__": home,
         "Config": config,
         "function": staticmethod(function),
         "parameters": parameters,
@@ -164,34 +164,28 @@ def _made(function: Callable[..., Any], called: str) -> type[RewardProvider[Any]
 
 
 def _parameters(function: Callable[..., Any], called: str) -> Parameters:
-    given, columns, everything = set[str](), list[str](), False
-    keys: dict[str, tuple[Any, Any]] = {}
     try:
-        found = inspect.signature(function).parameters.values()
+        found = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
-        raise PluginError(f"function {called!r} does not tell its parameters: {error}") from error
-    hints = _hints(function) if any(_is_key(one) for one in found) else {}
-    for one in found:
-        if one.kind is one.VAR_KEYWORD:
-            everything = True
-        elif one.kind in (one.VAR_POSITIONAL, one.POSITIONAL_ONLY):
-            raise PluginError(
-                f"function {called!r} takes {one.name!r} by position, but everything is given by name: "
-                "prompts, completions, columns of the data"
-            )
-        elif one.name in GIVEN:
-            given.add(one.name)
-        elif not _is_key(one):
-            columns.append(one.name)
-        else:
-            _refuse_as_key(one.name, called)
-            keys[one.name] = (hints.get(one.name, _type_of(one.default)), one.default)
-    return Parameters(frozenset(given), tuple(columns), keys, everything)
-
-
-def _is_key(parameter: inspect.Parameter) -> bool:
-    named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    return named and parameter.default is not parameter.empty and parameter.name not in GIVEN
+        raise PluginError(f"function {called!r} does not say its parameters: {error}") from error
+    by_position = [one for one in found if one.kind in (one.VAR_POSITIONAL, one.POSITIONAL_ONLY)]
+    if by_position:
+        raise PluginError(
+            f"function {called!r} takes {by_position[0].name!r} by position, but everything is given "
+            "by name: prompts, completions, columns of the data"
+        )
+    named = [one for one in found if one.kind is not one.VAR_KEYWORD]
+    others = [one for one in named if one.name not in GIVEN]
+    keys = [one for one in others if one.default is not one.empty]
+    for one in keys:
+        _refuse_as_key(one.name, called)
+    hints = _hints(function) if keys else {}
+    return Parameters(
+        given=frozenset(one.name for one in named if one.name in GIVEN),
+        columns=tuple(one.name for one in others if one.default is one.empty),
+        keys={x.name: (hints.get(x.name, _type_of(x.default)), x.default) for x in keys},
+        everything=len(named) < len(found),
+    )
 
 
 def _refuse_as_key(name: str, called: str) -> None:
@@ -209,7 +203,7 @@ def _refuse_as_key(name: str, called: str) -> None:
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Annotations, resolved; those of `__call__` for an object that can be called."""
-    plain = inspect.unwrap(function)
+    plain = _inside(inspect.unwrap(function))
     source = plain if inspect.isroutine(plain) else type(plain).__call__
     try:
         return typing.get_type_hints(source, include_extras=True)
@@ -218,6 +212,13 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
             f"function {getattr(function, '__name__', function)!r}: its annotations cannot be read: "
             f"{type(error).__name__}: {error}. Import at run time what they name"
         ) from error
+
+
+def _inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a `functools.partial` calls in the end; any other function is itself."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
 
 
 def _type_of(default: object) -> Any:

@@ -81,9 +81,9 @@ class TransformChain:
         found: dict[str, float] = {}
         for instance, state in zip(self._transforms, self.states, strict=True):
             with self._relay.named("reward transform", instance):
-                told = instance.component.metrics(state)
+                answer = instance.component.metrics(state)
             try:
-                found |= plain_metrics(told)
+                found |= plain_metrics(answer)
             except ContractError as error:
                 raise RunError(f"reward transform {instance} {error} (`metrics`)") from error
         return found

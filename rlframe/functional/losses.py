@@ -249,3 +249,25 @@ def importance_weights(
     else:
         weights = weights.masked_fill(log_weights.abs() > math.log(limit), 0)
     return weights.masked_fill(~mask, 0)
+
+
+def smoothed(logprobs: Tensor, targets: Tensor, *, epsilon: float, has_token: Tensor) -> Tensor:
+    """Minus the cross-entropy with the target mixed with a uniform distribution over the K tokens.
+
+        (1 - ε) log π(y) + ε / K Σ_k log π(k)
+
+    That is Szegedy et al. 2016, "Rethinking the Inception Architecture" (arXiv 1512.00567), section 7:
+    the target's own share is 1 - ε + ε / K.
+
+    Args:
+      logprobs: [n, V] in nats.
+      targets: [n] int64, y.
+      epsilon: ε in [0, 1).
+      has_token: [V] bool, True for the K ids that have a token.
+
+    Returns:
+      [n] in nats.
+    """
+    chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)
+    mean = logprobs.where(has_token, 0).sum(-1) / has_token.sum()
+    return (1 - epsilon) * chosen + epsilon * mean

@@ -98,22 +98,26 @@ class Relay:
             if self._tracing:
                 given = {"event": event}
                 _trace(f"rlframe_{name}", [implementation.plugin_name], given, start, outcome)
-            if isinstance(error, StopTraining):
-                self.stop = self.stop or f"{implementation.plugin_name}: {error}"
-            elif isinstance(error, Exception):
-                self.errors += 1
-                warnings.warn(
-                    f"{implementation.plugin_name}: {self._named(implementation.plugin)} raised in "
-                    f"rlframe_{name} and is ignored: {type(error).__name__}: {error} "
-                    f"[{_place(error, implementation.plugin)}]",
-                    ObserverWarning,
-                    stacklevel=2,
-                )
-            elif isinstance(error, SystemExit):
-                who = f"{implementation.plugin_name}: {self._named(implementation.plugin)}"
-                raise RunError(exit_told(error, f"{who} in rlframe_{name}")) from error
-            elif error is not None:  # Ctrl-C is nobody's mistake
-                raise error
+            if error is not None:
+                self._raised(error, implementation, f"rlframe_{name}")
+
+    def _raised(self, error: BaseException, by: pluggy.HookImpl, hook: str) -> None:
+        """What becomes of an observer's exception: a stop, a warning, or the end of the run."""
+        who = f"{by.plugin_name}: {self._named(by.plugin)}"
+        if isinstance(error, StopTraining):
+            self.stop = self.stop or f"{by.plugin_name}: {error}"
+        elif isinstance(error, Exception):
+            self.errors += 1
+            warnings.warn(
+                f"{who} raised in {hook} and is ignored: {type(error).__name__}: {error} "
+                f"[{_place(error, by.plugin)}]",
+                ObserverWarning,
+                stacklevel=3,
+            )
+        elif isinstance(error, SystemExit):
+            raise RunError(exit_told(error, f"{who} in {hook}")) from error
+        else:  # Ctrl-C is nobody's mistake
+            raise error
 
     def _trace_component_calls(self) -> None:
         begun: list[float] = []  # a component may call another through its hook

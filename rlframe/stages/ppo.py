@@ -74,7 +74,8 @@ class PPOStage:
         self.directory.metrics({"stage": "ppo", "update": state.updates, **after.metrics()})
         self.display.show(before_and_after(before, after, rows=self.table_rows))
         self.display.say(sentence)
-        stopped = run.stop_reason()
+        # An observer may be content just as the last update is done: nothing was left out then.
+        stopped = run.stop_reason() if state.updates < run.updates else None
         if stopped is not None:
             self.display.say(
                 f"stopped early after update {state.updates} of {run.updates} by {stopped}. `rlframe "

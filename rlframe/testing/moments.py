@@ -192,30 +192,7 @@ def unusual_calls(call: Call) -> Iterator[tuple[str, Call]]:
     Args:
       call: a usual one.
     """
-    batch: Any = call.given.get("batch")
-    if call.hook == "rlframe_score":
-        yield from _unusual_scores(call)
-    elif call.hook == "rlframe_gate":
-        yield "None, which is no gate", call.answered(lambda batch: None)
-    elif call.hook == "rlframe_transform_reward":
-        none = lambda state, s: (state, torch.ones_like(s.totals), torch.zeros_like(s.totals))  # noqa: E731
-        yield "an empty state", call.answered(none, state={})
-    elif call.hook == "rlframe_update_kl":
-        remembers = KLState(0.2, {"integral": 1.0})
-        yield "a state with a memory", call.answered(lambda state, measured: remembers)
-        yield "a coefficient of 0", call.answered(lambda state, measured: KLState(0.0))
-    elif call.hook == "rlframe_auxiliary_loss":
-        nothing = replace(batch, mask=torch.zeros_like(batch.mask))
-        told = replace(call, read=lambda answer: refuse_bad_term(answer, 0.0))
-        yield "a sum over nothing", told.answered(call.component.loss, batch=nothing)  # type: ignore[attr-defined]
-    elif call.hook == "rlframe_compute_advantages":
-        without = replace(batch, values=None)
-        told = replace(call, read=lambda answer: credited(answer, without))
-        critic_free = lambda batch: Credit(batch.rewards.masked_fill(~batch.mask, 0))  # noqa: E731
-        yield "no returns, without a critic", told.answered(critic_free, batch=without)
-    else:
-        bare = getattr(call.component, call.method)
-        yield "no `clipped`", call.answered(lambda batch: TokenLoss(bare(batch).loss))
+    yield from _UNUSUAL.get(call.hook, _unusual_losses)(call)
 
 
 def _unusual_scores(call: Call) -> Iterator[tuple[str, Call]]:
@@ -227,8 +204,59 @@ def _unusual_scores(call: Call) -> Iterator[tuple[str, Call]]:
     yield "a tensor", call.answered(lambda batch: torch.tensor(usual))
     yield "True and False", call.answered(lambda batch: [length > 8 for length in usual])
     none = batch.rows([])
-    told = replace(call, read=lambda answer: token_scores(answer, []))
-    yield "no responses on this rank", told.answered(lambda batch: [], batch=none)
+    read = replace(call, read=lambda answer: token_scores(answer, []))
+    yield "no responses on this rank", read.answered(lambda batch: [], batch=none)
+
+
+def _unusual_gates(call: Call) -> Iterator[tuple[str, Call]]:
+    yield "None, which is no gate", call.answered(lambda batch: None)
+
+
+def _unusual_transforms(call: Call) -> Iterator[tuple[str, Call]]:
+    def nothing(state: Any, s: Any) -> Any:
+        return state, torch.ones_like(s.totals), torch.zeros_like(s.totals)
+
+    yield "an empty state", call.answered(nothing, state={})
+
+
+def _unusual_states(call: Call) -> Iterator[tuple[str, Call]]:
+    remembers = KLState(0.2, {"integral": 1.0})
+    yield "a state with a memory", call.answered(lambda state, measured: remembers)
+    yield "a coefficient of 0", call.answered(lambda state, measured: KLState(0.0))
+
+
+def _unusual_terms(call: Call) -> Iterator[tuple[str, Call]]:
+    batch: Any = call.given["batch"]
+    nothing = replace(batch, mask=torch.zeros_like(batch.mask))
+    read = replace(call, read=lambda answer: refuse_bad_term(answer, 0.0))
+    yield "a sum over nothing", read.answered(call.component.loss, batch=nothing)  # type: ignore[attr-defined]
+
+
+def _unusual_credit(call: Call) -> Iterator[tuple[str, Call]]:
+    batch: Any = call.given["batch"]
+    without = replace(batch, values=None)
+    read = replace(call, read=lambda answer: credited(answer, without))
+
+    def critic_free(batch: Any) -> Credit:
+        return Credit(batch.rewards.masked_fill(~batch.mask, 0))
+
+    yield "no returns, without a critic", read.answered(critic_free, batch=without)
+
+
+def _unusual_losses(call: Call) -> Iterator[tuple[str, Call]]:
+    bare = getattr(call.component, call.method)
+    yield "no `clipped`", call.answered(lambda batch: TokenLoss(bare(batch).loss))
+
+
+_UNUSUAL = {
+    "rlframe_score": _unusual_scores,
+    "rlframe_gate": _unusual_gates,
+    "rlframe_transform_reward": _unusual_transforms,
+    "rlframe_update_kl": _unusual_states,
+    "rlframe_auxiliary_loss": _unusual_terms,
+    "rlframe_compute_advantages": _unusual_credit,
+}
+"""Hook -> the other answers of the components that it calls; policy and value losses share theirs."""
 
 
 def rollout_of(batch: RewardBatch) -> Rollout:

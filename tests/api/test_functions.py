@@ -167,7 +167,11 @@ def test_an_object_that_can_be_called_and_a_partial_are_functions() -> None:
     def reward(completions: Any, answer: Any, by: int = 1) -> Any:
         return [by] * len(completions)
 
-    assert built(partial(reward, answer=["x"]), by=3).score(batch()) == [3, 3]
+    half = partial(partial(reward, answer=["x"]), by=2)
+    assert built(half, by=3).score(batch()) == [3, 3]
+    assert reward_from_function(half).__module__ == __name__  # whose file a run's manifest has
+    with pytest.raises(ValidationError):
+        built(half, by=1.5)
 
 
 def with_star(completions: Any, *answers: Any) -> Any: ...
@@ -189,7 +193,7 @@ def no_key(completions: Any, how: torch.Tensor = None) -> Any: ...  # type: igno
         (of_pydantic, "'model_dump' is .*pydantic needs"),
         (unknown, "its annotations cannot be read: NameError.*NotThere"),
         (no_key, "make no keys of a recipe"),
-        (dict.fromkeys, "by position|does not tell its parameters"),
+        (dict.fromkeys, "by position|does not say its parameters"),
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )

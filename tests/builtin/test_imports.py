@@ -21,9 +21,12 @@ def test_a_built_in_module_is_imported_without_torch(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = f"rlframe.builtin.{name}"
-    import_module(full)  # dataclasses look their module up
+    module = import_module(full)  # dataclasses look their module up
     spec: Any = find_spec(full)
     code: Any = SourceFileLoader(full, spec.origin).get_code(full)
     for heavy in ("torch", "transformers"):
         monkeypatch.setitem(sys.modules, heavy, None)  # an import of it raises
-    exec(code, {"__name__": full})
+    space: dict[str, Any] = {"__name__": full}
+    exec(code, space)
+    names = {name for name in vars(module) if name.isidentifier() and not name.startswith("__")}
+    assert names <= space.keys()

@@ -8,9 +8,10 @@ import torch
 from pydantic import ValidationError
 
 from rlframe.api import Needs, TokenBatch, TokenExample
-from rlframe.builtin.losses import PTX, SFT, EntropyBonus, PTXConfig, SFTConfig, smoothed
+from rlframe.builtin.losses import PTX, SFT, EntropyBonus, PTXConfig, SFTConfig
 from rlframe.engine.streams import token_batch
 from rlframe.errors import RecipeError
+from rlframe.functional.losses import smoothed
 from rlframe.models.policy import Policy
 from rlframe.models.vocabulary import Vocabulary
 from rlframe.testing.world import tiny_policy

@@ -498,3 +498,13 @@ def test_a_run_that_a_plugin_ends_has_a_result_and_can_be_resumed_bit_for_bit(
     for model in MODELS:
         file = Path(model) / "model.safetensors"
         assert (run / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_an_observer_that_is_content_after_the_last_update_has_stopped_nothing(
+    recipe: Path, tmp_path: Path
+) -> None:
+    notes, keys = Notes(), ("hooks={enough: {type: enough}}", "ppo.updates=3")
+    run = train(recipe, tmp_path / "run", *keys, display=notes)
+    assert read_manifest(run)["status"] == "finished"
+    assert read_manifest(run)["stopped"] is None
+    assert not any("stopped early" in line for line in notes.said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,7 +130,7 @@ def test_a_response_that_is_alone_is_not_asked_about_twice() -> None:
 def test_without_a_limit_the_search_takes_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """As docs/plugins.md says; each question takes one by this clock."""
     asked: list[str] = []
-    monkeypatch.setattr(asking.time, "monotonic", lambda: float(len(asked)))
+    monkeypatch.setattr(asking, "time", SimpleNamespace(monotonic=lambda: float(len(asked))))
     responses = batch([f"{n}" for n in range(30)], list(range(30)))
     limit = TimeLimit(None, name="r")
     found = culprit(lambda part: asked.extend(part.response_texts), responses, ValueError(), limit)
