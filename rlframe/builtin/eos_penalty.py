@@ -25,7 +25,8 @@ class EosPenaltyConfig(PluginConfig):
     def _penalises(self) -> EosPenaltyConfig:
         if (self.penalty is None) != (self.mode == "mask"):
             raise ValueError(
-                "`penalty` is missing: how much is taken off"
+                "`penalty` is missing, what is taken off in score units, such as 1.0; or write "
+                "`mode: mask`, which takes off nothing and learns nothing from the response"
                 if self.penalty is None
                 else "nothing reads `penalty` with `mode: mask`, which learns nothing from the response"
             )

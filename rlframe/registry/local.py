@@ -51,12 +51,14 @@ def local_component(name: str) -> tuple[type[Component[Any]], str]:
         for key, value in vars(module).items()
         if _is_component(value, module) or _is_function(key, value, module)
     }
-    if wanted not in offered:
+    found = offered.get(wanted)
+    if found is None and _is_callable(wanted, made := getattr(module, wanted, None)):
+        found = made  # another module's: imported, or made by a function of it
+    if found is None:
         raise PluginError(
             f"{file} has no component {wanted!r}.{did_you_mean(wanted, offered)} "
             f"It defines: {listed(offered)}"
         )
-    found = offered[wanted]
     if not isinstance(found, type):
         found = reward_from_function(found, name=wanted)
     return found, digest
@@ -97,10 +99,13 @@ def why(error: BaseException, module: str) -> str:
 
 def _is_function(name: str, value: object, module: Any) -> bool:
     """Whether it was written in the file, as a function or as an object that can be called."""
-    if name.startswith("_") or isinstance(value, type) or not callable(value):
-        return False
     homes = (getattr(value, "__module__", None), type(value).__module__)
-    return module.__name__ in homes or isinstance(value, partial)
+    own = module.__name__ in homes or isinstance(value, partial)
+    return own and _is_callable(name, value)
+
+
+def _is_callable(name: str, value: object) -> bool:
+    return callable(value) and not isinstance(value, type) and not name.startswith("_")
 
 
 def _is_component(value: object, module: Any) -> bool:

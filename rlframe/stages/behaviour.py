@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -35,17 +36,17 @@ def what_changed(before: HeldOut, after: HeldOut, *, kl: float) -> str:
       after: as PPO left it.
       kl: of the last rollout, nats per response.
     """
-    verb = "rose" if after.mean > before.mean else "fell" if after.mean < before.mean else "stayed"
     parts = "; ".join(
-        f"{name} {value:.2f} -> {after.rewards[name]:.2f}" for name, value in before.rewards.items()
+        f"{name} {_number(value)} -> {_number(after.rewards[name])}"
+        for name, value in before.rewards.items()
     )
     more, less = _words(*([a.response for a in seen.answers] for seen in (before, after)))
     said = f" It now says {_quoted(more)} more often" if more else ""
     said += f" and {_quoted(less)} less often." if said and less else "." if said else ""
     prompts = len({answer.group for answer in before.answers})
     return (
-        f"On {prompts} held-out prompts the mean score {verb} from {before.mean:.2f} to "
-        f"{after.mean:.2f} ({parts}), at {kl:.1f} nats per response from the reference; "
+        f"On {prompts} held-out prompts {_moved(before.mean, after.mean)} ({parts}), at {kl:.1f} nats "
+        f"per response from the reference; "
         f"{after.finished:.0%} of the responses end by themselves (before: {before.finished:.0%})."
         f"{said}"
     )
@@ -55,8 +56,23 @@ def _shown(answer: Answer) -> str:
     return answer.response + ("" if answer.finished else " …")
 
 
+def _moved(before: float, after: float) -> str:
+    if math.isnan(before) and math.isnan(after):
+        return "no response was judged by the rewards"
+    if after == before:
+        verb = "stayed"
+    else:  # "went": to or from none
+        verb = "rose" if after > before else "fell" if after < before else "went"
+    return f"the mean score {verb} from {_number(before)} to {_number(after)}"
+
+
 def _score(answer: Answer) -> str:
-    return "none" if answer.score is None else f"{answer.score:.2f}"
+    return _number(math.nan if answer.score is None else answer.score)
+
+
+def _number(value: float) -> str:
+    """NaN, where nothing was judged, in a word."""
+    return "none" if math.isnan(value) else f"{value:.2f}"
 
 
 def _words(before: Sequence[str], after: Sequence[str]) -> tuple[list[str], list[str]]:

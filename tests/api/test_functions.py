@@ -207,6 +207,15 @@ def fine(completions: Any, target: int = 9) -> Any:
     return [-abs(len(c) - target) / 9 for c in completions]
 
 
+def soft(length: int) -> Callable[..., Any]:
+    """A factory of rewards, as TRL has for those with parameters."""
+
+    def reward(completions: Any, power: float = 1.0) -> Any:
+        return [-(abs(len(c) - length) ** power) for c in completions]
+
+    return reward
+
+
 def test_it_is_a_reward_like_any_other() -> None:
     component: Any = reward_from_function(fine)
     results = check_component(Subject(component, {"target": 12}))
@@ -232,19 +241,29 @@ def test_attributes_of_the_function_are_those_of_the_class() -> None:
     assert {r.outcome for r in check_component(Subject(component))} == {"ok"}
 
 
-def test_a_file_offers_its_functions_and_not_those_that_it_imports(
+def test_a_file_offers_its_functions_and_those_of_others_that_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = "from os.path import join\nfrom functools import partial\n"
+    source += "from operator import methodcaller\nfrom tests.api.test_functions import fine, soft\n"
+    source += "close = soft(4)\n"
     source += "def mine(completions, by=1):\n    return [by] * len(completions)\n"
     source += "def _helper(): ...\nloud = partial(mine, by=9)\n"
     (tmp_path / "rewards.py").write_text(source)
     registry = Registry(local_code=True)
     for name in ("mine", "loud"):
         assert issubclass(registry.load("reward_providers", f"./rewards.py:{name}"), RewardProvider)
-    with pytest.raises(PluginError, match=r"no component 'join'.*It defines: loud, mine$"):
+    for name, key in (("fine", "target"), ("close", "power")):  # imported, and made by a factory
+        found = registry.load("reward_providers", f"./rewards.py:{name}")
+        assert set(found.Config.model_fields) == {key}
+    with pytest.raises(PluginError, match=r"no component 'nine'.*It defines: loud, mine$"):
+        registry.load("reward_providers", "./rewards.py:nine")
+    with pytest.raises(PluginError, match=r"'join' takes 'a' by position|'p' by position"):
         registry.load("reward_providers", "./rewards.py:join")
+    for name in ("_helper", "methodcaller"):
+        with pytest.raises(PluginError, match=f"no component '{name}'"):
+            registry.load("reward_providers", f"./rewards.py:{name}")
     assert registry.kind_in_file("./rewards.py:mine") == "reward_providers"
     with pytest.raises(PluginError, match="is not a subclass of KLController"):
         registry.load("kl_controllers", "./rewards.py:mine")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -63,3 +64,19 @@ def test_of_a_chat_the_table_shows_the_last_turn() -> None:
     Console(file=file, width=200).print(before_and_after(looked, looked, rows=1))
     assert "[/INST] why?" in file.getvalue()
     assert "<|user|>" not in file.getvalue()
+
+
+def unjudged(seen: HeldOut) -> HeldOut:
+    return HeldOut(tuple(replace(a, score=None, rewards={"nice": None}) for a in seen.answers))
+
+
+def test_what_no_reward_judged_is_called_none_and_not_nan() -> None:
+    nothing = unjudged(BEFORE)
+    both = what_changed(nothing, unjudged(AFTER), kl=0.0)
+    assert "On 2 held-out prompts no response was judged by the rewards (nice none -> none)" in both
+    later = what_changed(nothing, AFTER, kl=0.0)
+    assert "the mean score went from none to 2.00 (nice none -> 2.00)" in later
+    file = io.StringIO()
+    Console(file=file, width=200).print(before_and_after(nothing, AFTER, rows=5))
+    assert "none" in file.getvalue()
+    assert "nan" not in both + later + file.getvalue()

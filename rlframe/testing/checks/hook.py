@@ -241,7 +241,7 @@ def _refuse_loss(run: _Run, call: Call, error: Exception) -> None:
 
 
 @check(
-    expected="what it is given left as it was: arguments, the component, and the tensors of events",
+    expected="what it is given unchanged: arguments, the component, and the tensors of events",
     likely="an operation in place (`batch.advantages.mul_`, `event.rewards[mask] = 0`), a list that is "
     "sorted or extended, or an attribute that is set on the component",
     do="work on a copy: `clone()`, `list(...)`, `dict(...)`",
