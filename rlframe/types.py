@@ -203,11 +203,11 @@ class RewardBatch:
             self,
             log=log,
             sample_reference=None if draw is None else lambda: draw().rows(index),
-            prompts=[self.prompts[i] for i in index],
-            response_texts=[self.response_texts[i] for i in index],
+            prompts=tuple(self.prompts[i] for i in index),
+            response_texts=tuple(self.response_texts[i] for i in index),
             response_ids=[self.response_ids[i] for i in index],
-            stop_reasons=[self.stop_reasons[i] for i in index],
-            group_ids=[self.group_ids[i] for i in index],
+            stop_reasons=tuple(self.stop_reasons[i] for i in index),
+            group_ids=tuple(self.group_ids[i] for i in index),
         )
 
     def with_responses(

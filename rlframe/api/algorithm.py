@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rlframe.api.answers import missing
 from rlframe.api.component import C, Component, Needs
 from rlframe.batches import (
     Credit,
@@ -45,7 +46,7 @@ class RewardTransform(Component[C]):
           (state, scale, shift); scale and shift are [B] float64, on the device of the totals, and
           finite for valid responses.
         """
-        raise NotImplementedError
+        raise missing(self, "apply")
 
     def metrics(self, state: Mapping[str, Any]) -> Mapping[str, float]:
         """What to log of a state, as `reward/NAME/KEY`; nothing if left out."""
@@ -91,7 +92,7 @@ class AdvantageEstimator(Component[C]):
           Advantages, and returns where there is a critic, both [B, T] with the dtype and on the device
           of the rewards. Both are 0 where the mask is False, and finite elsewhere if what was given is.
         """
-        raise NotImplementedError
+        raise missing(self, "estimate")
 
 
 class PolicyLoss(Component[C]):
@@ -108,7 +109,7 @@ class PolicyLoss(Component[C]):
         The engine weighs the tokens and divides by the count of the whole step over all ranks
         (`algorithm.reduction`), adds KL where it is a loss, and measures ratios and approximate KL.
         """
-        raise NotImplementedError
+        raise missing(self, "loss")
 
 
 class ValueLoss(Component[C]):
@@ -118,4 +119,4 @@ class ValueLoss(Component[C]):
 
     def loss(self, batch: ValueLossBatch) -> TokenLoss:
         """The loss of each token, unreduced, and where a bound acted. Called as a policy loss is."""
-        raise NotImplementedError
+        raise missing(self, "loss")

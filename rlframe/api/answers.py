@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 LARGEST = 3.4e38
 """Scores beyond it are infinite in float32, in which values and advantages are computed."""
@@ -23,10 +23,76 @@ class ContractError(ValueError):
     The message continues a sentence that begins with the component's name: "returned 0.5 for ...".
     """
 
-    def __init__(self, message: str, *, row: int = 0) -> None:
+    def __init__(self, message: str, *, row: int = 0, hint: Hint | None = None) -> None:
         super().__init__(message)
         self.row = row
         """The position in the batch of the response that the message is about."""
+        self.hint = hint
+        """What the author has most likely done, where the answer itself gives it away."""
+
+
+class Hint(NamedTuple):
+    """What the conformance kit says of a mistake that it knows by sight."""
+
+    likely: str
+    """The usual cause."""
+    do: str
+    """How to fix that."""
+
+
+ASYNC = Hint(
+    "the method is `async def`, or it returns what such a function gave without awaiting it",
+    "write `def`, and wait inside of it: `return asyncio.run(self.ask(batch))`",
+)
+NOTHING_RETURNED = Hint(
+    "a `return` is missing, at the end or in one of the branches",
+    "end every branch with `return ...`",
+)
+CHANGED = Hint(
+    "something is changed in place that was given: `x[...] = `, `x += `, `x.clamp_()`, `list.sort()`, "
+    "`dict.update()`",
+    "work on a copy, `dict(state)` or `list(texts)`, or use the form that makes a new tensor, as "
+    "`masked_fill` and `clamp` do",
+)
+
+
+def awaited(answer: Any) -> Any:
+    """An answer, unless it is one that somebody would still have to wait for, or none at all.
+
+    Raises:
+      ContractError: it is a coroutine.
+    """
+    if hasattr(answer, "__await__"):
+        if hasattr(answer, "close"):
+            answer.close()  # or Python warns that it was never awaited
+        raise ContractError(
+            f"returned {kind_of(answer)}, which nobody waits for. It must not be `async`: await inside "
+            "of it, as in `asyncio.run(...)`",
+            hint=ASYNC,
+        )
+    return answer
+
+
+def missing(component: Any, method: str) -> NotImplementedError:
+    """The error for a method that every component of a kind must have.
+
+    Args:
+      component: or its class.
+      method: its name, or that of a property.
+    """
+    kind = component if isinstance(component, type) else type(component)
+    return NotImplementedError(f"{kind.__qualname__} has no `{method}`")
+
+
+def instead(answer: Any, of: str) -> ContractError:
+    """The error for an answer of another type than the contract wants.
+
+    Args:
+      answer: what came.
+      of: the rest of the sentence, which begins with "returned ANSWER".
+    """
+    hint = NOTHING_RETURNED if answer is None else None
+    return ContractError(f"returned {shown(answer)}{of}", hint=hint)
 
 
 def token_scores(answer: Any, lengths: Sequence[int]) -> list[list[float] | None]:
@@ -46,11 +112,20 @@ def token_scores(answer: Any, lengths: Sequence[int]) -> list[list[float] | None
       ContractError: the answer is anything else.
     """
     rows = raw_scores(answer, lengths)
+    refuse_infinite(rows, lengths)
+    return rows
+
+
+def refuse_infinite(rows: Sequence[list[float] | None], lengths: Sequence[int]) -> None:
+    """Raise unless the numbers that `raw_scores` has read can be scores.
+
+    Raises:
+      ContractError: one is not finite, or would not be in float32.
+    """
     for number, row in enumerate(rows):
         if row is not None and not all(abs(value) <= LARGEST for value in row):
-            entry = _listed(answer)[number]
+            entry = row[0] if len(row) == 1 else row
             raise ContractError(_wrong_entry(entry, lengths[number], _NOT_FINITE), row=number)
-    return rows
 
 
 def raw_scores(answer: Any, lengths: Sequence[int]) -> list[list[float] | None]:
@@ -66,11 +141,12 @@ def raw_scores(answer: Any, lengths: Sequence[int]) -> list[list[float] | None]:
     Raises:
       ContractError: the answer is anything else.
     """
-    entries = _listed(answer)
+    entries = _listed(awaited(answer))
     if isinstance(entries, str):
-        raise ContractError(
-            f"returned {shown(answer)} for {len(lengths)} responses; it must return a list with one "
-            f"number per response, in order. {entries}"
+        raise instead(
+            answer,
+            f" for {len(lengths)} responses; it must return a list with one number per response, in "
+            f"order. {entries}",
         )
     if len(entries) != len(lengths):
         raise ContractError(
@@ -171,10 +247,6 @@ def _no_list(value: Any) -> str:
         return "A mapping does not say which value belongs to which response"
     if isinstance(value, Set):
         return "A set has no order, and keeps equal scores once"
-    if hasattr(value, "__await__"):
-        if hasattr(value, "close"):
-            value.close()  # or Python warns that it was never awaited
-        return "It must not be `async`: await inside of it, as in `asyncio.run(...)`"
     if isinstance(value, Iterator):
         return "An iterator can be read once only: make it a list"
     return f"{kind_of(value)} is not a list"

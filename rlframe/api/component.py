@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from rlframe.api.answers import missing
 from rlframe.api.pretrained import PretrainedModel
 from rlframe.types import (
     KLMeasurement,
@@ -231,7 +232,7 @@ class DataGenerator(Component[C]):
         Raises:
           Exception: any; the run stops before anything trains, and names this generator.
         """
-        raise NotImplementedError
+        raise missing(cls, "rows")
 
     @classmethod
     def heldout_rows(cls, config: C) -> Sequence[Row]:
@@ -273,7 +274,7 @@ class RewardProvider(Component[C]):
         Raises:
           Exception: any; the run stops, and names this component and its distribution.
         """
-        raise NotImplementedError
+        raise missing(self, "score")
 
     @classmethod
     def invalidates(cls, config: C) -> bool:
@@ -323,11 +324,11 @@ class KLController(Component[C]):
 
     def initial(self) -> KLState:
         """The state before the first rollout."""
-        raise NotImplementedError
+        raise missing(self, "initial")
 
     def update(self, state: KLState, measured: KLMeasurement) -> KLState:
         """The next state, after an update of the policy with `state.coefficient`; once per rollout."""
-        raise NotImplementedError
+        raise missing(self, "update")
 
 
 class AuxiliaryLoss(Component[C]):
@@ -339,12 +340,12 @@ class AuxiliaryLoss(Component[C]):
     @property
     def coefficient(self) -> float:
         """The factor of the loss. 0 costs no forward pass."""
-        raise NotImplementedError
+        raise missing(self, "coefficient")
 
     @property
     def examples_per_step(self) -> int:
         """The number of the loss's examples that each optimiser step takes, on all ranks together."""
-        raise NotImplementedError
+        raise missing(self, "examples_per_step")
 
     def examples(self) -> Sequence[TokenExample] | None:
         """The loss's own training data, read once at the start; None to work on the rollout itself.
@@ -371,7 +372,7 @@ class AuxiliaryLoss(Component[C]):
         the same number of forward passes: its total is 0, from a forward pass like any other. A step
         whose total is not finite is skipped.
         """
-        raise NotImplementedError
+        raise missing(self, "loss")
 
 
 class HookPlugin(Component[C]):

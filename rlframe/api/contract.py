@@ -1,4 +1,4 @@
-"""What controllers, losses, estimators and transforms return: engine and kit refuse the same."""
+"""What controllers, losses and estimators return: engine and kit refuse the same."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlframe.api.answers import ContractError, kind_of, shown
-from rlframe.batches import Credit, CreditBatch, ScoreBatch, TokenLoss
+from rlframe.api.answers import ContractError, awaited, instead, kind_of, shown
+from rlframe.batches import Credit, CreditBatch, TokenLoss
 from rlframe.types import KLState, LossTerm, TokenExample
 
 if TYPE_CHECKING:
@@ -16,6 +16,29 @@ if TYPE_CHECKING:
 
 
 # ---- KL controllers
+
+
+LOWEST, HIGHEST = 0.0, 100.0
+"""Bounds of the KL coefficient in a recipe that gives none."""
+
+UNITS = ("nats_per_response", "nats_per_token")
+
+
+def refuse_bad_start(unit: object, state: Any) -> None:
+    """Raise unless a KL controller can begin: with a unit that there is, and a finite state.
+
+    Args:
+      unit: in which it wants to be told KL.
+      state: what `initial` returned.
+
+    Raises:
+      ContractError: it cannot.
+    """
+    if unit not in UNITS:
+        raise ContractError(f"wants KL in {shown(unit)}; its `unit` must be {' or '.join(UNITS)}")
+    refuse_bad_state(state)
+    if not is_finite(state):
+        raise ContractError(f"starts with {state}, which is not finite")
 
 
 def refuse_bad_state(state: Any) -> None:
@@ -26,9 +49,9 @@ def refuse_bad_state(state: Any) -> None:
     Raises:
       ContractError: it cannot.
     """
-    if not isinstance(state, KLState):
-        raise ContractError(f"returned {shown(state)} instead of a KLState")
-    if not _plain_number(state.coefficient):
+    if not isinstance(awaited(state), KLState):
+        raise instead(state, " instead of a KLState")
+    if not plain_number(state.coefficient):
         raise ContractError(
             f"returned a coefficient of {shown(state.coefficient)}, which is "
             f"{kind_of(state.coefficient)}; it must be a float: checkpoints keep it as JSON"
@@ -42,7 +65,7 @@ def refuse_bad_state(state: Any) -> None:
     if not isinstance(memory, Mapping):
         raise ContractError(f"returned a memory of {shown(memory)}; it must map names to numbers")
     for name, value in memory.items():
-        if not isinstance(name, str) or not _plain_number(value):
+        if not isinstance(name, str) or not plain_number(value):
             raise ContractError(
                 f"returned a memory with {name!r}: {shown(value)} ({kind_of(value)}); it must map "
                 f"names to plain numbers: checkpoints keep it as JSON"
@@ -75,12 +98,24 @@ def as_json(state: KLState) -> str:
     return json.dumps([state.coefficient, dict(state.memory)], sort_keys=True, allow_nan=False)
 
 
-def _plain_number(value: Any) -> bool:
+def plain_number(value: Any) -> bool:
+    """Whether JSON keeps a value as the number that it is."""
     # A NumPy float is a float, and goes into JSON as one; its integers and a tensor do not.
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # ---- auxiliary losses
+
+
+def refuse_no_term(term: Any) -> LossTerm:
+    """What an auxiliary loss returned, if it is of the right type.
+
+    Raises:
+      ContractError: it is not.
+    """
+    if not isinstance(awaited(term), LossTerm):
+        raise instead(term, " instead of a LossTerm(total, count)")
+    return term
 
 
 def refuse_bad_term(term: Any, promised: float) -> None:
@@ -95,8 +130,7 @@ def refuse_bad_term(term: Any, promised: float) -> None:
     Raises:
       ContractError: it is not.
     """
-    if not isinstance(term, LossTerm):
-        raise ContractError(f"returned {shown(term)} instead of a LossTerm(total, count)")
+    term = refuse_no_term(term)
     count = counted(term.count, "count")
     if count != promised:
         raise ContractError(
@@ -133,7 +167,7 @@ def counted(count: Any, name: str) -> float:
     Raises:
       ContractError: it is none.
     """
-    if getattr(count, "requires_grad", False):
+    if getattr(awaited(count), "requires_grad", False):
         raise ContractError(f"returned a {name} with a gradient: it would be divided by a weight")
     if getattr(count, "ndim", None) == 0 and hasattr(count, "tolist"):
         count = count.tolist()
@@ -143,6 +177,28 @@ def counted(count: Any, name: str) -> float:
             "a sum over"
         )
     return float(count)
+
+
+def refuse_bad_coefficient(coefficient: Any) -> None:
+    """Raise unless an auxiliary loss can be multiplied with its `coefficient`.
+
+    Raises:
+      ContractError: it is no finite number.
+    """
+    if not plain_number(coefficient) or not math.isfinite(coefficient):
+        raise ContractError(
+            f"has a `coefficient` of {shown(coefficient)}; it must be a finite number"
+        )
+
+
+def refuse_bad_examples_per_step(number: Any) -> None:
+    """Raise unless an auxiliary loss says how many of its examples a step takes.
+
+    Raises:
+      ContractError: it does not.
+    """
+    if type(number) is not int or number < 1:
+        raise ContractError(f"has `examples_per_step` of {shown(number)}; it must be 1 or more")
 
 
 def refuse_bad_examples(examples: Any, *, vocabulary: int) -> None:
@@ -155,7 +211,7 @@ def refuse_bad_examples(examples: Any, *, vocabulary: int) -> None:
     Raises:
       ContractError: it cannot.
     """
-    if not isinstance(examples, Sequence) or isinstance(examples, str | bytes):
+    if not isinstance(awaited(examples), Sequence) or isinstance(examples, str | bytes):
         raise ContractError(
             f"`examples` returned {shown(examples)}; it must return a list of TokenExample, or None to "
             "work on the rollout"
@@ -240,10 +296,11 @@ def refuse_bad_credit(answer: Any, batch: CreditBatch) -> Credit:
     Raises:
       ContractError: it is anything else.
     """
-    if not isinstance(answer, Credit):
-        pair = isinstance(answer, tuple | list)
-        found = f"{kind_of(answer)} of {len(answer)}" if pair else shown(answer)
-        raise ContractError(f"returned {found}; it must return Credit(advantages, returns)")
+    if not isinstance(awaited(answer), Credit):
+        if isinstance(answer, tuple | list):
+            found = f"{kind_of(answer)} of {len(answer)}"
+            raise ContractError(f"returned {found}; it must return Credit(advantages, returns)")
+        raise instead(answer, "; it must return Credit(advantages, returns)")
     if (answer.returns is None) != (batch.values is None):
         raise ContractError(
             "returned no returns, which are the critic's targets; without a critic, `needs` must say so"
@@ -291,8 +348,8 @@ def token_loss(answer: Any, like: Tensor) -> TokenLoss:
       ContractError: it is anything else.
     """
     shape = tuple(like.shape)
-    if not isinstance(answer, TokenLoss):
-        raise ContractError(f"returned {shown(answer)}; it must return TokenLoss(loss, clipped)")
+    if not isinstance(awaited(answer), TokenLoss):
+        raise instead(answer, "; it must return TokenLoss(loss, clipped)")
     for name, found in vars(answer).items():
         if found is None and name == "clipped":
             continue
@@ -319,77 +376,3 @@ def token_loss(answer: Any, like: Tensor) -> TokenLoss:
             "returned a loss without a gradient, so that nothing would be learned; do not detach it"
         )
     return answer
-
-
-# ---- reward transforms
-
-
-def transformed(answer: Any, scores: ScoreBatch) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """A reward transform's answer, as the contract wants it: (state, scale, shift).
-
-    Raises:
-      ContractError: it is anything else.
-    """
-    if not isinstance(answer, tuple) or len(answer) != 3:
-        raise ContractError(f"returned {shown(answer)}; it must return (state, scale, shift)")
-    state, *change = answer
-    kept = plain_state(state)
-    for name, found in zip(("scale", "shift"), change, strict=True):
-        like = scores.totals
-        if not isinstance(found, type(like)) or found.shape != like.shape:
-            raise ContractError(
-                f"returned {shown(found)} as {name}; it must be a tensor of shape {tuple(like.shape)}, "
-                "one number per response"
-            )
-        if (found.dtype, found.device) != (like.dtype, like.device):
-            raise ContractError(
-                f"returned {name} in {found.dtype} on {found.device}; it must be in {like.dtype} on "
-                f"{like.device}, as the totals are"
-            )
-        bad = ~found.isfinite() & scores.valid
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise ContractError(
-                f"returned a {name} of {float(found[row])} for a total of {float(like[row]):g}: a "
-                "division by a deviation of 0, or the logarithm of a negative score?",
-                row=row,
-            )
-    scale, shift = change
-    return kept, scale, shift
-
-
-def plain_metrics(answer: Any) -> dict[str, float]:
-    """What a transform says of its state, as it is logged.
-
-    Raises:
-      ContractError: it is no mapping from names to finite numbers.
-    """
-    if not isinstance(answer, Mapping):
-        raise ContractError(f"returned {shown(answer)}; it must be a mapping from names to numbers")
-    for name, value in answer.items():
-        if not (isinstance(name, str) and _plain_number(value) and math.isfinite(value)):
-            raise ContractError(f"returned {name!r}: {shown(value)}, which is no finite number")
-    return {name: float(value) for name, value in answer.items()}
-
-
-def plain_state(state: Any) -> dict[str, Any]:
-    """A transform's state as JSON gives it back.
-
-    Raises:
-      ContractError: JSON cannot hold it, or would give back something else.
-    """
-    if not isinstance(state, Mapping):
-        raise ContractError(f"has a state of {shown(state)}; it must be a mapping from names")
-    try:
-        kept: dict[str, Any] = json.loads(json.dumps(dict(state), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ContractError(
-            f"has a state that JSON cannot hold ({error}): {shown(state)}. Keep plain finite numbers, "
-            "text and lists"
-        ) from error
-    if kept != dict(state):
-        raise ContractError(
-            f"has a state that JSON does not give back as it is: {shown(state)}. Keep lists "
-            "in place of tuples, and text for the names"
-        )
-    return kept

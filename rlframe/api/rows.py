@@ -2,11 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlframe.api.answers import ContractError, shown
+from rlframe.api.answers import ContractError, awaited, shown
+from rlframe.api.component import DataGenerator
 from rlframe.types import Row
+
+ROWS = ("rows", "heldout_rows")
+"""The class methods of a data generator that return rows."""
+
+
+def rows_of(generator: type[DataGenerator[Any]], config: Any) -> dict[str, list[Row]]:
+    """What both methods of a generator return.
+
+    Raises:
+      ContractError: one is no class method, or did not return rows, or `rows` returned none.
+    """
+    for method in ROWS:
+        if inspect.isfunction(inspect.getattr_static(generator, method)):
+            raise ContractError(
+                f"has `{method}` as a method of instances, and a generator has none: decorate it with "
+                "`@classmethod`"
+            )
+    made = {method: generated_rows(getattr(generator, method)(config), method) for method in ROWS}
+    if not made["rows"]:
+        raise ContractError("returned no row from `rows`: the data set would be empty")
+    return made
+
+
+def refuse_other_columns(made: Mapping[str, Sequence[Row]]) -> None:
+    """Raise unless every row of a method has the columns of its first row.
+
+    Raises:
+      ContractError: one has others.
+    """
+    for method, rows in made.items():
+        for number, row in enumerate(rows):
+            if row.keys() != rows[0].keys():
+                raise ContractError(
+                    f"returned row {number + 1} of `{method}` with the columns {_columns(row)}, and "
+                    f"the first row with {_columns(rows[0])}",
+                    row=number,
+                )
+
+
+def refuse_other_heldout(made: Mapping[str, Sequence[Row]]) -> None:
+    """Raise if the first held-out row has other columns than the first row.
+
+    Raises:
+      ContractError: it has.
+    """
+    rows, heldout = (made[method] for method in ROWS)
+    if heldout and heldout[0].keys() != rows[0].keys():
+        raise ContractError(
+            f"returned held-out rows with the columns {_columns(heldout[0])}, and rows with "
+            f"{_columns(rows[0])}"
+        )
+
+
+def refuse_odd_values(made: Mapping[str, Sequence[Row]]) -> None:
+    """Raise unless every value is plain data, which comes back from JSON as it was.
+
+    Raises:
+      ContractError: one does not.
+    """
+    for method, rows in made.items():
+        for number, row in enumerate(rows):
+            for column, value in row.items():
+                if reason := _not_plain(value):
+                    raise ContractError(
+                        f"returned {shown(value)} in column {column!r} of row {number + 1} of "
+                        f"`{method}`: {reason}",
+                        row=number,
+                    )
+
+
+def _columns(row: Row) -> str:
+    return ", ".join(map(repr, sorted(row))) or "none"
+
+
+def _not_plain(value: Any) -> str:
+    """Why JSON does not keep a value; nothing if it does."""
+    if type(value) in _PLAIN:
+        return ""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        return str(error)
+    back = json.loads(text)
+    return "" if back == value else f"{shown(back)} comes back"
+
+
+_PLAIN = {type(None), bool, int}
+"""Of these every value is kept."""
 
 
 def generated_rows(answer: Any, method: str) -> list[Row]:
@@ -20,7 +112,7 @@ def generated_rows(answer: Any, method: str) -> list[Row]:
     Raises:
       ContractError: it is anything else.
     """
-    if reason := _no_list(answer):
+    if reason := _no_list(awaited(answer)):
         raise ContractError(
             f"returned {shown(answer)} from `{method}`; it must return a list of rows, each a "
             f"mapping from columns to values. {reason}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlframe.builtin.reward_model import RewardModelConfig
-from rlframe.compose.places import at
+from rlframe.compose.places import asking, at
 from rlframe.compose.preflight import columns_of
 from rlframe.compose.project import Project
 from rlframe.compose.remarks import remarks
@@ -36,7 +36,8 @@ def check(project: Project) -> None:
     for path, chosen in project.loaded.chosen.items():
         with problems.collected(), at(".".join(map(str, path))):
             _check_columns(project, chosen)
-            chosen.component.check(chosen.config, project.context)
+            with asking(chosen, "`check`"):
+                chosen.component.check(chosen.config, project.context)
             if isinstance(chosen.config, RewardModelConfig):
                 check_read_as_trained(project, chosen.config)
     problems.tell()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rlframe.api.answers import ContractError, shown
-from rlframe.api.component import AuxiliaryLoss, Instance
-from rlframe.api.contract import refuse_bad_examples
+from rlframe.api.answers import ContractError
+from rlframe.api.component import AuxiliaryLoss, Component, Instance
+from rlframe.api.contract import (
+    refuse_bad_coefficient,
+    refuse_bad_examples,
+    refuse_bad_examples_per_step,
+)
+from rlframe.api.description import sentences
 from rlframe.compose.project import Project
 from rlframe.data.fitting import Fitter
 from rlframe.engine.kl_control import KLControl
@@ -53,11 +57,8 @@ def coefficient_of(loss: Loss) -> float:
     """
     with _named(loss):
         coefficient: Any = loss.component.coefficient
-        if not isinstance(coefficient, int | float) or not math.isfinite(coefficient):
-            raise ContractError(
-                f"has a `coefficient` of {shown(coefficient)}; it must be a finite number"
-            )
-    return coefficient
+        refuse_bad_coefficient(coefficient)
+        return float(coefficient)
 
 
 def auxiliary_data(loss: Loss, project: Project) -> AuxiliaryData:
@@ -79,10 +80,7 @@ def auxiliary_data(loss: Loss, project: Project) -> AuxiliaryData:
         if not examples:
             raise RecipeError(f"the loss {loss} has no examples to train on")
         per_step: Any = loss.component.examples_per_step
-        if type(per_step) is not int or per_step < 1:
-            raise ContractError(
-                f"has `examples_per_step` of {shown(per_step)}; it must be 1 or more"
-            )
+        refuse_bad_examples_per_step(per_step)
     digest = hashlib.sha256()
     for example in examples:
         spans = [place for span in example.spans for place in span]
@@ -93,6 +91,28 @@ def auxiliary_data(loss: Loss, project: Project) -> AuxiliaryData:
         examples = [fitter.example(example) for example in examples]
     key = (project.recipe.seed, "losses", loss.name)
     return AuxiliaryData(loss, Shuffled(examples, key=key))
+
+
+def notes_of(path: str, component: Component[Any]) -> list[str]:
+    """What a component wants to have said.
+
+    Args:
+      path: where it stands in the recipe.
+      component: is asked.
+
+    Raises:
+      PluginError: it raised, or returned something else than sentences.
+    """
+    kind = type(component)
+    try:
+        return sentences(component.notes())
+    except ContractError as error:
+        raise PluginError(f"{path}: {kind.__qualname__} {error}") from error
+    except Exception as error:
+        place = place_of(error, kind.__module__)
+        raise PluginError(
+            f"{path}: {kind.__qualname__} raised {type(error).__name__} in `notes`: {error} [{place}]"
+        ) from error
 
 
 @contextmanager

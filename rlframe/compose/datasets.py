@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rlframe.api.answers import ContractError
 from rlframe.api.component import DataGenerator
-from rlframe.api.rows import generated_rows
+from rlframe.api.rows import (
+    refuse_odd_values,
+    refuse_other_columns,
+    refuse_other_heldout,
+    rows_of,
+)
 from rlframe.compose.places import at
 from rlframe.data import sources
 from rlframe.data.roles import understand
@@ -145,8 +150,11 @@ def _generated(chosen: Chosen) -> tuple[Lazy[Row], Lazy[Row]]:
     generator, config = chosen.component, chosen.config
     assert issubclass(generator, DataGenerator)
     try:
-        rows = generated_rows(generator.rows(config), "rows")
-        return _held(rows), _held(generated_rows(generator.heldout_rows(config), "heldout_rows"))
+        made = rows_of(generator, config)
+        for refuse in (refuse_other_columns, refuse_other_heldout, refuse_odd_values):
+            refuse(made)
+        rows, heldout = made.values()
+        return _held(rows), _held(heldout)
     except RlframeError:
         raise
     except ContractError as error:

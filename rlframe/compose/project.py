@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from rlframe.api.component import Context, Instance, RewardSpec
+from rlframe.api.unchanged import Surroundings
 from rlframe.compose.datasets import DataSets
 from rlframe.compose.encoded import EncodedData
 from rlframe.compose.lengths import Lengths
 from rlframe.compose.machine import runtime_of
 from rlframe.compose.models import Models
-from rlframe.compose.places import at
+from rlframe.compose.places import asking, at
 from rlframe.compose.profiles import Profiles
 from rlframe.compose.prompts import Parts, PromptSource
 from rlframe.data.encode import RowEncoder
@@ -31,7 +32,7 @@ from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
 from rlframe.distributed.runtime import DTYPES
 from rlframe.errors import RecipeError
 from rlframe.models.pretrained import Pretrained
-from rlframe.recipe import LoadedRecipe
+from rlframe.recipe import Chosen, LoadedRecipe
 from rlframe.recipe.schema import NewModel, NewTokenizer
 from rlframe.registry.discovery import Registry
 from rlframe.registry.nested import NestedReward
@@ -203,7 +204,7 @@ class Project:
         chosen = self.loaded.chosen[path]
         with at(".".join(map(str, path))):
             context = self.context if path[0] == "rewards" else self._context_of_others
-            component = chosen.component(chosen.config, self._inside(context, path))
+            component = _built(chosen, self._inside(context, path))
         # One of a list has no name of its own.
         last = path[-1] if isinstance(path[-1], str) else ".".join(map(str, path[1:]))
         component.name = last
@@ -225,6 +226,17 @@ class Project:
         place = next(same, None)
         if place is not None:
             places.remove(place)
-        built = component(config, context if place is None else self._inside(context, place))
+        offer = self._registry.find(spec.kind, spec.type)
+        inner = context if place is None else self._inside(context, place)
+        built = _built(Chosen(offer, component, config), inner)
         built.name = spec.type if place is None else ".".join(map(str, place[1:]))
         return NestedReward(built, lambda: self.relay)
+
+
+def _built(chosen: Chosen, context: Context) -> Any:
+    """A component, which must not have changed what it shares with the policy."""
+    surroundings = Surroundings(context.tokenizer)
+    with asking(chosen, "`__init__`"):
+        component = chosen.component(chosen.config, context)
+        surroundings.refuse_change()
+    return component

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds
 from rlframe.api.answers import ContractError
 from rlframe.api.component import Instance
 from rlframe.api.contract import credited
+from rlframe.api.unchanged import Given
 from rlframe.batches import Credit, CreditBatch
 from rlframe.errors import RunError
 from rlframe.registry.relay import Relay
@@ -40,21 +39,15 @@ class CreditAssignment:
         Raises:
           RunError: the estimator raised, returned something else, or changed what it was given.
         """
-        kept = {name: x.clone() for name, x in vars(batch).items() if isinstance(x, Tensor)}
+        given = Given(batch=batch)
         with self.relay.named("advantage estimator", self.estimator):
             answer = self.relay.hook.rlframe_compute_advantages(
                 estimator=self.estimator.component, batch=batch
             )
         around = self.relay.around("rlframe_compute_advantages")
         whose = f"advantage estimator {self.estimator}{around}"
-        for name, before in kept.items():
-            # NaN equals nothing, and a diverged critic gives it.
-            if not bool(((getattr(batch, name) == before) | (before != before)).all()):
-                raise RunError(
-                    f"{whose} changed the {name} that it was given, which are used after it; work on "
-                    "new tensors, as `masked_fill` makes one and `x[~mask] = 0` does not"
-                )
         try:
+            given.refuse_change()
             return credited(answer, batch)
         except ContractError as error:
             raise RunError(f"{whose} {error}") from error

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from rlframe.api.answers import ContractError
 from rlframe.api.component import Instance, KLController
-from rlframe.api.contract import as_json, is_finite, out_of_bounds, refuse_bad_state
+from rlframe.api.contract import (
+    as_json,
+    is_finite,
+    out_of_bounds,
+    refuse_bad_start,
+    refuse_bad_state,
+)
+from rlframe.api.unchanged import Given
 from rlframe.engine.experience import Experience
 from rlframe.errors import RecipeError, RunError
 from rlframe.registry.relay import Relay
@@ -20,8 +27,6 @@ from rlframe.types import KLMeasurement, KLState
 MOST_KEPT = 10
 """Rollouts in a row after which a controller may return a state that is not finite; one more ends
 the run."""
-
-UNITS = ("nats_per_response", "nats_per_token")
 
 
 def _alone(value: str) -> list[str]:
@@ -68,15 +73,10 @@ class KLControl:
         """
         with self._named():
             unit, state = self.unit, self.controller.component.initial()
-        if unit not in UNITS:
-            raise RunError(
-                f"KL controller {self.controller} wants KL in {unit!r}; it must be {' or '.join(UNITS)}"
-            )
-        self._refuse(state, "initial")
-        if not is_finite(state):
-            raise RunError(
-                f"KL controller {self.controller} starts with {state}, which is not finite"
-            )
+        try:
+            refuse_bad_start(unit, state)
+        except ContractError as error:
+            raise RunError(f"KL controller {self.controller} {error} (`initial`)") from error
         beyond = out_of_bounds(state.coefficient, self.minimum, self.maximum)
         if beyond is not None:
             raise RecipeError(f"KL controller {self.controller} {beyond}")
@@ -95,11 +95,12 @@ class KLControl:
         """
         if not math.isfinite(measured.kl):
             return state
+        given = Given(state=state)
         with self._named():
             new: KLState = self.relay.hook.rlframe_update_kl(
                 controller=self.controller.component, state=state, measured=measured
             )
-        self._refuse(new, "update")
+        self._refuse(new, "update", given)
         if is_finite(new):
             self._kept, new = 0, _plain(new)
             coefficient = min(max(new.coefficient, self.minimum), self.maximum)
@@ -117,8 +118,10 @@ class KLControl:
     def _named(self) -> Any:
         return self.relay.named("KL controller", self.controller)
 
-    def _refuse(self, state: object, method: str) -> None:
+    def _refuse(self, state: object, method: str, given: Given | None = None) -> None:
         try:
+            if given is not None:
+                given.refuse_change()
             refuse_bad_state(state)
         except ContractError as error:
             around = self.relay.around("rlframe_update_kl") if method == "update" else ""

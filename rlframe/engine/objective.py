@@ -19,6 +19,7 @@ from rlframe.api.algorithm import PolicyLoss, ValueLoss
 from rlframe.api.answers import ContractError
 from rlframe.api.component import AuxiliaryLoss, Instance
 from rlframe.api.contract import counted, refuse_bad_term, token_loss
+from rlframe.api.unchanged import Given
 from rlframe.batches import PolicyLossBatch, TokenLoss, ValueLossBatch
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
@@ -165,9 +166,10 @@ class Objective:
 
     def _policy_loss(self, now: TokenOutputs, exp: Experience, meter: Meter) -> Tensor:
         batch = PolicyLossBatch(now.logprobs, exp.logprobs, exp.advantages, now.entropy, exp.mask)
+        given = Given(batch=batch)
         with self.relay.named("policy loss", self.policy):
             answer = self.relay.hook.rlframe_policy_loss(loss=self.policy.component, batch=batch)
-        term = self._checked("policy loss", self.policy, answer, now.logprobs)
+        term = self._checked("policy loss", self.policy, answer, now.logprobs, given)
         meter.tokens("loss/policy_avg", term.loss, exp.mask)
         if term.clipped is not None:
             meter.tokens("policy/clipfrac_avg", term.clipped, exp.mask)
@@ -179,16 +181,20 @@ class Objective:
         assert exp.values is not None
         assert exp.returns is not None
         batch = ValueLossBatch(values, exp.values, exp.returns, exp.mask)
+        given = Given(batch=batch)
         with self.relay.named("value loss", self.value):
             answer = self.relay.hook.rlframe_value_loss(loss=self.value.component, batch=batch)
-        term = self._checked("value loss", self.value, answer, values)
+        term = self._checked("value loss", self.value, answer, values, given)
         meter.tokens("loss/value_avg", term.loss, exp.mask)
         if term.clipped is not None:
             meter.tokens("val/clipfrac_avg", term.clipped, exp.mask)
         return masked_sum(term.loss, exp.mask)
 
-    def _checked(self, noun: str, instance: Instance[Any], answer: Any, like: Tensor) -> TokenLoss:
+    def _checked(
+        self, noun: str, instance: Instance[Any], answer: Any, like: Tensor, given: Given
+    ) -> TokenLoss:
         try:
+            given.refuse_change()
             term = token_loss(answer, like)
             bounded = term.clipped is not None
             # Or ranks would sum up different metrics with each other.
@@ -209,11 +215,13 @@ class Objective:
         tokens: TokenBatch,
         meter: Meter,
     ) -> Tensor:
+        given = Given(batch=tokens)
         with self.relay.named("auxiliary loss", instance):
             term = self.relay.hook.rlframe_auxiliary_loss(
                 loss=instance.component, policy=models.policy, batch=tokens
             )
         try:
+            given.refuse_change()
             refuse_bad_term(term, count_of(instance, tokens))
         except ContractError as error:
             around = self.relay.around("rlframe_auxiliary_loss")

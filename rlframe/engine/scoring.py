@@ -26,6 +26,7 @@ from torch import Tensor
 from rlframe.api.algorithm import RewardTransform
 from rlframe.api.answers import LARGEST, ContractError, gate_factors, token_scores
 from rlframe.api.component import Instance, RewardProvider
+from rlframe.api.unchanged import Given, Surroundings
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.asking import TimeLimit, culprit, described
 from rlframe.engine.reward_log import RewardFigures
@@ -220,9 +221,11 @@ class RewardScorer:
             return bool(type(component).invalidates(component.config))
 
     def _gate(self, reward: WeightedReward, batch: RewardBatch) -> list[float] | None:
+        given = Given(batch=batch)
         with self._relay.named("reward", reward.instance):
             answer = self._relay.hook.rlframe_gate(provider=reward.instance.component, batch=batch)
         try:
+            given.refuse_change()
             return None if answer is None else gate_factors(answer, len(batch))
         except ContractError as error:
             around = self._relay.around("rlframe_gate")
@@ -277,8 +280,11 @@ class RewardScorer:
     ) -> tuple[Tensor, Tensor]:
         """([B, T] what one provider gives each token, checked; [B] whether it judged the response)."""
         instance, lengths = reward.instance, batch.response_lengths
+        given, surroundings = Given(batch=batch), Surroundings.of(instance.component)
         answer = self._answer(reward, batch)
         try:
+            given.refuse_change()
+            surroundings.refuse_change()
             rows = token_scores(answer, lengths)
         except ContractError as error:
             around = self._relay.around("rlframe_score")

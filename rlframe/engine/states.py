@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,7 @@ def _state(path: str, component: Component[Any]) -> dict[str, Any]:
         )
     try:
         check_tree(dict(state))
+        json.dumps(dict(state))  # tensors are trees as well, but no state of a component
     except (TypeError, ValueError) as error:
         raise RunError(
             f"{path}: its state cannot be saved, so that no checkpoint could: {error} "

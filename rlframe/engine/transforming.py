@@ -12,7 +12,8 @@ from torch import Tensor
 from rlframe.api.algorithm import RewardTransform
 from rlframe.api.answers import ContractError
 from rlframe.api.component import Instance
-from rlframe.api.contract import plain_metrics, plain_state, transformed
+from rlframe.api.transform_contract import plain_metrics, plain_state, transformed
+from rlframe.api.unchanged import Given
 from rlframe.batches import ScoreBatch
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.asking import described
@@ -103,15 +104,14 @@ class TransformChain:
         scores: ScoreBatch,
         batch: RewardBatch,
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
-        before = json.dumps(state), scores.totals.clone()
+        given = Given(state=state, scores=scores)
         with self._relay.named("reward transform", instance):
             answer = self._relay.hook.rlframe_transform_reward(
                 transform=instance.component, state=state, scores=scores
             )
         whose = f"reward transform {instance}{self._relay.around('rlframe_transform_reward')}"
-        if json.dumps(state) != before[0] or not torch.equal(scores.totals, before[1]):
-            raise RunError(f"{whose} changed what it was given; make a new state and new tensors")
         try:
+            given.refuse_change()
             return transformed(answer, scores)
         except ContractError as error:
             raise RunError(f"{whose} {error}.\n{described(batch, error.row)}") from error

@@ -17,7 +17,9 @@ from typing import Any
 from pydantic import BaseModel, SecretBytes, SecretStr, TypeAdapter, ValidationError
 
 from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds
+from rlframe.api.answers import ContractError
 from rlframe.api.component import Component, ComponentSpec, Needs, PluginConfig
+from rlframe.api.description import refuse_bad_needs
 from rlframe.errors import PluginError, RecipeError, RlframeError, listed, place_of
 from rlframe.recipe import wording
 from rlframe.recipe.compose import compose
@@ -228,11 +230,10 @@ def _broken_names(
             found.append((where, problem, PluginError))
             continue
         wanted = EstimatorNeeds if issubclass(choice.component, AdvantageEstimator) else Needs
-        if not isinstance(needs, wanted):
-            problem = (
-                f"`needs` of {choice.offer} returned {needs!r} instead of {wanted.__name__}(...)"
-            )
-            found.append((where, problem, PluginError))
+        try:
+            refuse_bad_needs(needs, wanted)
+        except ContractError as error:
+            found.append((where, f"{choice.offer} {error}", PluginError))
             continue
         broken = broken_names(recipe, where, choice.config, needs)
         found += [(at, message, RecipeError) for at, message in broken]

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from rlframe.api.component import ComponentSpec, RewardSpec
+from rlframe.api.contract import HIGHEST, LOWEST
 from rlframe.recipe.data import DATA, DataNames, Dataset, Prompts
 from rlframe.recipe.section import Count, RecipeSection, Share
 from rlframe.types import OnNone
@@ -243,8 +244,8 @@ class KL(RecipeSection):
     placement: Literal["reward", "loss"] = Field(
         "reward", description="subtract beta * KL from each token's reward, or add it to the loss"
     )
-    minimum: NonNegativeFloat = Field(0.0, description="lower bound of beta")
-    maximum: PositiveFloat = Field(100.0, description="upper bound of beta")
+    minimum: NonNegativeFloat = Field(LOWEST, description="lower bound of beta")
+    maximum: PositiveFloat = Field(HIGHEST, description="upper bound of beta")
 
     @model_validator(mode="after")
     def _consistent(self) -> KL:

@@ -24,7 +24,6 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from rlframe.api.algorithm import AdvantageEstimator, PolicyLoss, RewardTransform, ValueLoss
 from rlframe.api.component import (
-    API_VERSION,
     AuxiliaryLoss,
     Component,
     DataGenerator,
@@ -34,7 +33,7 @@ from rlframe.api.component import (
 )
 from rlframe.api.functions import reward_from_function
 from rlframe.errors import PluginError, RecipeError, did_you_mean, listed
-from rlframe.registry.lint import misfits, outdated
+from rlframe.registry.lint import misfits, unfit
 from rlframe.registry.local import is_local, local_component, why
 from rlframe.registry.offers import CORE, Offer, Rules, blocked_by_option, normalised
 from rlframe.text import lines
@@ -305,23 +304,8 @@ def _checked(offer: Offer, component: object) -> type[Component[Any]]:
         )
     if not (isinstance(component, type) and issubclass(component, base)):
         raise PluginError(f"{noun} {offer}: {offer.target} is not a subclass of {base.__name__}")
-    api = component.rlframe_api
-    if not (isinstance(api, tuple) and len(api) == 2 and all(isinstance(x, int) for x in api)):
-        raise PluginError(f"{noun} {offer}: rlframe_api is {api!r}, but it must be (major, minor)")
-    major, minor = api
-    if major != API_VERSION[0] or minor > API_VERSION[1]:
-        older = (major, minor) < API_VERSION
-        raise PluginError(
-            f"{noun} {offer} is written for plugin API {major}.{minor}, this rlframe speaks "
-            f"{API_VERSION[0]}.{API_VERSION[1]}. Upgrade {offer.distribution if older else CORE}."
-        )
-    taken = component.reserved & set(component.Config.model_fields)
-    if taken:
-        raise PluginError(
-            f"{noun} {offer}: its config declares {listed(taken)}, which belongs to the recipe"
-        )
-    if old := outdated(component):
-        raise PluginError(f"{noun} {offer}: {'; '.join(old)}")
+    if problems := unfit(component, distribution=offer.distribution):
+        raise PluginError(f"{noun} {offer}: {'; '.join(problems)}")
     if issubclass(component, HookPlugin) and (wrong := misfits(component)):
         raise PluginError(f"{noun} {offer}: {'; '.join(wrong)}")
     return component

@@ -10,12 +10,33 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rlframe.api.algorithm import AdvantageEstimator
-from rlframe.api.component import Component, HookPlugin, RewardProvider
+from rlframe.api.component import API_VERSION, Component, HookPlugin, RewardProvider
 from rlframe.api.spec import Specification
 from rlframe.errors import did_you_mean, listed
 
 HOOKS = tuple(name for name in vars(Specification) if name.startswith("rlframe_"))
 """Every hook, component calls first."""
+
+
+def unfit(component: type[Component[Any]], *, distribution: str = "the plugin") -> list[str]:
+    """Why no recipe can use a component, a sentence each; the hooks of a plugin are `misfits`' part.
+
+    Args:
+      component: its class.
+      distribution: what it comes with.
+    """
+    api = component.rlframe_api
+    if not (isinstance(api, tuple) and len(api) == 2 and all(isinstance(x, int) for x in api)):
+        return [f"rlframe_api is {api!r}, but it must be (major, minor)"]
+    if api[0] != API_VERSION[0] or api[1] > API_VERSION[1]:
+        return [
+            f"it is written for plugin API {api[0]}.{api[1]}, this rlframe speaks {API_VERSION[0]}."
+            f"{API_VERSION[1]}. Upgrade {distribution if api < API_VERSION else 'rlframe'}."
+        ]
+    taken = component.reserved & set(component.Config.model_fields)
+    if taken:
+        return [f"its config declares {listed(taken)}, which belongs to the recipe"]
+    return outdated(component)
 
 
 def outdated(component: type[Component[Any]]) -> list[str]:

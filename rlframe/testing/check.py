@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlframe.api.answers import ContractError, Hint
 from rlframe.errors import place_of
+from rlframe.testing.hints import hint_at
 from rlframe.testing.subject import Subject
 
 
 class Broken(AssertionError):  # noqa: N818  named after what happened
-    """Raised by a check: what came instead of what was expected."""
+    """Raised by a check: what came instead of what was expected.
+
+    Args:
+      found: that.
+      hint: the mistake, where it is plain to see; what the check says otherwise if left out.
+    """
+
+    def __init__(self, found: str, *, hint: Hint | None = None) -> None:
+        super().__init__(found)
+        self.hint = hint
+
+    def with_cause(self, error: BaseException) -> Broken:
+        """The same, to be raised elsewhere than where the cause was caught."""
+        self.__cause__ = error
+        return self
+
+
+@contextmanager
+def kept(of: str = "") -> Iterator[None]:
+    """Break the promise of a check where a run would refuse an answer.
+
+    Args:
+      of: what the error's `row` counts, if anything.
+    """
+    try:
+        yield
+    except ContractError as error:
+        where = f" ({of.removeprefix('a ')} {error.row})" if of else ""
+        raise Broken(f"it {error}{where}", hint=error.hint) from error
 
 
 class DoesNotApply(Exception):  # noqa: N818  nothing went wrong
@@ -61,36 +92,26 @@ class Check:
         try:
             return self.body(subject) or ""
         except Broken as broken:
-            raise CheckFailed(self._told(subject, str(broken), self.likely, self.do)) from None
+            hint = broken.hint or Hint(self.likely, self.do)
+            raise CheckFailed(self._told(subject, str(broken), hint)) from None
         except DoesNotApply:
             raise
         except Exception as error:
             found = (
                 f"{type(error).__name__}: {error} [{place_of(error, subject.component.__module__)}]"
             )
-            raise CheckFailed(self._told(subject, found, *_advice(error, self))) from error
+            raise CheckFailed(self._told(subject, found, hint_at(error, self.do))) from error
 
-    def _told(self, subject: Subject[Any], found: str, likely: str, do: str) -> str:
+    def _told(self, subject: Subject[Any], found: str, hint: Hint) -> str:
         found = " ".join(found.split())  # libraries raise essays
         found = found if len(found) <= 400 else f"{found[:200]} ... {found[-200:]}"
         return (
             f"{subject.component.__name__} breaks {self.name!r}\n"
             f"  expected: {self.expected}\n"
             f"  found:    {found}\n"
-            f"  likely:   {likely}\n"
-            f"  do:       {do}"
+            f"  likely:   {hint.likely}\n"
+            f"  do:       {hint.do}"
         )
-
-
-def _advice(error: Exception, check: Check) -> tuple[str, str]:
-    """(likely, do) for a component that raised."""
-    if isinstance(error, KeyError):
-        return (
-            f"it reads a column {error} that the kit's data does not have",
-            f"give the column values: `data = {{{error}: [...]}}` in the test class, or `example_data` "
-            "on the component itself, which the command line sees too",
-        )
-    return "an input that the code did not reckon with", f"see the line above, then: {check.do}"
 
 
 def check(

@@ -24,7 +24,6 @@ from rlframe.api.contract import (
     refuse_bad_state,
     refuse_bad_term,
     token_loss,
-    transformed,
 )
 from rlframe.api.events import (
     CheckpointSaved,
@@ -36,6 +35,7 @@ from rlframe.api.events import (
     UpdateFinished,
 )
 from rlframe.api.spec import Specification
+from rlframe.api.transform_contract import transformed
 from rlframe.batches import Credit, TokenLoss
 from rlframe.builtin.advantages import GAE
 from rlframe.builtin.eos_penalty import EosPenalty

@@ -41,11 +41,12 @@ RESPONSES = (
     "",
     "It works. It works. It works.",
     "I would NOT buy this again - returned it for 39.99, twice.",
-    "great great great",
+    " great great great ",
     "No idea yet; the manual is in Dutch (handleiding) and the box was open.",
-    "fine\n\n- light\n- quiet\n- cheap",
+    "fine\n\n- light\n- quiet\n- cheap\n",
 )
-"""What the policy of this world answers: long, short, empty, repetitive, with marks and numbers."""
+"""What the policy of this world answers: long, short, empty, repetitive, with marks and numbers, and
+with spaces at both ends."""
 
 _SHAPE = {
     "model_type": "llama",
@@ -159,16 +160,17 @@ def reward_batch(
     answered = [texts[number % len(texts)] for number in range(count)]
     reasons = [list(StopReason)[number % len(StopReason)] for number in range(count)]
     batch = RewardBatch(
-        prompts=prompts,
-        response_texts=answered,
+        prompts=tuple(prompts),
+        response_texts=tuple(answered),
         response_ids=_ids(context, answered, reasons),
-        stop_reasons=reasons,
-        group_ids=groups,
+        stop_reasons=tuple(reasons),
+        group_ids=tuple(groups),
         update=0,
         generator=torch.Generator().manual_seed(0),
     )
     other = [*answered[1:], answered[0]]
-    reference = batch.with_responses(other, _ids(context, other, reasons), reasons)
+    ids = _ids(context, other, reasons)
+    reference = batch.with_responses(tuple(other), ids, batch.stop_reasons)
     return replace(batch, sample_reference=lambda: reference)
 
 

@@ -121,7 +121,7 @@ def test_what_it_was_given_must_be_unchanged(name: str, change: Estimate) -> Non
         change(batch)
         return right(batch)
 
-    with pytest.raises(RunError, match=f"scripted .* changed the {name} that it was given"):
+    with pytest.raises(RunError, match=f"scripted .* changed batch.{name}, which it was given"):
         asked(changes)
 
 

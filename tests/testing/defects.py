@@ -18,6 +18,7 @@ from rlframe.api import (
     KLController,
     KLState,
     LossTerm,
+    Needs,
     PluginConfig,
     PolicyLoss,
     RewardProvider,
@@ -26,6 +27,25 @@ from rlframe.api import (
     ValueLoss,
 )
 from tests.testing import generator_defects, hook_defects, transform_defects
+from tests.testing.expected import (
+    ALL_ALIKE,
+    ASKED_BY_OTHERS,
+    CHANCE,
+    GLOBAL,
+    IN_DOUBLE,
+    INPUT,
+    MASKED,
+    MEANING,
+    NOT_IN_A_RECIPE,
+    NOTHING_VALID,
+    PARTITION,
+    REFUSED,
+    RESUMED,
+    TIME,
+    TOLERATED,
+    Planted,
+    Refused,
+)
 
 
 class Reward(RewardProvider[PluginConfig]):
@@ -47,6 +67,58 @@ class Anything(PluginConfig):
 class LambdaInConfig(RewardProvider[Anything]):
     example = {"function": lambda text: 0.0}  # noqa: RUF012
     score = Reward.score
+
+
+class TakesAKeyOfTheRecipe(PluginConfig):
+    weight: float = 1.0
+
+
+class ReservedKey(RewardProvider[TakesAKeyOfTheRecipe]):
+    score = Reward.score
+
+
+class OfAnotherVersion(Reward):
+    rlframe_api = (1, 0)
+
+
+class NeedsAFile(Reward):
+    """What its constructor raises is no mistake of types."""
+
+    def __init__(self, config, context):
+        super().__init__(config, context)
+        raise FileNotFoundError("judge.bin")
+
+
+class NotesAreOneText(Reward):
+    def notes(self):
+        return "reads one file"
+
+
+class NotesRaise(Reward):
+    def notes(self):
+        return [self.no_such_thing]
+
+
+class Misnamed(RewardProvider[PluginConfig]):
+    def scores(self, batch):
+        return Reward.score(self, batch)
+
+
+class ForgetsToReturn(Reward):
+    def score(self, batch):
+        super().score(batch)
+
+
+class CannotSave(Reward):
+    def state_dict(self):
+        return {"seen": self.no_such_thing}
+
+
+class KeepsItsTokens(Reward):
+    def score(self, batch):
+        for ids in batch.response_ids:
+            ids.sort()
+        return super().score(batch)
 
 
 class TooFew(Reward):
@@ -246,6 +318,17 @@ class GatesSome(Reward):
         return [0.0 for text in batch.response_texts if not text]
 
 
+class GatesLater(Reward):
+    async def gate(self, batch):
+        return [1.0 for text in batch.response_texts]
+
+
+class CannotSayWhatNoneMeans(Reward):
+    @classmethod
+    def invalidates(cls, config):
+        return config.no_such_key
+
+
 class Sleeps(Reward):
     def score(self, batch):
         return [float(sum(range(200))) for _ in batch.response_texts]
@@ -331,15 +414,55 @@ class Logarithm(Controller):
 
 
 class PoisonedMemory(Controller):
-    """Its coefficient is always finite, so that the engine goes on with what it remembers."""
+    """Its coefficient is always finite."""
 
     def initial(self):
-        return KLState(0.1, {"average": 0.0})
+        return KLState(0.1, {"log": 0.0})
 
     def update(self, state, measured):
-        average = 0.9 * state.memory["average"] + 0.1 * (measured.kl / self.target - 1)
-        factor = max(0.5, min(2.0, 1 + average))  # NaN loses every comparison
-        return KLState(state.coefficient * factor, {"average": average})
+        log = float(torch.tensor(measured.kl / self.target).log())
+        factor = max(0.9, min(1.1, 1 + log))  # NaN loses every comparison
+        return KLState(state.coefficient * factor, {"log": log})
+
+
+class CountsInTheState(Controller):
+    """The memory that it is given is the one of the update before."""
+
+    def initial(self):
+        return KLState(0.1, {"updates": 0})
+
+    def update(self, state, measured):
+        state.memory["updates"] += 1
+        return replace(super().update(state, measured), memory=dict(state.memory))
+
+
+class WaitsToUpdate(Controller):
+    async def update(self, state, measured):
+        return super().update(state, measured)
+
+
+class BeginsTooHigh(Controller):
+    def initial(self):
+        return KLState(1e4)
+
+
+class SaysAnotherStart(Controller):
+    @classmethod
+    def initial_coefficient(cls, config):
+        return 1e4
+
+
+class HasNoUpdate(KLController[PluginConfig]):
+    def initial(self):
+        return KLState(0.1)
+
+
+class KeepsATuple(Controller):
+    def state_dict(self):
+        return {"seen": (1, 2)}
+
+    def load_state_dict(self, state):
+        """Nothing to take back."""
 
 
 class KeepsStateOnSelf(Controller):
@@ -382,6 +505,34 @@ class OwnData(Loss):
 class PerToken(Loss):
     def loss(self, policy, batch):
         return LossTerm(-policy.logprobs(batch.tokens, batch.mask), batch.mask.sum())
+
+
+class LossLater(Loss):
+    async def loss(self, policy, batch):
+        return super().loss(policy, batch)
+
+
+class CoefficientInWords(Loss):
+    coefficient = "0.5"
+
+
+class MasksInPlace(Loss):
+    def loss(self, policy, batch):
+        batch.mask[:, 0] = False
+        return super().loss(policy, batch)
+
+
+class CountsNothingKnown(Loss):
+    def count(self, batch):
+        return torch.tensor(float("nan"))
+
+
+class SavesATensor(Loss):
+    def state_dict(self):
+        return {"mean": torch.zeros(2)}
+
+    def load_state_dict(self, state):
+        """Nothing to take back."""
 
 
 class Detached(Loss):
@@ -466,6 +617,10 @@ class HasAFloor(Loss):
         return max(self.config.weight, 1e-3)
 
 
+class TakesHalfAnExample(OwnData):
+    examples_per_step = 0.5
+
+
 class AllContext(OwnData):
     def examples(self):
         return [replace(e, context_tokens=len(e.ids)) for e in super().examples()]
@@ -538,10 +693,15 @@ class Grouped(AdvantageEstimator[PluginConfig]):
 
     def estimate(self, batch):
         same = self.group(batch)[:, None] == self.group(batch)[None]
-        same = (same & self.counted(batch)[None]).double()
+        same = (same & self.counted(batch)[None]).to(batch.rewards)
         means = (same @ batch.totals) / same.sum(1).clamp(min=1)
         found = (batch.totals - means)[:, None].expand(batch.mask.shape)
         return Credit(found.masked_fill(~batch.mask, 0).contiguous())
+
+
+class CannotSaveAdvantages(Estimator):
+    def state_dict(self):
+        return [1.0]
 
 
 class OneAResponse(Estimator):
@@ -591,10 +751,32 @@ class Unmasked(Estimator):
         return Credit(found.advantages - 1.0, found.returns)
 
 
-class SumsPadding(Estimator):
+class AveragesOverTheWidth(Estimator):
     def estimate(self, batch):
-        returns = batch.rewards.flip(1).cumsum(1).flip(1).masked_fill(~batch.mask, 0)
-        return Credit(returns - batch.values.masked_fill(~batch.mask, 0), returns)
+        found = super().estimate(batch)
+        centred = found.advantages - found.advantages.mean(1, keepdim=True)
+        return Credit(centred.masked_fill(~batch.mask, 0), found.returns)
+
+
+class ReadsScores(Estimator):
+    """Scores are float64 in every run, and rewards seldom."""
+
+    def estimate(self, batch):
+        found = super().estimate(batch)
+        more = 1e-3 * batch.scores[:, None] * batch.mask
+        return Credit(found.advantages + more, found.returns)
+
+
+class NeedsTheBaseClass(Estimator):
+    @classmethod
+    def needs(cls, config):
+        return Needs()
+
+
+class CannotSayItsNeeds(Estimator):
+    @classmethod
+    def needs(cls, config):
+        return EstimatorNeeds(critic=config.no_such_key)
 
 
 class WhitensAdvantages(Estimator):
@@ -623,7 +805,7 @@ class CountsTheInvalid(Grouped):
 class ReadsTheInvalid(Grouped):
     def estimate(self, batch):
         found = super().estimate(batch).advantages
-        return Credit(found - batch.scores.mean() * 1e-3 * batch.mask)
+        return Credit(found - float(batch.scores.mean()) * 1e-3 * batch.mask)
 
 
 class DividesByTheSpread(Estimator):
@@ -706,6 +888,16 @@ class AdvantagesOfThePadding(OfTheResponse):
     def loss(self, batch):
         total = self.summed(batch.logprobs - batch.old_logprobs, batch.mask)
         return TokenLoss(-total.exp() * batch.advantages)
+
+
+class CannotTakeItsStateBack(Surrogate):
+    def state_dict(self):
+        return {"steps": 1}
+
+
+class PolicyLossLater(Surrogate):
+    async def loss(self, batch):
+        return super().loss(batch)
 
 
 class MeanLoss(Surrogate):
@@ -877,6 +1069,14 @@ class AbsoluteError(ValueLoss[PluginConfig]):
         return TokenLoss((batch.values - batch.returns).abs())
 
 
+class SavesAnArray(Squared):
+    def state_dict(self):
+        return {"spread": numpy.float64(1.0)}
+
+    def load_state_dict(self, state):
+        """Nothing to take back."""
+
+
 class MeanError(Squared):
     def loss(self, batch):
         return TokenLoss(super().loss(batch).loss.mean())
@@ -976,152 +1176,192 @@ PLANTED = {
     "data_generators": generator_defects.PLANTED,
     "hooks": hook_defects.PLANTED,
     "reward_providers": [
-        (NeedsMore, "builds_from_config"),
-        (LambdaInConfig, "picklable_config"),
-        (TooFew, "one_value_a_response"),
-        (DropsEmptyTexts, "one_value_a_response"),
-        (Mapped, "one_value_a_response"),
-        (Distinct, "one_value_a_response"),
-        (AsTheModelGaveThem, "one_value_a_response"),
-        (Lazy, "one_value_a_response"),
-        (Later, "one_value_a_response"),
-        (InWords, "one_value_a_response"),
-        (TooLarge, "finite"),
-        (LogOfLength, "finite"),
-        (NotANumber, "finite"),
-        (Whitens, "batch_split_invariance"),
-        (RunsAverage, "permutation_equivariance"),
-        (SeedsItself, "deterministic_under_a_seed"),
-        (MeanOfNothing, "empty_batch"),
-        (AsciiOnly, "unicode_and_very_long_text"),
-        (KeepsGraph, "no_gradient"),
-        (SwitchesGradientsOn, "no_gradient"),
-        (CleansInPlace, "no_mutation"),
-        (WritesColumns, "no_mutation"),
-        (Tosses, "global_rng_untouched"),
-        (TossesArrays, "global_rng_untouched"),
-        (TossesTensors, "global_rng_untouched"),
-        (Reseeds, "global_rng_untouched"),
-        (ForgetsItsMean, "state_survives_a_checkpoint"),
-        (GroupSpread, "finite"),
-        (HashesText, "deterministic_under_a_seed"),
-        (CachesByResponse, "state_survives_a_checkpoint"),
-        (PadsOnTheLeft, "surroundings_untouched"),
-        (AddsATokenWhenItIsBuilt, "surroundings_untouched"),
-        (SetsTheDefaultType, "surroundings_untouched"),
-        (Amplifies, "gate_from_0_to_1"),
-        (GatesSome, "gate_from_0_to_1"),
-        (Sleeps, "time_per_thousand"),
+        Planted(ReservedKey, "builds_from_config", Refused(says="its config declares weight")),
+        Planted(
+            OfAnotherVersion, "builds_from_config", Refused(says="is written for plugin API 1.0")
+        ),
+        Planted(NeedsAFile, "builds_from_config", REFUSED),
+        Planted(NotesAreOneText, "notes_are_sentences", REFUSED),
+        Planted(NotesRaise, "notes_are_sentences", REFUSED),
+        Planted(Misnamed, "one_value_a_response", REFUSED),
+        Planted(ForgetsToReturn, "one_value_a_response", REFUSED),
+        Planted(CannotSave, "state_survives_a_checkpoint", REFUSED),
+        Planted(KeepsItsTokens, "no_mutation", REFUSED),
+        Planted(GatesLater, "gate_from_0_to_1", REFUSED),
+        Planted(CannotSayWhatNoneMeans, "gate_from_0_to_1", REFUSED),
+        Planted(NeedsMore, "builds_from_config", REFUSED),
+        Planted(LambdaInConfig, "picklable_config", NOT_IN_A_RECIPE),
+        Planted(TooFew, "one_value_a_response", REFUSED),
+        Planted(DropsEmptyTexts, "one_value_a_response", REFUSED),
+        Planted(Mapped, "one_value_a_response", REFUSED),
+        Planted(Distinct, "one_value_a_response", REFUSED),
+        Planted(AsTheModelGaveThem, "one_value_a_response", REFUSED),
+        Planted(Lazy, "one_value_a_response", REFUSED),
+        Planted(Later, "one_value_a_response", REFUSED),
+        Planted(InWords, "one_value_a_response", REFUSED),
+        Planted(TooLarge, "finite", REFUSED),
+        Planted(LogOfLength, "finite", REFUSED),
+        Planted(NotANumber, "finite", REFUSED),
+        Planted(Whitens, "batch_split_invariance", PARTITION),
+        Planted(RunsAverage, "permutation_equivariance", PARTITION),
+        Planted(SeedsItself, "deterministic_under_a_seed", CHANCE),
+        Planted(MeanOfNothing, "empty_batch", ASKED_BY_OTHERS),
+        Planted(
+            AsciiOnly, "unicode_and_very_long_text", Refused(says="'ascii' codec can't encode")
+        ),
+        Planted(KeepsGraph, "no_gradient", REFUSED),
+        Planted(SwitchesGradientsOn, "no_gradient", REFUSED),
+        Planted(CleansInPlace, "no_mutation", REFUSED),
+        Planted(WritesColumns, "no_mutation", REFUSED),
+        Planted(Tosses, "global_rng_untouched", GLOBAL),
+        Planted(TossesArrays, "global_rng_untouched", GLOBAL),
+        Planted(TossesTensors, "global_rng_untouched", GLOBAL),
+        Planted(Reseeds, "global_rng_untouched", GLOBAL),
+        Planted(ForgetsItsMean, "state_survives_a_checkpoint", RESUMED),
+        Planted(GroupSpread, "finite", Refused({"ppo.updates": 2})),
+        Planted(HashesText, "deterministic_under_a_seed", CHANCE),
+        Planted(CachesByResponse, "state_survives_a_checkpoint", RESUMED),
+        Planted(PadsOnTheLeft, "surroundings_untouched", REFUSED),
+        Planted(AddsATokenWhenItIsBuilt, "surroundings_untouched", REFUSED),
+        Planted(SetsTheDefaultType, "surroundings_untouched", REFUSED),
+        Planted(Amplifies, "gate_from_0_to_1", REFUSED),
+        Planted(GatesSome, "gate_from_0_to_1", REFUSED),
+        Planted(Sleeps, "time_per_thousand", TIME),
     ],
     "reward_transforms": transform_defects.PLANTED,
     "kl_controllers": [
-        (InBits, "unit_declared"),
-        (WrongWay, "direction"),
-        (NeverMoves, "direction"),
-        (Absolute, "direction"),
-        (StaysAtZero, "comes_back"),
-        (WindsUp, "comes_back"),
-        (AimsElsewhere, "fixed_point"),
-        (Unclamped, "bound"),
-        (Negative, "bound"),
-        (PaysAtFirst, "bound"),
-        (RemembersWords, "state_round_trip"),
-        (Logarithm, "finite_under_any_kl"),
-        (PoisonedMemory, "finite_under_any_kl"),
-        (KeepsStateOnSelf, "state_round_trip"),
-        (RemembersATensor, "state_round_trip"),
+        Planted(CountsInTheState, "state_round_trip", REFUSED),
+        Planted(WaitsToUpdate, "direction", REFUSED),
+        Planted(
+            BeginsTooHigh,
+            "bound",
+            Refused(says="starts with a coefficient of 10000, above kl.maximum"),
+        ),
+        Planted(SaysAnotherStart, "bound", Refused(says="10000")),
+        Planted(HasNoUpdate, "direction", REFUSED),
+        Planted(KeepsATuple, "state_can_be_kept", REFUSED),
+        Planted(InBits, "unit_declared", REFUSED),
+        Planted(WrongWay, "direction", MEANING),
+        Planted(NeverMoves, "direction", MEANING),
+        Planted(Absolute, "direction", MEANING),
+        Planted(StaysAtZero, "comes_back", MEANING),
+        Planted(WindsUp, "comes_back", MEANING),
+        Planted(AimsElsewhere, "fixed_point", MEANING),
+        Planted(Unclamped, "bound", MEANING),
+        Planted(Negative, "bound", REFUSED),
+        Planted(PaysAtFirst, "bound", REFUSED),
+        Planted(RemembersWords, "state_round_trip", REFUSED),
+        Planted(Logarithm, "finite_under_any_kl", INPUT),
+        Planted(PoisonedMemory, "finite_under_any_kl", TOLERATED),
+        Planted(KeepsStateOnSelf, "state_round_trip", RESUMED),
+        Planted(RemembersATensor, "state_round_trip", REFUSED),
     ],
     "auxiliary_losses": [
-        (PerToken, "a_sum_and_its_count"),
-        (CountsExamples, "a_sum_and_its_count"),
-        (Detached, "a_sum_and_its_count"),
-        (CountsBackwards, "a_sum_and_its_count"),
-        (NeverFinite, "a_sum_and_its_count"),
-        (DetachesNothing, "mask_respected"),
-        (Once, "examples_can_be_learned_from"),
-        (Pairs, "examples_can_be_learned_from"),
-        (BeyondTheEnd, "examples_can_be_learned_from"),
-        (DetachesHalf, "gradient_is_that_of_finite_differences"),
-        (CountsItsWeightTwice, "linear_in_the_coefficient"),
-        (MeanPerMicroBatch, "micro_batch_split_invariance"),
-        (IgnoresTheMask, "mask_respected"),
-        (ForgetsTheMaskOfDistributions, "mask_respected"),
-        (ComparesRowsOfAChunk, "micro_batch_split_invariance"),
-        (HasAFloor, "zero_weight_costs_no_forward"),
-        (AllContext, "examples_can_be_learned_from"),
-        (OtherTokens, "examples_can_be_learned_from"),
-        (ShufflesExamples, "examples_can_be_learned_from"),
-        (ShufflesGlobally, "global_rng_untouched"),
-        (ReseedsLoss, "global_rng_untouched"),
+        Planted(LossLater, "a_sum_and_its_count", REFUSED),
+        Planted(CoefficientInWords, "a_sum_and_its_count", REFUSED),
+        Planted(MasksInPlace, "inputs_untouched", REFUSED),
+        Planted(CountsNothingKnown, "a_sum_and_its_count", REFUSED),
+        Planted(SavesATensor, "state_can_be_kept", REFUSED),
+        Planted(TakesHalfAnExample, "examples_can_be_learned_from", REFUSED),
+        Planted(PerToken, "a_sum_and_its_count", REFUSED),
+        Planted(CountsExamples, "a_sum_and_its_count", REFUSED),
+        Planted(Detached, "a_sum_and_its_count", REFUSED),
+        Planted(CountsBackwards, "a_sum_and_its_count", REFUSED),
+        Planted(NeverFinite, "a_sum_and_its_count", Refused(says="inf")),
+        Planted(DetachesNothing, "mask_respected", Refused(NOTHING_VALID)),
+        Planted(Once, "examples_can_be_learned_from", REFUSED),
+        Planted(Pairs, "examples_can_be_learned_from", REFUSED),
+        Planted(BeyondTheEnd, "examples_can_be_learned_from", REFUSED),
+        Planted(DetachesHalf, "gradient_is_that_of_finite_differences", MEANING),
+        Planted(CountsItsWeightTwice, "linear_in_the_coefficient", MEANING),
+        Planted(MeanPerMicroBatch, "micro_batch_split_invariance", PARTITION),
+        Planted(IgnoresTheMask, "mask_respected", MASKED),
+        Planted(ForgetsTheMaskOfDistributions, "mask_respected", MASKED),
+        Planted(ComparesRowsOfAChunk, "micro_batch_split_invariance", PARTITION),
+        Planted(HasAFloor, "zero_weight_costs_no_forward", MEANING),
+        Planted(AllContext, "examples_can_be_learned_from", REFUSED),
+        Planted(OtherTokens, "examples_can_be_learned_from", REFUSED),
+        Planted(ShufflesExamples, "examples_can_be_learned_from", CHANCE),
+        Planted(ShufflesGlobally, "global_rng_untouched", GLOBAL),
+        Planted(ReseedsLoss, "global_rng_untouched", GLOBAL),
     ],
     "advantage_estimators": [
-        (OneAResponse, "shapes"),
-        (OneTensor, "shapes"),
-        (OneAResponseWhereItFits, "shapes"),
-        (OnlyAdvantages, "shapes"),
-        (ReturnsForNobody, "shapes"),
-        (APair, "shapes"),
-        (WithGradient, "shapes"),
-        (InSingle, "shapes"),
-        (Unmasked, "zero_outside_the_mask"),
-        (SumsPadding, "padding_changes_nothing"),
-        (WhitensAdvantages, "groups_are_independent"),
-        (LeaksOverTheBatch, "groups_are_independent"),
-        (GroupsByPlace, "groups_are_independent"),
-        (CountsTheInvalid, "invalid_responses_count_for_nothing"),
-        (ReadsTheInvalid, "invalid_responses_count_for_nothing"),
-        (DividesByTheSpread, "finite"),
-        (InPlace, "inputs_untouched"),
-        (Swapped, "direction"),
-        (AddsTheBaseline, "direction"),
-        (TurnsRewards, "direction"),
-        (TurnsTheGroup, "direction"),
-        (SumsFromTheLeft, "direction"),
-        (ReseedsEstimator, "global_rng_untouched"),
+        Planted(CannotSaveAdvantages, "state_can_be_kept", REFUSED),
+        Planted(ReadsScores, "shapes", REFUSED),
+        Planted(NeedsTheBaseClass, "builds_from_config", Refused(says="instead of EstimatorNeeds")),
+        Planted(
+            CannotSayItsNeeds, "builds_from_config", Refused(says="no attribute 'no_such_key'")
+        ),
+        Planted(OneAResponse, "shapes", REFUSED),
+        Planted(OneTensor, "shapes", REFUSED),
+        Planted(OneAResponseWhereItFits, "shapes", REFUSED),
+        Planted(OnlyAdvantages, "shapes", REFUSED),
+        Planted(ReturnsForNobody, "shapes", REFUSED),
+        Planted(APair, "shapes", REFUSED),
+        Planted(WithGradient, "shapes", REFUSED),
+        Planted(InSingle, "shapes", Refused(IN_DOUBLE)),
+        Planted(Unmasked, "zero_outside_the_mask", REFUSED),
+        Planted(AveragesOverTheWidth, "padding_changes_nothing", PARTITION),
+        Planted(WhitensAdvantages, "groups_are_independent", PARTITION),
+        Planted(LeaksOverTheBatch, "groups_are_independent", PARTITION),
+        Planted(GroupsByPlace, "groups_are_independent", PARTITION),
+        Planted(CountsTheInvalid, "invalid_responses_count_for_nothing", PARTITION),
+        Planted(ReadsTheInvalid, "invalid_responses_count_for_nothing", PARTITION),
+        Planted(DividesByTheSpread, "finite", Refused(ALL_ALIKE)),
+        Planted(InPlace, "inputs_untouched", REFUSED),
+        Planted(Swapped, "direction", MEANING),
+        Planted(AddsTheBaseline, "direction", MEANING),
+        Planted(TurnsRewards, "direction", MEANING),
+        Planted(TurnsTheGroup, "direction", MEANING),
+        Planted(SumsFromTheLeft, "direction", MEANING),
+        Planted(ReseedsEstimator, "global_rng_untouched", GLOBAL),
     ],
     "policy_losses": [
-        (MeanLoss, "shapes"),
-        (OneLossAResponse, "shapes"),
-        (LossAndClipped, "shapes"),
-        (DetachedLoss, "shapes"),
-        (ClippedInNumbers, "shapes"),
-        (InDouble, "shapes"),
-        (NothingWithoutTokens, "shapes"),
-        (TurnsAdvantages, "direction"),
-        (RatioUpsideDown, "direction"),
-        (DetachesTheRatio, "direction"),
-        (ZeroIsBad, "no_advantage_no_gradient"),
-        (ClippedWhereEqual, "nothing_clipped_at_ratio_1"),
-        (SumsThePadding, "padding_changes_nothing"),
-        (MultipliesByTheMask, "padding_changes_nothing"),
-        (AdvantagesOfThePadding, "padding_changes_nothing"),
-        (CountsThePadding, "responses_are_independent"),
-        (WhitensTheMicroBatch, "responses_are_independent"),
-        (DividesByTheCount, "responses_are_independent"),
-        (CountsRows, "responses_are_independent"),
-        (KeepsABaseline, "remembers_nothing"),
-        (AddsNoise, "remembers_nothing"),
-        (ByTheLargestAdvantage, "finite"),
-        (Overflows, "finite"),
-        (ClampsInPlace, "inputs_untouched"),
-        (ScalesLogprobsInPlace, "inputs_untouched"),
-        (ReseedsPolicyLoss, "global_rng_untouched"),
+        Planted(CannotTakeItsStateBack, "state_can_be_kept", RESUMED),
+        Planted(PolicyLossLater, "shapes", REFUSED),
+        Planted(MeanLoss, "shapes", REFUSED),
+        Planted(OneLossAResponse, "shapes", REFUSED),
+        Planted(LossAndClipped, "shapes", REFUSED),
+        Planted(DetachedLoss, "shapes", REFUSED),
+        Planted(ClippedInNumbers, "shapes", REFUSED),
+        Planted(InDouble, "shapes", REFUSED),
+        Planted(NothingWithoutTokens, "shapes", Refused(NOTHING_VALID)),
+        Planted(TurnsAdvantages, "direction", MEANING),
+        Planted(RatioUpsideDown, "direction", MEANING),
+        Planted(DetachesTheRatio, "direction", MEANING),
+        Planted(ZeroIsBad, "no_advantage_no_gradient", MEANING),
+        Planted(ClippedWhereEqual, "nothing_clipped_at_ratio_1", MEANING),
+        Planted(SumsThePadding, "padding_changes_nothing", MASKED),
+        Planted(MultipliesByTheMask, "padding_changes_nothing", MASKED),
+        Planted(AdvantagesOfThePadding, "padding_changes_nothing", MASKED),
+        Planted(CountsThePadding, "responses_are_independent", PARTITION),
+        Planted(WhitensTheMicroBatch, "responses_are_independent", PARTITION),
+        Planted(DividesByTheCount, "responses_are_independent", PARTITION),
+        Planted(CountsRows, "responses_are_independent", PARTITION),
+        Planted(KeepsABaseline, "remembers_nothing", RESUMED),
+        Planted(AddsNoise, "remembers_nothing", RESUMED),
+        Planted(ByTheLargestAdvantage, "finite", INPUT),
+        Planted(Overflows, "finite", INPUT),
+        Planted(ClampsInPlace, "inputs_untouched", REFUSED),
+        Planted(ScalesLogprobsInPlace, "inputs_untouched", REFUSED),
+        Planted(ReseedsPolicyLoss, "global_rng_untouched", GLOBAL),
     ],
     "value_losses": [
-        (MeanError, "shapes"),
-        (ErrorAlone, "shapes"),
-        (DetachedError, "shapes"),
-        (ErrorInSingle, "shapes"),
-        (TurnsTheError, "direction"),
-        (LearnsOldValues, "direction"),
-        (PullsToZero, "no_error_no_gradient"),
-        (CentresOnThePadding, "padding_changes_nothing"),
-        (ScalesByTheBatch, "responses_are_independent"),
-        (ScalesByARunningSpread, "remembers_nothing"),
-        (RootOfTheSquare, "finite"),
-        (RelativeError, "finite"),
-        (ReturnsInPlace, "inputs_untouched"),
-        (DropsTokens, "global_rng_untouched"),
+        Planted(SavesAnArray, "state_can_be_kept", REFUSED),
+        Planted(MeanError, "shapes", REFUSED),
+        Planted(ErrorAlone, "shapes", REFUSED),
+        Planted(DetachedError, "shapes", REFUSED),
+        Planted(ErrorInSingle, "shapes", Refused(IN_DOUBLE)),
+        Planted(TurnsTheError, "direction", MEANING),
+        Planted(LearnsOldValues, "direction", MEANING),
+        Planted(PullsToZero, "no_error_no_gradient", MEANING),
+        Planted(CentresOnThePadding, "padding_changes_nothing", MASKED),
+        Planted(ScalesByTheBatch, "responses_are_independent", PARTITION),
+        Planted(ScalesByARunningSpread, "remembers_nothing", RESUMED),
+        Planted(RootOfTheSquare, "finite", INPUT),
+        Planted(RelativeError, "finite", INPUT),
+        Planted(ReturnsInPlace, "inputs_untouched", REFUSED),
+        Planted(DropsTokens, "global_rng_untouched", GLOBAL),
     ],
 }
 """Kind -> (component, the check that must fail)."""

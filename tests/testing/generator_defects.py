@@ -10,6 +10,16 @@ from typing import Any
 import numpy
 
 from rlframe.api import DataGenerator, PluginConfig
+from tests.testing.expected import (
+    CHANCE,
+    GLOBAL,
+    MEANING,
+    NOBODY_READS,
+    NOT_IN_A_RECIPE,
+    REFUSED,
+    TIME,
+    Planted,
+)
 
 
 class Seeded(PluginConfig):
@@ -103,7 +113,7 @@ class LambdaInItsConfig(DataGenerator[Holds]):
 
     @classmethod
     def rows(cls, config: Any) -> Any:
-        return [{"text": "one"}, {"text": "two"}]
+        return [{"prompt": "one"}, {"prompt": "two"}]
 
 
 class With(Sums):
@@ -258,33 +268,33 @@ class TakesItsTime(Sums):
 RIGHT = (Sums, Capitals)
 
 PLANTED = [
-    (OfInstances, "a_list_of_rows"),
-    (Yields, "a_list_of_rows"),
-    (NoReturn, "a_list_of_rows"),
-    (ByColumn, "a_list_of_rows"),
-    (Tuples, "a_list_of_rows"),
-    (Numbered, "a_list_of_rows"),
-    (Nothing, "a_list_of_rows"),
-    (LambdaInItsConfig, "picklable_config"),
-    (NumPyNumbers, "plain_data"),
-    (Arrays, "plain_data"),
-    (Pairs, "plain_data"),
-    (Missing, "plain_data"),
-    (Dates, "plain_data"),
-    (HalfACharacter, "plain_data"),
-    (LeavesOut, "same_columns"),
-    (OtherColumns, "heldout_rows_like_rows"),
-    (HoldsOutAll, "readable_as_a_data_set"),
-    (SaysWho, "readable_as_a_data_set"),
-    (Unseeded, "deterministic"),
-    (Hashes, "deterministic"),
-    (InTheOrderOfASet, "deterministic"),
-    (Grows, "deterministic"),
-    (SeedsEverybody, "global_rng_untouched"),
-    (SeedsArrays, "global_rng_untouched"),
-    (KeepsTheList, "rows_are_the_callers"),
-    (KeepsTheMessages, "rows_are_the_callers"),
-    (SeedsByAConstant, "seed_changes_rows"),
-    (TakesItsTime, "time_per_thousand"),
+    Planted(OfInstances, "a_list_of_rows", REFUSED),
+    Planted(Yields, "a_list_of_rows", REFUSED),
+    Planted(NoReturn, "a_list_of_rows", REFUSED),
+    Planted(ByColumn, "a_list_of_rows", REFUSED),
+    Planted(Tuples, "a_list_of_rows", REFUSED),
+    Planted(Numbered, "a_list_of_rows", REFUSED),
+    Planted(Nothing, "a_list_of_rows", REFUSED),
+    Planted(LambdaInItsConfig, "picklable_config", NOT_IN_A_RECIPE),
+    Planted(NumPyNumbers, "plain_data", REFUSED),
+    Planted(Arrays, "plain_data", REFUSED),
+    Planted(Pairs, "plain_data", REFUSED),
+    Planted(Missing, "plain_data", REFUSED),
+    Planted(Dates, "plain_data", REFUSED),
+    Planted(HalfACharacter, "plain_data", REFUSED),
+    Planted(LeavesOut, "same_columns", REFUSED),
+    Planted(OtherColumns, "heldout_rows_like_rows", REFUSED),
+    Planted(HoldsOutAll, "readable_as_a_data_set", REFUSED),
+    Planted(SaysWho, "readable_as_a_data_set", REFUSED),
+    Planted(Unseeded, "deterministic", CHANCE),
+    Planted(Hashes, "deterministic", CHANCE),
+    Planted(InTheOrderOfASet, "deterministic", CHANCE),
+    Planted(Grows, "deterministic", CHANCE),
+    Planted(SeedsEverybody, "global_rng_untouched", GLOBAL),
+    Planted(SeedsArrays, "global_rng_untouched", GLOBAL),
+    Planted(KeepsTheList, "rows_are_the_callers", NOBODY_READS),
+    Planted(KeepsTheMessages, "rows_are_the_callers", NOBODY_READS),
+    Planted(SeedsByAConstant, "seed_changes_rows", MEANING),
+    Planted(TakesItsTime, "time_per_thousand", TIME),
 ]
 """(generator, the one check that must fail)."""

@@ -8,6 +8,16 @@ from typing import Any
 import torch
 
 from rlframe.api import PluginConfig, RewardTransform
+from tests.testing.expected import (
+    ALL_ALIKE,
+    GLOBAL,
+    MEANING,
+    PARTITION,
+    REFUSED,
+    RESUMED,
+    Planted,
+    Refused,
+)
 
 
 class Tanh(RewardTransform[PluginConfig]):
@@ -125,6 +135,11 @@ class RemembersOnItself(Tanh):
         return state, torch.ones_like(total), torch.full_like(total, 1 / self.calls)
 
 
+class KeepsAStateBesideItsState(Tanh):
+    def state_dict(self) -> Any:
+        return {"seen": {1, 2}}
+
+
 class TellsTensors(Tanh):
     def metrics(self, state: Any) -> Any:
         return {"scale": torch.ones(2)}
@@ -144,21 +159,22 @@ class TossesScores(Tanh):
 RIGHT = (Tanh, Centred)
 
 PLANTED = [
-    (NewTotals, "state_scale_and_shift"),
-    (OneScale, "state_scale_and_shift"),
-    (ScaleInSingle, "state_scale_and_shift"),
-    (ATensorAsState, "state_scale_and_shift"),
-    (BySpread, "finite"),
-    (LogOfTotals, "finite"),
-    (TurnsScores, "order_kept"),
-    (MeanOfItsRank, "ranks_agree"),
-    (OfItsRankAndNotInItsState, "ranks_agree"),
-    (LastOfTheBatch, "ranks_agree"),
-    (CountsInvalidOnes, "invalid_responses_count_for_nothing"),
-    (ChangesItsState, "pure"),
-    (ChangesTotals, "pure"),
-    (RemembersOnItself, "pure"),
-    (TellsTensors, "metrics_are_numbers"),
-    (TellsNaN, "metrics_are_numbers"),
-    (TossesScores, "global_rng_untouched"),
+    Planted(NewTotals, "state_scale_and_shift", REFUSED),
+    Planted(OneScale, "state_scale_and_shift", REFUSED),
+    Planted(ScaleInSingle, "state_scale_and_shift", REFUSED),
+    Planted(ATensorAsState, "state_scale_and_shift", REFUSED),
+    Planted(BySpread, "finite", Refused(ALL_ALIKE)),
+    Planted(LogOfTotals, "finite", REFUSED),
+    Planted(TurnsScores, "order_kept", MEANING),
+    Planted(MeanOfItsRank, "ranks_agree", PARTITION),
+    Planted(OfItsRankAndNotInItsState, "ranks_agree", PARTITION),
+    Planted(LastOfTheBatch, "ranks_agree", PARTITION),
+    Planted(CountsInvalidOnes, "invalid_responses_count_for_nothing", PARTITION),
+    Planted(ChangesItsState, "pure", REFUSED),
+    Planted(ChangesTotals, "pure", REFUSED),
+    Planted(RemembersOnItself, "pure", RESUMED),
+    Planted(KeepsAStateBesideItsState, "state_can_be_kept", REFUSED),
+    Planted(TellsTensors, "metrics_are_numbers", REFUSED),
+    Planted(TellsNaN, "metrics_are_numbers", REFUSED),
+    Planted(TossesScores, "global_rng_untouched", GLOBAL),
 ]

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from rlframe.api.answers import LARGEST, ContractError, raw_scores
+from rlframe.api.answers import awaited, raw_scores
 from rlframe.api.component import RewardProvider
-from rlframe.testing.check import Broken
+from rlframe.testing.check import Broken, kept
 from rlframe.testing.subject import Subject
 from rlframe.testing.world import reward_batch
 from rlframe.types import RewardBatch
@@ -28,16 +28,17 @@ def batch_of(subject: Reward) -> RewardBatch:
 
 def with_responses_moved(batch: RewardBatch, index: Sequence[int]) -> RewardBatch:
     """The same prompts, answered by the responses at these places."""
-    ids = [list(batch.response_ids[n]) for n in index]
-    texts = [batch.response_texts[n] for n in index]
-    return batch.with_responses(texts, ids, [batch.stop_reasons[n] for n in index])
+    moved = batch.rows(index)
+    ids = [list(ids) for ids in moved.response_ids]
+    return batch.with_responses(moved.response_texts, ids, moved.stop_reasons)
 
 
 def asked(provider: RewardProvider[Any], batch: RewardBatch, *, seed: int = 0) -> Any:
     """The provider's answer as the engine asks: without gradient, with a generator of its own."""
     with torch.no_grad():
         answer = provider.score(replace(batch, generator=torch.Generator().manual_seed(seed)))
-    return values_of(answer, batch) if hasattr(answer, "__await__") else answer
+    with kept("a response"):
+        return awaited(answer)
 
 
 def scores_of(subject: Reward, batch: RewardBatch) -> Values:
@@ -48,10 +49,8 @@ def scores_of(subject: Reward, batch: RewardBatch) -> Values:
 
 
 def values_of(answer: Any, batch: RewardBatch) -> Values:
-    try:
+    with kept("a response"):
         return raw_scores(answer, batch.response_lengths)
-    except ContractError as error:
-        raise Broken(f"it {error} (response {error.row})") from None
 
 
 def compare(expected: Values, found: Values, batch: RewardBatch, when: str) -> None:
@@ -90,7 +89,3 @@ def remark(values: Values) -> str | None:
             f"proves little: every response scored {shown(values[0])}; give `responses` that differ"
         )
     return None
-
-
-def is_finite(row: list[float] | None) -> bool:
-    return row is None or all(abs(value) <= LARGEST for value in row)

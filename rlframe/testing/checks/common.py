@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import pickle
 import random
 import sys
@@ -13,7 +14,13 @@ from typing import Any
 import numpy
 import torch
 
-from rlframe.testing.check import Broken, check
+from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds
+from rlframe.api.component import Component, Needs
+from rlframe.api.description import refuse_bad_needs, sentences
+from rlframe.engine.states import component_states, restore_states
+from rlframe.errors import RunError
+from rlframe.registry.lint import unfit
+from rlframe.testing.check import Broken, check, kept
 from rlframe.testing.subject import Subject
 
 
@@ -24,6 +31,11 @@ from rlframe.testing.subject import Subject
 )
 def builds_from_config(subject: Subject[Any]) -> None:
     """First of all: without a component there is nothing to check."""
+    if problems := unfit(subject.component):
+        raise Broken("; ".join(problems))
+    wanted = EstimatorNeeds if issubclass(subject.component, AdvantageEstimator) else Needs
+    with kept():
+        refuse_bad_needs(subject.component.needs(subject.validated()), wanted)
     built = subject.instance
     if not isinstance(built.config, subject.component.Config):
         raise Broken(
@@ -45,6 +57,47 @@ def picklable_config(subject: Subject[Any]) -> None:
     plain = config.model_dump(mode="json")
     if type(config).model_validate(plain) != config:
         raise Broken(f"another config came back from {plain}")
+
+
+@check(
+    expected="from `notes` a list of sentences",
+    likely="one text is returned, or something that is no text",
+    do='return a list: `return ["reads one file"]`',
+)
+def notes_are_sentences(subject: Subject[Any]) -> None:
+    """A run shows them once, when it has built the component."""
+    with kept():
+        sentences(subject.instance.notes())
+
+
+@check(
+    expected="a state of plain data, which a checkpoint can keep and a second instance takes back",
+    likely="`state_dict` returns a tensor, a set, a tuple or a number of NumPy; or there is a state "
+    "and no `load_state_dict`",
+    do="return plain numbers, texts, lists and dicts by name from `state_dict`, and take them back "
+    "in `load_state_dict`",
+)
+def state_can_be_kept(subject: Subject[Any]) -> None:
+    """Every checkpoint holds the state of every component."""
+    states = saved(subject.build())
+    with broken_where_a_run_ends():
+        restore_states({"it": subject.build()}, {"it": states})
+
+
+def saved(component: Component[Any]) -> dict[str, Any]:
+    """The state of a component after its way through a checkpoint."""
+    with broken_where_a_run_ends():
+        found: dict[str, Any] = json.loads(json.dumps(component_states({"it": component})["it"]))
+    return found
+
+
+@contextmanager
+def broken_where_a_run_ends() -> Iterator[None]:
+    """Break a promise where the engine would raise."""
+    try:
+        yield
+    except RunError as error:
+        raise Broken(str(error)) from error
 
 
 def random_states_moved(action: Callable[[], object]) -> list[str]:
@@ -101,4 +154,4 @@ def hashes_of_another_process() -> Iterator[None]:
         builtins.hash = usual
 
 
-COMMON = (builds_from_config, picklable_config)
+COMMON = (builds_from_config, picklable_config, notes_are_sentences)

@@ -8,12 +8,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from rlframe.api.answers import ContractError
+from rlframe.api.answers import ContractError, Hint
 from rlframe.api.component import KLController
-from rlframe.api.contract import is_finite, refuse_bad_state
-from rlframe.engine.kl_control import UNITS
-from rlframe.testing.check import Broken, DoesNotApply, check
-from rlframe.testing.checks.common import COMMON
+from rlframe.api.contract import (
+    HIGHEST,
+    LOWEST,
+    is_finite,
+    out_of_bounds,
+    refuse_bad_start,
+    refuse_bad_state,
+)
+from rlframe.api.unchanged import Given
+from rlframe.testing.check import Broken, DoesNotApply, check, kept
+from rlframe.testing.checks.common import COMMON, state_can_be_kept
 from rlframe.testing.subject import Subject
 from rlframe.types import KLMeasurement, KLState
 
@@ -25,6 +32,13 @@ TOKENS = 24
 
 FAR = 200
 """Rollouts: long enough for any controller to have moved, or to have come to rest."""
+
+
+NEVER_MOVES = Hint(
+    "`update` returns the state that it was given, or sets an attribute instead of making a new state",
+    "return `KLState(coefficient=...)` or `replace(state, coefficient=...)`. A controller that is "
+    "meant to stay where it is has no `target`",
+)
 
 
 def _measured(controller: KLController[Any], kl: float) -> KLMeasurement:
@@ -49,7 +63,9 @@ def _typical(subject: Controller) -> float:
 def _states(subject: Controller, kls: Iterable[float]) -> Iterator[KLState]:
     """The state before the first rollout, and after each."""
     controller = subject.instance
-    state = _sound(controller.initial())
+    state = controller.initial()
+    with kept():
+        refuse_bad_start(controller.unit, state)
     yield state
     for kl in kls:
         state = _sound(controller.update(state, _measured(controller, kl)))
@@ -62,10 +78,8 @@ def _coefficients(subject: Controller, kls: Iterable[float]) -> list[float]:
 
 def _sound(state: KLState) -> KLState:
     """A state that a run would take."""
-    try:
+    with kept():
         refuse_bad_state(state)
-    except ContractError as error:
-        raise Broken(f"it {error}") from None
     return state
 
 
@@ -76,8 +90,8 @@ def _sound(state: KLState) -> KLState:
 )
 def unit_declared(subject: Controller) -> None:
     """A target of 6 is a leash in one unit and none at all in the other."""
-    if subject.instance.unit not in UNITS:
-        raise Broken(f"unit is {subject.instance.unit!r}")
+    with kept():
+        refuse_bad_start(subject.instance.unit, subject.instance.initial())
 
 
 @check(
@@ -92,6 +106,8 @@ def direction(subject: Controller) -> None:
     high = _coefficients(subject, [50 * _typical(subject)] * FAR)
     low = _coefficients(subject, [0.0] * FAR)
     has_target = _target(subject) is not None
+    if has_target and len({*high, *low}) == 1:
+        raise Broken(f"beta stayed at {high[0]:.6g}, whatever KL was", hint=NEVER_MOVES)
     if high[-1] < high[0] or (has_target and high[-1] == high[0]):
         raise Broken(
             f"beta went from {high[0]:.6g} to {high[-1]:.6g} under a KL far above the target"
@@ -146,6 +162,12 @@ def fixed_point(subject: Controller) -> None:
         )
 
 
+def refuse_out_of_bounds(coefficient: float) -> None:
+    """Raise where a recipe that leaves the bounds as they are is refused."""
+    if (beyond := out_of_bounds(coefficient, LOWEST, HIGHEST)) is not None:
+        raise ContractError(beyond)
+
+
 @check(
     expected="beta that is never negative, and that one rollout raises by a factor of 10 at most",
     likely="the error of a rollout is not clamped before it changes beta",
@@ -154,7 +176,12 @@ def fixed_point(subject: Controller) -> None:
 )
 def bound(subject: Controller) -> None:
     """One odd rollout must not decide a run; a negative price pays for leaving the reference."""
-    usual = _typical(subject)
+    usual, (first,) = _typical(subject), _coefficients(subject, [])
+    with kept():
+        refuse_out_of_bounds(first)
+    said = subject.component.initial_coefficient(subject.instance.config)
+    if said is not None and said != first:
+        raise Broken(f"`initial_coefficient` says {said!r}, and `initial` begins with {first!r}")
     for kl in (0.0, -0.1 * usual, usual, 10 * usual, 1e6 * usual):
         before, after = _coefficients(subject, [kl])
         if after < 0:
@@ -165,23 +192,15 @@ def bound(subject: Controller) -> None:
 
 
 @check(
-    expected="a finite state after a KL of 0, below 0, huge or NaN, and after the rollouts that follow",
-    likely="a logarithm of KL, a division by it, or an average that NaN or a huge value stays in",
+    expected="a finite state after a KL of 0, below 0 or huge, and after the rollouts that follow",
+    likely="a logarithm of KL, a division by it, or a power that overflows",
     do="clamp the error before it is used or remembered; estimates of KL may be 0 and below",
 )
 def finite_under_any_kl(subject: Controller) -> None:
-    """The engine keeps the old state if beta is not finite, so poison must not hide in the memory."""
-    controller, usual = subject.instance, _typical(subject)
+    """The engine keeps the old state where the new one is not finite, and beta is never adapted."""
+    usual = _typical(subject)
     for kl in (0.0, -0.5 * usual, 1e-12, 1e6, 1e30):
         for state in _states(subject, [usual, kl, usual]):
-            if not is_finite(state):
-                raise Broken(f"{state} in a run with a KL of {kl:g}")
-    for kl in (math.nan, math.inf):
-        old = controller.initial()
-        new = controller.update(old, _measured(controller, kl))
-        # What the engine goes on with: the new state if its coefficient is finite, or else the old.
-        kept = new if math.isfinite(new.coefficient) else old
-        for state in (kept, controller.update(kept, _measured(controller, usual))):
             if not is_finite(state):
                 raise Broken(f"{state} in a run with a KL of {kl:g}")
 
@@ -199,8 +218,11 @@ def state_round_trip(subject: Controller) -> None:
     state = subject.build().initial()
     for number, kl in enumerate(kls):
         saved = json.loads(json.dumps(asdict(state), allow_nan=False))
-        controller = subject.build()
-        state = controller.update(KLState(**saved), _measured(controller, kl))
+        controller, before = subject.build(), KLState(**saved)
+        given = Given(state=before)
+        state = controller.update(before, _measured(controller, kl))
+        with kept():
+            given.refuse_change()
         if state != straight[number + 1]:
             raise Broken(
                 f"after rollout {number} {state} from a new instance, and {straight[number + 1]} "
@@ -217,4 +239,5 @@ CONTROLLER = (
     bound,
     finite_under_any_kl,
     state_round_trip,
+    state_can_be_kept,
 )

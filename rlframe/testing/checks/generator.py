@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlframe.api.answers import ContractError, shown
 from rlframe.api.component import DataGenerator
-from rlframe.api.rows import generated_rows
+from rlframe.api.rows import (
+    ROWS,
+    generated_rows,
+    refuse_odd_values,
+    refuse_other_columns,
+    refuse_other_heldout,
+    rows_of,
+)
 from rlframe.data.roles import understand
 from rlframe.data.rows import lazy, names_of
 from rlframe.data.split import split_apart, split_rows
 from rlframe.errors import RecipeError
-from rlframe.testing.check import Broken, DoesNotApply, check
+from rlframe.registry.lint import unfit
+from rlframe.testing.check import Broken, DoesNotApply, check, kept
 from rlframe.testing.checks.common import (
     hashes_of_another_process,
     picklable_config,
@@ -27,7 +32,6 @@ from rlframe.types import Row
 
 Generator = Subject[DataGenerator[Any]]
 
-METHODS = ("rows", "heldout_rows")
 ROLES = ("text", "prompt", "response", "messages", "chosen", "rejected")
 """Columns that a recipe reads by these names if its `columns` do not say otherwise."""
 MARK = "changed by the conformance kit"
@@ -36,14 +40,13 @@ MARK = "changed by the conformance kit"
 def _rows(subject: Generator, method: str = "rows", **changes: Any) -> list[Row]:
     """The generator's answer, with some keys of its config changed."""
     answer = getattr(subject.component, method)(subject.validated(**changes))
-    try:
+    with kept():
         return generated_rows(answer, method)
-    except ContractError as error:
-        raise Broken(f"it {error}") from None
 
 
 def _both(subject: Generator) -> dict[str, list[Row]]:
-    return {method: _rows(subject, method) for method in METHODS}
+    with kept():
+        return rows_of(subject.component, subject.validated())
 
 
 @check(
@@ -55,12 +58,9 @@ def _both(subject: Generator) -> dict[str, list[Row]]:
 )
 def a_list_of_rows(subject: Generator) -> str:
     """First of all: a generator is never built, and without rows there is nothing to check."""
-    for method in METHODS:
-        if inspect.isfunction(inspect.getattr_static(subject.component, method)):
-            raise Broken(f"`{method}` is a method of instances, and a generator has none")
     made = _both(subject)
-    if not made["rows"]:
-        raise Broken("`rows` returned no row; a run refuses an empty data set")
+    if problems := unfit(subject.component):
+        raise Broken("; ".join(problems))
     subject.component.check(subject.validated(), subject.context)
     return f"{len(made['rows'])} rows, {len(made['heldout_rows'])} held out"
 
@@ -75,25 +75,8 @@ def a_list_of_rows(subject: Generator) -> str:
 )
 def plain_data(subject: Generator) -> None:
     """Ranks compare rows, records of samples keep them, and code asks whether a value is a list."""
-    for method, rows in _both(subject).items():
-        for number, row in enumerate(rows):
-            for column, value in row.items():
-                if reason := _not_plain(value):
-                    raise Broken(
-                        f"column {column!r} of row {number + 1} of `{method}` holds "
-                        f"{shown(value)}: {reason}"
-                    )
-
-
-def _not_plain(value: Any) -> str:
-    """Why JSON does not keep a value; nothing if it does."""
-    try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        text.encode()
-    except (TypeError, ValueError) as error:
-        return str(error)
-    back = json.loads(text)
-    return "" if back == value else f"{shown(back)} comes back"
+    with kept():
+        refuse_odd_values(_both(subject))
 
 
 @check(
@@ -103,17 +86,8 @@ def _not_plain(value: Any) -> str:
 )
 def same_columns(subject: Generator) -> None:
     """A reward or a template that reads a column needs it in every row."""
-    for method, rows in _both(subject).items():
-        for number, row in enumerate(rows):
-            if set(row) != set(rows[0]):
-                raise Broken(
-                    f"row {number + 1} of `{method}` has the columns {_listed(row)}, and the first "
-                    f"row has {_listed(rows[0])}"
-                )
-
-
-def _listed(row: Row) -> str:
-    return ", ".join(map(repr, sorted(row))) or "none"
+    with kept():
+        refuse_other_columns(_both(subject))
 
 
 @check(
@@ -123,13 +97,11 @@ def _listed(row: Row) -> str:
 )
 def heldout_rows_like_rows(subject: Generator) -> str | None:
     """A policy is measured on them as it was trained on the others."""
-    rows, heldout = _both(subject).values()
-    if not heldout:
+    made = _both(subject)
+    if not made["heldout_rows"]:
         return "it holds out none: the recipe's `heldout` does"
-    if set(names_of(heldout)) != set(names_of(rows)):
-        raise Broken(
-            f"held-out rows have the columns {_listed(heldout[0])}, and rows have {_listed(rows[0])}"
-        )
+    with kept():
+        refuse_other_heldout(made)
     return None
 
 
@@ -174,7 +146,7 @@ def deterministic(subject: Generator) -> str | None:
         salted = _both(subject)
     again = {method: prints_of(rows) for method, rows in salted.items()}
     _compare(first, again, "with the `hash` of another process")
-    found = prints_elsewhere(subject.component, subject.validated(), METHODS)
+    found = prints_elsewhere(subject.component, subject.validated(), ROWS)
     if isinstance(found, str):
         return f"not tried in another process: {found}"
     _compare(first, found, "in another process")
@@ -215,7 +187,7 @@ def global_rng_untouched(subject: Generator) -> None:
 )
 def rows_are_the_callers(subject: Generator) -> None:
     """Two data sets of a recipe may be made by one generator with one config."""
-    for method in METHODS:
+    for method in ROWS:
         kept = _containers(getattr(subject.component, method)(subject.validated()))
         for one in kept:
             one.append(MARK) if isinstance(one, list) else one.update({MARK: True})
@@ -260,7 +232,7 @@ def seed_changes_rows(subject: Generator) -> str | None:
         subject.validated(seed=other)
     except RecipeError:
         raise DoesNotApply(f"its config does not take {other!r} as a seed") from None
-    for method in METHODS:
+    for method in ROWS:
         if prints_of(_rows(subject, method)) != prints_of(_rows(subject, method, seed=other)):
             return None
     raise Broken(f"the same rows with the seeds {given!r} and {other!r}")

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import inspect
-import json
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlframe.api.answers import ContractError, shown
+from rlframe.api.answers import NOTHING_RETURNED, ContractError, shown
 from rlframe.api.component import HookPlugin, Instance
 from rlframe.api.references import references
 from rlframe.api.spec import Specification
 from rlframe.errors import RunError, place_of
 from rlframe.registry.lint import HOOKS, misfits
 from rlframe.registry.relay import ObserverWarning, Relay
-from rlframe.runs.trees import check_tree
 from rlframe.testing.check import Broken, DoesNotApply, check
-from rlframe.testing.checks.common import COMMON, hashes_of_another_process, random_states_moved
+from rlframe.testing.checks.common import (
+    COMMON,
+    hashes_of_another_process,
+    random_states_moved,
+    saved,
+)
+from rlframe.testing.hints import known_hint
 from rlframe.testing.moments import (
     Call,
     component_calls,
@@ -98,18 +102,23 @@ class _Run:
         told = [str(w.message) for w in caught if issubclass(w.category, ObserverWarning)]
         return told[0] if told else None
 
-    def problem(self, call: Call) -> str | None:
+    def problem(self, call: Call) -> Broken | None:
         """Why a run would be ended by what comes out of a call; None if it would not."""
         try:
             answer = call.through(self.relay.hook)
             call.read(answer)
         except ContractError as error:
-            return f"in {call.hook}, the component with the plugin around it {error}"
+            told = f"in {call.hook}, the component with the plugin around it {error}"
+            return Broken(told, hint=error.hint).with_cause(error)
         except (Exception, SystemExit) as error:
             where = place_of(error, self.subject.component.__module__)
-            return f"{type(error).__name__} from {call.hook}: {error} [{where}]"
+            told = f"{type(error).__name__} from {call.hook}: {error} [{where}]"
+            return Broken(told, hint=known_hint(error)).with_cause(error)
         if answer is None and call.directly() is not None:
-            return f"None from {call.hook}, where the component had returned something"
+            return Broken(
+                f"None from {call.hook}, where the component had returned something",
+                hint=NOTHING_RETURNED,
+            )
         return None
 
     def outcome(self, call: Call) -> Snapshot:
@@ -169,7 +178,7 @@ def answers_keep_the_contract(subject: Hook) -> str:
     with _run(subject) as run:
         for call in calls:
             if problem := run.problem(call):
-                raise Broken(problem)
+                raise problem
     return ", ".join(call.hook.removeprefix("rlframe_") for call in calls)
 
 
@@ -189,7 +198,8 @@ def every_form_of_answer(subject: Hook) -> None:
         for what, call in unusual_calls(_calls(subject)[number]):
             with _run(subject) as run:
                 if problem := run.problem(call):
-                    raise Broken(f"where the component returned {what}: {problem}")
+                    told = f"where the component returned {what}: {problem}"
+                    raise Broken(told, hint=problem.hint) from problem
 
 
 @check(
@@ -230,14 +240,14 @@ def _refuse_loss(run: _Run, call: Call, error: Exception) -> None:
             ) from None
         return
     try:
-        if answer is None:
-            raise ContractError("returned None")
         call.read(answer)
+        if answer is None:
+            raise ContractError("returned None", hint=NOTHING_RETURNED)
     except ContractError as problem:
         raise Broken(
             f"the component raised in {call.hook}, its exception is gone, and with the plugin around "
             f"it the component {problem}"
-        ) from None
+        ) from problem
 
 
 @check(
@@ -343,10 +353,10 @@ def state_survives_a_checkpoint(subject: Hook) -> None:
     hooks = _hooks(subject)
     with _run(subject) as used, _run(subject) as resumed:
         used.whole()
-        text = _written(used.plugin.state_dict())
-        resumed.plugin.load_state_dict(json.loads(text))
-        if (back := _written(resumed.plugin.state_dict())) != text:
-            raise Broken(f"{shown(text)} was saved, and {shown(back)} is its state afterwards")
+        before = saved(used.plugin)
+        resumed.plugin.load_state_dict(before)
+        if (back := saved(resumed.plugin)) != saved(used.plugin):
+            raise Broken(f"{shown(before)} was saved, and {shown(back)} is its state afterwards")
         calls = [_around(subject, hooks) for _ in range(3)]
         if _varying(subject, calls.pop()):
             return  # `deterministic` says so
@@ -355,17 +365,6 @@ def state_survives_a_checkpoint(subject: Hook) -> None:
                 raise Broken(
                     f"from {one.hook} of an instance that took over the state, {path} was another"
                 )
-
-
-def _written(state: Any) -> str:
-    """A state as a checkpoint keeps it."""
-    if not isinstance(state, Mapping):
-        raise Broken(f"`state_dict` returned {shown(state)}, which is no mapping from names")
-    try:
-        check_tree(dict(state))
-        return json.dumps(dict(state), sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise Broken(f"no checkpoint could keep its state, {shown(state)}: {error}") from None
 
 
 HOOK = (

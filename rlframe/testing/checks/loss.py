@@ -11,14 +11,22 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from rlframe.api.answers import ContractError, shown
+from rlframe.api.answers import shown
 from rlframe.api.component import AuxiliaryLoss
-from rlframe.api.contract import counted, refuse_bad_examples, refuse_bad_term
+from rlframe.api.contract import (
+    counted,
+    refuse_bad_coefficient,
+    refuse_bad_examples,
+    refuse_bad_examples_per_step,
+    refuse_bad_term,
+    refuse_no_term,
+)
+from rlframe.api.unchanged import Given
 from rlframe.engine.streams import token_batch
 from rlframe.errors import RecipeError
 from rlframe.models.policy import Policy
-from rlframe.testing.check import Broken, DoesNotApply, check
-from rlframe.testing.checks.common import COMMON, random_states_moved
+from rlframe.testing.check import Broken, DoesNotApply, check, kept
+from rlframe.testing.checks.common import COMMON, random_states_moved, state_can_be_kept
 from rlframe.testing.subject import Subject
 from rlframe.testing.world import reward_batch, tiny_policy
 from rlframe.types import LossTerm, PolicyView, TokenBatch, TokenExample
@@ -54,17 +62,14 @@ def _batch(examples: Sequence[TokenExample]) -> TokenBatch:
 
 def _term(loss: AuxiliaryLoss[Any], policy: PolicyView, batch: TokenBatch) -> LossTerm:
     term = loss.loss(policy, batch)
-    if not isinstance(term, LossTerm):
-        raise Broken(f"`loss` returned {type(term).__name__}, not a LossTerm")
-    return term
+    with kept():
+        return refuse_no_term(term)
 
 
 def _refuse(subject: Loss, term: Any, batch: TokenBatch) -> None:
     """Break a promise where a run would be ended."""
-    try:
+    with kept():
         refuse_bad_term(term, counted(subject.instance.count(batch), "`count()`"))
-    except ContractError as error:
-        raise Broken(f"it {error}") from None
 
 
 def _number(value: Tensor) -> float:
@@ -83,6 +88,8 @@ def _close(left: float, right: float, tolerance: float = 1e-6) -> bool:
 )
 def a_sum_and_its_count(subject: Loss) -> None:
     """The engine divides by the count of the whole optimiser step, which it must know before."""
+    with kept():
+        refuse_bad_coefficient(subject.instance.coefficient)
     batch = _batch(_examples(subject))
     term = subject.instance.loss(_policy(), batch)
     _refuse(subject, term, batch)
@@ -288,15 +295,26 @@ def examples_can_be_learned_from(subject: Loss) -> str:
     if own is None:
         raise DoesNotApply("it has no data of its own: it works on the rollout")
     size, per_step = len(subject.context.tokenizer), subject.instance.examples_per_step
-    if type(per_step) is not int or per_step < 1:
-        raise Broken(f"examples_per_step is {per_step!r}")
-    try:
+    with kept():
+        refuse_bad_examples_per_step(per_step)
         refuse_bad_examples(own, vocabulary=size)
-    except ContractError as error:
-        raise Broken(f"it {error}") from None
     if list(subject.build().examples() or ()) != list(own):
         raise Broken("a second instance, as another rank has one, made other examples")
     return f"{len(own)} examples"
+
+
+@check(
+    expected="the batch unchanged",
+    likely="an operation in place: `batch.mask[:, 0] = False`, `batch.tokens.clamp_(...)`",
+    do="use the form that makes a new tensor: `batch.mask & other`, `masked_fill`",
+)
+def inputs_untouched(subject: Loss) -> None:
+    """The engine has counted with it before, and counts by its mask after."""
+    batch = _batch(_examples(subject))
+    given = Given(batch=batch)
+    _term(subject.instance, _policy(), batch)
+    with kept():
+        given.refuse_change()
 
 
 @check(
@@ -325,5 +343,7 @@ LOSS = (
     mask_respected,
     zero_weight_costs_no_forward,
     examples_can_be_learned_from,
+    inputs_untouched,
+    state_can_be_kept,
     global_rng_untouched,
 )

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from dataclasses import fields, replace
 
 import torch
 
-from rlframe.api.answers import ContractError, gate_factors
-from rlframe.api.component import Context
-from rlframe.testing.check import Broken, check
+from rlframe.api.answers import CHANGED, ContractError, gate_factors, refuse_infinite
+from rlframe.api.unchanged import Given, Surroundings
+from rlframe.testing.check import Broken, check, kept
 from rlframe.testing.checks.asking import (
     Reward,
+    Values,
     asked,
     batch_of,
     compare,
-    is_finite,
     remark,
     scores_of,
-    shown,
     values_of,
     with_responses_moved,
 )
-from rlframe.testing.checks.common import COMMON, hashes_of_another_process, random_states_moved
+from rlframe.testing.checks.common import (
+    COMMON,
+    hashes_of_another_process,
+    random_states_moved,
+    saved,
+)
 from rlframe.testing.world import reward_batch
 from rlframe.types import RewardBatch
 
@@ -61,10 +64,15 @@ def finite(subject: Reward) -> None:
     first = {group: batch.group_ids.index(group) for group in batch.group_ids}
     alike = with_responses_moved(batch, [first[group] for group in batch.group_ids])
     for given, when in ((batch, ""), (alike, " when the samples of its prompt are all the same")):
-        for number, row in enumerate(scores_of(subject, given)):
-            if not is_finite(row):
-                text = f"{given.response_texts[number][:60]!r}{when}"
-                raise Broken(f"{shown(row)} for response {number}, {text}")
+        _refuse_infinite(scores_of(subject, given), given, when)
+
+
+def _refuse_infinite(found: Values, batch: RewardBatch, when: str = "") -> None:
+    try:
+        refuse_infinite(found, batch.response_lengths)
+    except ContractError as error:
+        text = batch.response_texts[error.row]
+        raise Broken(f"it {error} (response {error.row}, {text[:60]!r}{when})") from error
 
 
 @check(
@@ -139,9 +147,7 @@ def empty_batch(subject: Reward) -> None:
 def unicode_and_very_long_text(subject: Reward) -> None:
     """A policy in training writes anything."""
     batch = reward_batch(subject.context, data=subject.columns, responses=UNUSUAL)
-    for number, row in enumerate(scores_of(subject, batch)):
-        if not is_finite(row):
-            raise Broken(f"{shown(row)} for {batch.response_texts[number][:40]!r}")
+    _refuse_infinite(scores_of(subject, batch), batch)
 
 
 @check(
@@ -152,10 +158,10 @@ def unicode_and_very_long_text(subject: Reward) -> None:
 def no_gradient(subject: Reward) -> None:
     """A graph that is kept alive holds the memory of the whole forward pass."""
     provider, batch = subject.instance, batch_of(subject)
-    with torch.no_grad():
+    with torch.no_grad(), kept():
+        surroundings = Surroundings(None)
         values_of(provider.score(batch), batch)  # which refuses what has a gradient
-        if torch.is_grad_enabled():
-            raise Broken("gradients are switched on after `score`")
+        surroundings.refuse_change()
     modules = [m for m in vars(provider).values() if isinstance(m, torch.nn.Module)]
     if any(weight.grad is not None for module in modules for weight in module.parameters()):
         raise Broken("a parameter with a gradient after `score`")
@@ -171,10 +177,14 @@ def no_mutation(subject: Reward) -> None:
     batch = batch_of(subject)
     names = [f.name for f in fields(batch) if f.name not in ("generator", "sample_reference")]
     before = {name: copy.deepcopy(getattr(batch, name)) for name in names}
+    given = Given(batch=batch)
     asked(subject.instance, batch)
+    with kept():
+        given.refuse_change()
     changed = [name for name in names if getattr(batch, name) != before[name]]
     if changed:
-        raise Broken(f"`score` changed {', '.join(f'batch.{name}' for name in changed)}")
+        named = ", ".join(f"batch.{name}" for name in changed)
+        raise Broken(f"`score` changed {named}", hint=CHANGED)
 
 
 @check(
@@ -202,26 +212,13 @@ def surroundings_untouched(subject: Reward) -> None:
     try:
         torch.set_default_dtype(torch.float32)  # another check may have left what `score` set
         torch.set_num_threads(3)  # which nobody sets by habit
-        before = _surroundings(context)
+        surroundings = Surroundings(context.tokenizer)
         asked(subject.component(subject.instance.config, context), batch_of(subject))
-        after = _surroundings(context)
+        with kept():
+            surroundings.refuse_change()
     finally:
         torch.set_default_dtype(kind)
         torch.set_num_threads(threads)
-    changed = [name for name in before if before[name] != after[name]]
-    if changed:
-        raise Broken(f"it changed {', '.join(changed)}")
-
-
-def _surroundings(context: Context) -> dict[str, object]:
-    tokenizer = context.tokenizer
-    sides = (tokenizer.padding_side, tokenizer.truncation_side)
-    return {
-        "torch's default type": torch.get_default_dtype(),
-        "torch's number of threads": torch.get_num_threads(),
-        "the tokenizer's sides": sides,
-        "the tokenizer's tokens": (len(tokenizer), dict(tokenizer.special_tokens_map)),
-    }
 
 
 @check(
@@ -237,7 +234,7 @@ def state_survives_a_checkpoint(subject: Reward) -> None:
     # To other prompts, so that what is remembered under the response alone shows.
     count = len(batch)
     asked(used, with_responses_moved(batch, [(n + count // 2) % count for n in range(count)]))
-    resumed.load_state_dict(json.loads(json.dumps(dict(used.state_dict()))))
+    resumed.load_state_dict(saved(used))
     compare(
         values_of(asked(used, batch), batch),
         values_of(asked(resumed, batch), batch),
@@ -253,16 +250,17 @@ def state_survives_a_checkpoint(subject: Reward) -> None:
 )
 def gate_from_0_to_1(subject: Reward) -> str | None:
     """A gate lets a part of other rewards through; it cannot make them larger or turn them round."""
+    subject.component.invalidates(subject.instance.config)  # a run asks this too
     if not subject.component.has_gate(subject.instance.config):
         return "it has no gate"
     batch = batch_of(subject)
+    given = Given(batch=batch)
     answer = subject.instance.gate(batch)
     if answer is None:
         return "it answers with no gate"
-    try:
+    with kept("a response"):
+        given.refuse_change()
         gate_factors(answer, len(batch))
-    except ContractError as error:
-        raise Broken(f"it {error}") from None
     return None
 
 

@@ -74,13 +74,6 @@ def compare(
             )
 
 
-def refuse_change(before: dict[str, Tensor], after: dict[str, Tensor], function: str) -> None:
-    """Break the promise that a batch is left alone."""
-    for name, kept in before.items():
-        if not torch.equal(kept, after[name]):
-            raise Broken(f"`{function}` changed {name}")
-
-
 def shown(row: Tensor) -> str:
     """Numbers in few digits."""
     return "[" + ", ".join(f"{x:.4g}" for x in row.tolist()) + "]"

@@ -11,19 +11,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlframe.api.algorithm import PolicyLoss, ValueLoss
-from rlframe.api.answers import ContractError
 from rlframe.api.contract import token_loss
+from rlframe.api.unchanged import Given
 from rlframe.batches import PolicyLossBatch, TokenLoss, ValueLossBatch
 from rlframe.functional.masked import masked_sum
 from rlframe.functional.rewards import response_mask
-from rlframe.testing.check import Broken, check
-from rlframe.testing.checks.common import COMMON, random_states_moved
+from rlframe.testing.check import Broken, check, kept
+from rlframe.testing.checks.common import COMMON, random_states_moved, state_can_be_kept
 from rlframe.testing.checks.tensors import (
     changed,
     compare,
     copied,
     padded_with,
-    refuse_change,
     rows_of,
     shuffled,
     tensors,
@@ -64,10 +63,8 @@ def with_gradient(batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
 def term_of(loss: Loss, given: Any) -> TokenLoss:
     """The answer to a batch with gradients, held against the contract."""
     like: Tensor = getattr(given, "logprobs" if isinstance(loss, PolicyLoss) else "values")
-    try:
+    with kept():
         return token_loss(loss.loss(given), like)
-    except ContractError as error:
-        raise Broken(f"it {error}") from None
 
 
 def answered(loss: Loss, batch: Batch) -> dict[str, Tensor]:
@@ -240,9 +237,10 @@ def _extremes(batch: Batch) -> Iterator[tuple[str, Batch]]:
 def inputs_untouched(subject: Subject[Any]) -> None:
     """The engine goes on to use them: for KL, for metrics, and in the next epoch."""
     given, _ = with_gradient(drawn(subject))
-    before = tensors(copied(given))
-    subject.instance.loss(given)
-    refuse_change(before, tensors(given), "loss")
+    before = Given(batch=given)
+    term_of(subject.instance, given)
+    with kept():
+        before.refuse_change()
 
 
 @check(
@@ -265,6 +263,7 @@ REST = (
     remembers_nothing,
     finite,
     inputs_untouched,
+    state_can_be_kept,
     global_rng_untouched,
 )
 """The checks after those of the kind."""

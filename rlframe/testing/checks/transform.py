@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from rlframe.api.algorithm import RewardTransform
-from rlframe.api.answers import ContractError
-from rlframe.api.contract import plain_metrics, plain_state, transformed
+from rlframe.api.transform_contract import plain_metrics, plain_state, transformed
+from rlframe.api.unchanged import Given
 from rlframe.batches import ScoreBatch
 from rlframe.functional.running import statistics
-from rlframe.testing.check import Broken, check
-from rlframe.testing.checks.common import COMMON, random_states_moved
+from rlframe.testing.check import Broken, check, kept
+from rlframe.testing.checks.common import COMMON, random_states_moved, state_can_be_kept
 from rlframe.testing.checks.tensors import compare, shuffled
 from rlframe.testing.subject import Subject
 
@@ -57,18 +57,14 @@ def _applied(
     transform: RewardTransform[Any], state: State, scores: ScoreBatch
 ) -> tuple[State, Tensor]:
     """The next state and the totals after the transform, 0 for those that are invalid."""
-    try:
+    with kept():
         new, scale, shift = transformed(transform.apply(state, scores), scores)
-    except ContractError as error:
-        raise Broken(f"it {error}") from None
     return new, (scores.totals * scale + shift).masked_fill(~scores.valid, 0)
 
 
 def _first(transform: RewardTransform[Any]) -> State:
-    try:
+    with kept():
         return plain_state(transform.initial())
-    except ContractError as error:
-        raise Broken(f"it {error} (`initial`)") from None
 
 
 def _later(subject: Transform) -> tuple[State, ScoreBatch]:
@@ -181,14 +177,12 @@ def invalid_responses_count_for_nothing(subject: Transform) -> None:
 def pure(subject: Transform) -> None:
     """The state is all that a checkpoint keeps, and ranks compare it."""
     state, scores = _later(subject)
-    before = json.dumps(state, sort_keys=True), scores.totals.clone()
+    before, given = json.dumps(state), Given(state=state, scores=scores)
     first = _applied(subject.instance, state, scores)
-    if json.dumps(state, sort_keys=True) != before[0]:
-        raise Broken("`apply` changed the state that it was given")
-    if not torch.equal(scores.totals, before[1]):
-        raise Broken("`apply` changed the totals")
+    with kept():
+        given.refuse_change()
     for asked in (subject.instance, subject.build()):
-        again = _applied(asked, json.loads(before[0]), scores)
+        again = _applied(asked, json.loads(before), scores)
         if again[0] != first[0]:
             raise Broken(f"another state when it was asked again: {again[0]} after {first[0]}")
         compare({"the total": first[1][:, None]}, {"the total": again[1][:, None]}, "asked again")
@@ -202,10 +196,8 @@ def pure(subject: Transform) -> None:
 def metrics_are_numbers(subject: Transform) -> None:
     """They are logged as reward/NAME/KEY."""
     for state in (_first(subject.instance), _later(subject)[0]):
-        try:
+        with kept():
             plain_metrics(subject.instance.metrics(state))
-        except ContractError as error:
-            raise Broken(f"it {error}") from None
 
 
 @check(
@@ -229,6 +221,7 @@ TRANSFORM = (
     ranks_agree,
     invalid_responses_count_for_nothing,
     pure,
+    state_can_be_kept,
     metrics_are_numbers,
     global_rng_untouched,
 )
