@@ -123,7 +123,7 @@ def reward_from_function(
       function: sync or async; called with keyword arguments once per rollout on every rank, with that
         rank's responses. It returns what `RewardProvider.score` may return. Prompts and completions are
         lists of messages where the prompt is a chat, and text where it is not. Its attributes
-        `cheap_to_repeat`, `example` and `example_data` are those of the class.
+        `cheap_to_repeat`, `example` and what else begins so are those of the class.
       name: of the class; the function's own if left out.
 
     Raises:
@@ -151,7 +151,7 @@ def _made(function: Callable[..., Any], called: str) -> type[RewardProvider[Any]
             f"function {called!r}: its parameters with defaults make no keys of a recipe: {error}"
         ) from error
     config.made_of = (function, called)
-    shared = ("cheap_to_repeat", "example", "example_data")
+    shared = ("cheap_to_repeat", "example", "example_data", "example_responses", "example_chat")
     members: dict[str, Any] = {
         "__doc__": inspect.getdoc(function) or f"The function `{called}`.",
         "__module__": home,

@@ -6,6 +6,7 @@ A component may carry them itself, so that anybody can check it by name:
         example = {"column": "answer"}                       # keys of its config
         example_data = {"answer": ["4", "Paris"]}            # columns of the data set
         example_responses = ["It is 4.", "London"]           # what the policy answers
+        example_chat = True                                  # prompts are chats, not plain text
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ def example_data(component: type[Component[Any]]) -> Mapping[str, Sequence[Any]]
     """The columns that a component is tried with, beside the kit's own."""
     found: Mapping[str, Sequence[Any]] = getattr(component, "example_data", {})
     return found
+
+
+def example_chat(component: type[Component[Any]]) -> bool:
+    """Whether a reward is tried with chats, whose prompts have messages."""
+    return bool(getattr(component, "example_chat", False))
 
 
 def example_responses(component: type[Component[Any]]) -> Sequence[str]:

@@ -12,7 +12,12 @@ from pydantic import ValidationError
 
 from rlframe.api.component import Component, Context, PluginConfig
 from rlframe.errors import RecipeError
-from rlframe.testing.examples import example_config, example_data, example_responses
+from rlframe.testing.examples import (
+    example_chat,
+    example_config,
+    example_data,
+    example_responses,
+)
 from rlframe.testing.world import tiny_context
 
 K = TypeVar("K", bound=Component[Any])
@@ -32,6 +37,8 @@ class Subject(Generic[K]):
       seconds_per_thousand: most time that a reward may take for a thousand responses, or a generator
         for a thousand rows.
       target: KL at which a controller rests, in its unit; that of its config if left out.
+      chat: whether a reward is given chats, whose prompts have messages, and not plain text; as the
+        class says in `example_chat` if left out.
     """
 
     component: type[K]
@@ -41,6 +48,7 @@ class Subject(Generic[K]):
     given_context: Context | None = None
     seconds_per_thousand: float = 10.0
     target: float | None = None
+    chat: bool | None = None
 
     @cached_property
     def context(self) -> Context:
@@ -49,7 +57,8 @@ class Subject(Generic[K]):
 
     def new_context(self) -> Context:
         """The same that no component has been built with yet, unless the caller has given one."""
-        return self.given_context or tiny_context(data=self.columns)
+        chat = example_chat(self.component) if self.chat is None else self.chat
+        return self.given_context or tiny_context(data=self.columns, chat=chat)
 
     @cached_property
     def columns(self) -> dict[str, Sequence[Any]]:

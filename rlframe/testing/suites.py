@@ -113,10 +113,12 @@ class RewardProviderSuite(Suite):
     """Tests that a reward keeps its contract."""
 
     kind = "reward_providers"
-    _settings = ("config", "data", "responses", "seconds_per_thousand")
+    _settings = ("config", "data", "responses", "seconds_per_thousand", "chat")
 
     responses: ClassVar[Sequence[str]] = ()
     """What is judged, dealt to the prompts in turn; reviews of all sorts if empty."""
+    chat: ClassVar[bool | None] = None
+    """Whether prompts are chats and have messages; as the component says if None, else plain text."""
     seconds_per_thousand: ClassVar[float] = 10.0
     """Most seconds that a thousand responses may take."""
 

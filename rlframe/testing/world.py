@@ -86,14 +86,26 @@ def rows(data: Mapping[str, Sequence[Any]] | None = None) -> list[Row]:
     return made
 
 
-def tiny_context(*, data: Mapping[str, Sequence[Any]] | None = None) -> Context:
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""The chat template of this world, if it has one."""
+
+
+def tiny_context(*, data: Mapping[str, Sequence[Any]] | None = None, chat: bool = False) -> Context:
     """What the engine would give a component, on a CPU.
 
     Every data set of this world is `rows(data)`, whatever it is called; `stage:reward_model` and
     `stage:sft` are tiny models with random weights.
+
+    Args:
+      data: columns of the data set.
+      chat: whether the tokenizer has a chat template, so that prompts have messages.
     """
     # A copy: a component that changes it must not change the next one's.
     tokenizer, table = copy.deepcopy(tiny_tokenizer()), rows(data)
+    tokenizer.chat_template = CHAT if chat else None
 
     def build_reward(spec: RewardSpec) -> RewardProvider[Any]:
         component: Any = Registry().load(spec.kind, spec.type)
@@ -118,7 +130,7 @@ def tiny_context(*, data: Mapping[str, Sequence[Any]] | None = None) -> Context:
         tokenize=RowEncoder(tokenizer).example,
         build_reward=build_reward,
         tokenizer_of=lambda name: Pretrained(_model_path(name)).tokenizer,
-        prompts=lambda: [RowEncoder(tokenizer).prompt(row) for row in table],
+        prompts=lambda: _prompts(tokenizer, table),
         max_new_tokens=MAX_NEW_TOKENS,
     )
     return context
@@ -151,12 +163,12 @@ def reward_batch(
     """
     texts = list(responses) or list(RESPONSES)
     longest = max([-(-len(texts) // SAMPLES_PER_PROMPT), *map(len, (data or {}).values()), 3])
-    table, encode = rows(data)[:longest], RowEncoder(context.tokenizer)
+    table = rows(data)[:longest]
     count = len(table) * SAMPLES_PER_PROMPT
     groups = [number // SAMPLES_PER_PROMPT for number in range(count)]
-    asked = [encode.prompt(row) for row in table]
+    asked = _prompts(context.tokenizer, table)
     # A column may be changed by a reward that misbehaves, so each prompt has a row of its own.
-    prompts = [Prompt(asked[g].text, asked[g].ids, dict(asked[g].columns)) for g in groups]
+    prompts = [replace(asked[g], columns=dict(asked[g].columns)) for g in groups]
     answered = [texts[number % len(texts)] for number in range(count)]
     reasons = [list(StopReason)[number % len(StopReason)] for number in range(count)]
     batch = RewardBatch(
@@ -172,6 +184,16 @@ def reward_batch(
     ids = _ids(context, other, reasons)
     reference = batch.with_responses(tuple(other), ids, batch.stop_reasons)
     return replace(batch, sample_reference=lambda: reference)
+
+
+def _prompts(tokenizer: PreTrainedTokenizerBase, table: Sequence[Row]) -> list[Prompt]:
+    """What rows ask; with a chat template as the only message of a chat."""
+    encode = RowEncoder(tokenizer)
+    if not tokenizer.chat_template:
+        return [encode.prompt(row) for row in table]
+    chats = [{"messages": [{"role": "user", "content": row["prompt"]}], **row} for row in table]
+    pairs = zip(map(encode.prompt, chats), table, strict=True)
+    return [replace(prompt, columns=row) for prompt, row in pairs]
 
 
 def _ids(context: Context, texts: Sequence[str], reasons: Sequence[StopReason]) -> list[list[int]]:

@@ -203,7 +203,7 @@ def test_a_component_may_carry_the_data_that_it_needs(checked, install):
     install("exc", offers={"exact": "Exact", "shown": "Shown"}, module=EXACT)
     code, outcomes, told = checked("exact")
     assert (code, outcomes["finite"]) == (1, "failed")
-    assert "reads a column 'answer'" in told["checks"][2]["message"]
+    assert "reads a column 'answer'" in told["checks"][3]["message"]
     code, outcomes, told = checked("shown")
     assert (code, set(outcomes.values())) == (0, {"ok"})
     assert not any("proves little" in check["message"] for check in told["checks"])

@@ -9,6 +9,7 @@ import torch
 from rlframe.testing import Subject, check_component
 from rlframe.testing.checks import CHECKS, checks_of
 from rlframe.testing.checks.common import COMMON
+from tests.testing import defects, hook_defects, transform_defects
 from tests.testing.defects import PLANTED, RIGHT, Controller, Sleeps
 from tests.testing.generator_defects import TakesItsTime
 
@@ -77,8 +78,6 @@ def test_a_component_that_can_not_be_built_fails_once_and_not_at_every_check():
 
 
 def test_the_error_of_a_component_is_told_with_its_place():
-    from tests.testing import defects
-
     found = results(defects.AsciiOnly)["unicode_and_very_long_text"].message
     assert "UnicodeEncodeError" in found
     assert f"{defects.__file__}:" in found
@@ -97,3 +96,44 @@ def test_checking_leaves_the_global_random_states_alone():
             check.verify(component)
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
+
+
+HINTS = [
+    (defects.Later, "one_value_a_response", "`async def`", "asyncio.run"),
+    (defects.GatesLater, "gate_from_0_to_1", "`async def`", "asyncio.run"),
+    (defects.WaitsToUpdate, "direction", "`async def`", "write `def`"),
+    (defects.LossLater, "a_sum_and_its_count", "`async def`", "write `def`"),
+    (defects.PolicyLossLater, "shapes", "`async def`", "write `def`"),
+    (defects.NeverMoves, "direction", "returns the state that it was given", "replace(state"),
+    (defects.Misnamed, "one_value_a_response", "the method is missing", "spelt as here"),
+    (defects.HasNoUpdate, "direction", "the method is missing", "spelt as here"),
+    (defects.ForgetsToReturn, "one_value_a_response", "a `return` is missing", "`return ...`"),
+    (hook_defects.ForgetsToReturn, "answers_keep_the_contract", "a `return` is missing", "return"),
+    (defects.CleansInPlace, "no_mutation", "changed in place", "a copy"),
+    (defects.WritesColumns, "no_mutation", "changed in place", "a copy"),
+    (defects.CountsInTheState, "state_round_trip", "changed in place", "dict(state)"),
+    (defects.InPlace, "inputs_untouched", "changed in place", "masked_fill"),
+    (defects.ClampsInPlace, "inputs_untouched", "changed in place", "clamp"),
+    (defects.MasksInPlace, "inputs_untouched", "changed in place", "a copy"),
+    (transform_defects.ChangesItsState, "pure", "changed in place", "dict(state)"),
+    (hook_defects.LowersTexts, "answers_keep_the_contract", "changed in place", "a copy"),
+    (defects.Tosses, "global_rng_untouched", "`random`, `numpy.random`", "batch.generator"),
+    (defects.ReseedsEstimator, "global_rng_untouched", "`manual_seed`", "a generator"),
+    (defects.SetsTheDefaultType, "surroundings_untouched", "set_default_dtype", "to the tensor"),
+    (defects.SwitchesGradientsOn, "no_gradient", "set_grad_enabled", "torch.no_grad"),
+]
+"""Component, the check that fails, what it says that is likely, and what to do."""
+
+
+@pytest.mark.parametrize(
+    ("component", "check", "likely", "do"), HINTS, ids=[one[0].__name__ for one in HINTS]
+)
+def test_a_hint_names_the_mistake(component, check, likely, do):
+    lines = results(component)[check].message.splitlines()
+    assert likely in lines[3]
+    assert do in lines[4]
+
+
+def test_a_missing_method_is_named():
+    message = results(defects.Misnamed)["one_value_a_response"].message
+    assert "NotImplementedError: Misnamed has no `score`" in message
