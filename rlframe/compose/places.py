@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from rlframe.api.answers import ContractError
 from rlframe.errors import PluginError, RecipeError, RlframeError, place_of
 from rlframe.recipe import Chosen
-from rlframe.registry.blame import exit_told
 from rlframe.registry.discovery import KINDS
 
 
@@ -42,8 +41,6 @@ def asking(chosen: Chosen, what: str) -> Iterator[None]:
         raise
     except ContractError as error:
         raise PluginError(f"{who} {error}") from error
-    except SystemExit as error:
-        raise PluginError(exit_told(error, who)) from error
     except Exception as error:
         place = place_of(error, component.__module__)
         raise PluginError(
