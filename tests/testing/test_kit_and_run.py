@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rlframe.api import Component, ContractError
 from rlframe.api.algorithm import AdvantageEstimator
 from rlframe.compose import ppo, profiles
 from rlframe.registry.discovery import KINDS, Registry
+from rlframe.registry.offers import CORE
 from rlframe.testing import CheckFailed, Subject
 from rlframe.testing.checks import checks_of
 from tests.testing.defects import PLANTED, RIGHT, Controller, Sleeps
@@ -54,7 +56,8 @@ def _remembered(probe: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     right = [(kind_of(component), component) for component in RIGHT]
-    return registry_of([*((kind, planted.component) for kind, planted in ALL), *right])
+    planted = [(kind, planted.component) for kind, planted in ALL]
+    return registry_of([*planted, *right, *in_the_box(), *plugins()])
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +172,29 @@ def test_every_reason_is_one_that_something_has():
     assert {p.run for _, p in ALL if isinstance(p.run, Unseen)} == set(Unseen)
 
 
-@_rounds((kind_of(component), component) for component in RIGHT)
+def in_the_box() -> list[Tried]:
+    """The built-ins, but for a reward that needs a stage and a generator that has no prompts."""
+    registry, others = Registry(), ("reward_model", "product_reviews")
+    return [
+        (kind, registry.load(kind, offer.name))
+        for kind in KINDS
+        for offer in registry.offers(kind)
+        if offer.distribution == CORE and offer.name not in others
+    ]
+
+
+def plugins() -> list[Tried]:
+    """Those in plugins/ that need no library of their own."""
+    found: list[Tried] = []
+    for name, component in (("pid", "PID"), ("reward_cache", "RewardCache")):
+        folder = Path(__file__).parents[2] / "plugins" / f"rlframe-{name.replace('_', '-')}" / "src"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(folder))
+            loaded = getattr(import_module(f"rlframe_{name}"), component)
+        found.append((kind_of(loaded), loaded))
+    return found
+
+
+@_rounds([*in_the_box(), *plugins(), *((kind_of(component), component) for component in RIGHT)])
 def test_a_run_takes_what_the_kit_accepts(components, tried):
     assert tried(*components).error is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -36,6 +36,8 @@ class PID(KLController[PIDConfig]):
     Gains are for one rollout each: with I = 0.1, a KL of twice the target raises beta by 7 % a rollout.
     A KL of 0 or below, which k1 may measure, counts as the largest error; NaN changes nothing.
     """
+
+    example: ClassVar[dict[str, Any]] = {"target": 6.0}
 
     @classmethod
     def initial_coefficient(cls, config: PIDConfig) -> float:
