@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from rlframe.api.owners import stamp_methods
 from rlframe.api.pretrained import PretrainedModel
 from rlframe.types import (
     KLMeasurement,
@@ -178,6 +179,7 @@ class Component(Generic[C]):
             for argument in get_args(base):
                 if isinstance(argument, type) and issubclass(argument, PluginConfig):
                     cls.Config = argument
+        stamp_methods(cls)
 
     def __init__(self, config: C, context: Context) -> None:
         self.config = config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rlframe.api.answers import ContractError
 from rlframe.api.component import DataGenerator
@@ -12,10 +13,11 @@ from rlframe.data import sources
 from rlframe.data.roles import understand
 from rlframe.data.rows import Held, Lazy, names_of
 from rlframe.data.split import Split, split_apart, split_rows
-from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
+from rlframe.errors import RecipeError, did_you_mean, listed
 from rlframe.recipe import Chosen
 from rlframe.recipe.data import DataNames, Dataset
 from rlframe.recipe.document import Path_
+from rlframe.registry.owners import component_errors, offered
 from rlframe.types import Row
 
 
@@ -144,17 +146,17 @@ def _generated(chosen: Chosen) -> tuple[Lazy[Row], Lazy[Row]]:
     """
     generator, config = chosen.component, chosen.config
     assert issubclass(generator, DataGenerator)
+    who = offered(chosen.offer)
+    with component_errors(who, generator, "rows", raises=RecipeError):
+        rows: Any = generator.rows(config)
+    with component_errors(who, generator, "heldout_rows", raises=RecipeError):
+        heldout: Any = generator.heldout_rows(config)
     try:
-        rows = generated_rows(generator.rows(config), "rows")
-        return _held(rows), _held(generated_rows(generator.heldout_rows(config), "heldout_rows"))
-    except RlframeError:
-        raise
+        rows = generated_rows(rows, "rows")
+        heldout = generated_rows(heldout, "heldout_rows")
     except ContractError as error:
-        raise RecipeError(f"data generator {chosen.offer} {error}") from error
-    except Exception as error:
-        raise RecipeError(
-            f"data generator {chosen.offer} raised {type(error).__name__}: {error}"
-        ) from error
+        raise RecipeError(f"{who} {error}") from error
+    return _held(rows), _held(heldout)
 
 
 def _held(rows: Sequence[Row]) -> Lazy[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlframe.api.component import Instance
-from rlframe.compose.components import auxiliary_data, coefficient_of
+from rlframe.compose.components import auxiliary_data, coefficient_of, notes_of
 from rlframe.compose.probe import check_policy
 from rlframe.compose.project import Project
 from rlframe.engine.advantages import CreditAssignment
@@ -50,7 +50,7 @@ def alignment(
     parts = PPOParts(project, model)
     recipe = project.recipe
     for path, component in parts.components.items():
-        for note in component.notes():
+        for note in notes_of(path, component):
             display.say(f"{path}: {note}")
     return PPOStage(
         run=parts.run(files, display, saver),

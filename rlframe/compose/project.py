@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import MutableSequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from rlframe.api.component import Context, Instance, RewardSpec
+from rlframe.api.component import Component, Context, Instance, RewardSpec
 from rlframe.compose.datasets import DataSets
 from rlframe.compose.encoded import EncodedData
 from rlframe.compose.lengths import Lengths
@@ -29,12 +30,14 @@ from rlframe.data.fitting import Pair
 from rlframe.data.split import Split, texts_of
 from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
 from rlframe.distributed.runtime import DTYPES
-from rlframe.errors import RecipeError
+from rlframe.errors import PluginError, RecipeError
 from rlframe.models.pretrained import Pretrained
 from rlframe.recipe import LoadedRecipe
 from rlframe.recipe.schema import NewModel, NewTokenizer
 from rlframe.registry.discovery import Registry
 from rlframe.registry.nested import NestedReward
+from rlframe.registry.offers import Offer
+from rlframe.registry.owners import component_errors, offered
 from rlframe.registry.relay import Relay
 from rlframe.types import TokenExample
 
@@ -203,7 +206,9 @@ class Project:
         chosen = self.loaded.chosen[path]
         with at(".".join(map(str, path))):
             context = self.context if path[0] == "rewards" else self._context_of_others
-            component = chosen.component(chosen.config, self._inside(context, path))
+            inside = self._inside(context, path)
+            with _building(chosen.offer, chosen.component):
+                component = chosen.component(chosen.config, inside)
         # One of a list has no name of its own.
         last = path[-1] if isinstance(path[-1], str) else ".".join(map(str, path[1:]))
         component.name = last
@@ -225,6 +230,13 @@ class Project:
         place = next(same, None)
         if place is not None:
             places.remove(place)
-        built = component(config, context if place is None else self._inside(context, place))
+        inside = context if place is None else self._inside(context, place)
+        with _building(self._registry.find(spec.kind, spec.type), component):
+            built = component(config, inside)
         built.name = spec.type if place is None else ".".join(map(str, place[1:]))
         return NestedReward(built, lambda: self.relay)
+
+
+def _building(offer: Offer, component: type[Component[Any]]) -> AbstractContextManager[None]:
+    """Names a component whose constructor raises."""
+    return component_errors(offered(offer), component, "__init__", raises=PluginError)

@@ -13,6 +13,7 @@ from rlframe.api.component import Instance
 from rlframe.api.contract import credited
 from rlframe.batches import Credit, CreditBatch
 from rlframe.errors import RunError
+from rlframe.registry.owners import component_errors
 from rlframe.registry.relay import Relay
 
 
@@ -32,7 +33,8 @@ class CreditAssignment:
     def needs(self) -> EstimatorNeeds:
         """What the estimator declares for its config."""
         component = self.estimator.component
-        return type(component).needs(component.config)
+        with component_errors(f"advantage estimator {self.estimator}", component, "needs"):
+            return type(component).needs(component.config)
 
     def assign(self, batch: CreditBatch) -> Credit:
         """Advantages and returns, as the contract wants them.
@@ -41,7 +43,7 @@ class CreditAssignment:
           RunError: the estimator raised, returned something else, or changed what it was given.
         """
         kept = {name: x.clone() for name, x in vars(batch).items() if isinstance(x, Tensor)}
-        with self.relay.named("advantage estimator", self.estimator):
+        with self.relay.named("advantage estimator", self.estimator, "estimate"):
             answer = self.relay.hook.rlframe_compute_advantages(
                 estimator=self.estimator.component, batch=batch
             )

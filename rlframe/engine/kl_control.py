@@ -14,6 +14,7 @@ from rlframe.api.component import Instance, KLController
 from rlframe.api.contract import as_json, is_finite, out_of_bounds, refuse_bad_state
 from rlframe.engine.experience import Experience
 from rlframe.errors import RecipeError, RunError
+from rlframe.registry.owners import component_errors
 from rlframe.registry.relay import Relay
 from rlframe.types import KLMeasurement, KLState
 
@@ -66,8 +67,9 @@ class KLControl:
           RecipeError: its coefficient is not within the bounds.
           RunError: the controller raised, or broke its contract.
         """
-        with self._named():
-            unit, state = self.unit, self.controller.component.initial()
+        controller = self.controller.component
+        with component_errors(f"KL controller {self.controller}", controller, "initial"):
+            unit, state = self.unit, controller.initial()
         if unit not in UNITS:
             raise RunError(
                 f"KL controller {self.controller} wants KL in {unit!r}; it must be {' or '.join(UNITS)}"
@@ -95,7 +97,7 @@ class KLControl:
         """
         if not math.isfinite(measured.kl):
             return state
-        with self._named():
+        with self.relay.named("KL controller", self.controller, "update"):
             new: KLState = self.relay.hook.rlframe_update_kl(
                 controller=self.controller.component, state=state, measured=measured
             )
@@ -113,9 +115,6 @@ class KLControl:
                 "it, as KL may be 0 and below"
             )
         return self._agreed(state)
-
-    def _named(self) -> Any:
-        return self.relay.named("KL controller", self.controller)
 
     def _refuse(self, state: object, method: str) -> None:
         try:

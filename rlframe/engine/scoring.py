@@ -32,6 +32,7 @@ from rlframe.engine.reward_log import RewardFigures
 from rlframe.engine.transforming import TransformChain
 from rlframe.errors import RunError
 from rlframe.functional.rewards import response_mask
+from rlframe.registry.owners import component_errors
 from rlframe.registry.relay import Relay
 from rlframe.rollout.seeds import stream
 from rlframe.types import OnNone, RewardBatch, Rollout
@@ -210,17 +211,17 @@ class RewardScorer:
     def _has_gate(self, reward: WeightedReward) -> bool:
         """Whether it multiplies other rewards."""
         component = reward.instance.component
-        with self._relay.named("reward", reward.instance):
+        with component_errors(f"reward {reward.instance}", component, "has_gate"):
             return reward.weight != 0 and bool(type(component).has_gate(component.config))
 
     def _invalidates(self, reward: WeightedReward) -> bool:
         """Whether its None leaves the response out by itself."""
         component = reward.instance.component
-        with self._relay.named("reward", reward.instance):
+        with component_errors(f"reward {reward.instance}", component, "invalidates"):
             return bool(type(component).invalidates(component.config))
 
     def _gate(self, reward: WeightedReward, batch: RewardBatch) -> list[float] | None:
-        with self._relay.named("reward", reward.instance):
+        with self._relay.named("reward", reward.instance, "gate"):
             answer = self._relay.hook.rlframe_gate(provider=reward.instance.component, batch=batch)
         try:
             return None if answer is None else gate_factors(answer, len(batch))
@@ -317,7 +318,7 @@ class RewardScorer:
                 f"is cheap to repeat. The first:\n{described(batch, 0)}"
             )
 
-        with self._relay.named("reward", instance, detail=detail):
+        with self._relay.named("reward", instance, "score", detail=detail):
             return answer.result()
 
 

@@ -219,10 +219,13 @@ def test_a_wrapper_that_raises_is_blamed_and_not_the_reward_inside_it() -> None:
         raise ValueError("bad text")
 
     assert run(Broken, lambda b: [1.0, 2.0, 3.0]) == (
-        "hook plugin 'w' of type wrapper (w 2), around reward 'r' of type scripted (s 1) raised "
-        "KeyError: 'no such entry'"
+        "hook plugin 'w' of type wrapper (w 2), around reward 'r' of type scripted (s 1), raised "
+        "KeyError in `rlframe_score`: 'no such entry'"
     )
-    assert run(Passing, fails) == "reward 'r' of type scripted (s 1) raised ValueError: bad text"
+    assert (
+        run(Passing, fails)
+        == "reward 'r' of type scripted (s 1) raised ValueError in `score`: bad text"
+    )
 
 
 def test_a_reward_that_hangs_ends_the_run_by_name_and_one_in_time_is_as_without_a_limit() -> None:
@@ -263,7 +266,7 @@ def test_a_failed_batch_is_repeated_only_where_that_is_cheap(seconds: float | No
         asked.append(len(batch))
         raise OSError("no credit left")
 
-    with pytest.raises(RunError, match="raised OSError: no credit left") as caught:
+    with pytest.raises(RunError, match="raised OSError in `score`: no credit left") as caught:
         scorer_of(Dear(fails), time_limit_seconds=seconds).score(rollout())
     assert asked == [3]
     assert "Which of 3 responses it was is not known" in str(caught.value)
@@ -284,7 +287,7 @@ def test_the_limit_holds_while_the_culprit_is_looked_for() -> None:
         raise ValueError("bad text")
 
     begun = time.monotonic()
-    with pytest.raises(RunError, match="raised ValueError: bad text") as caught:
+    with pytest.raises(RunError, match="raised ValueError in `score`: bad text") as caught:
         scorer_of(Scripted(slow_when_alone), time_limit_seconds=0.5).score(rollout())
     assert time.monotonic() - begun < 15
     assert calls == [3, 2]
