@@ -15,6 +15,7 @@ ranks and sampled numbers would fall out of step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -26,6 +27,7 @@ from torch import Tensor
 from rlframe.api.algorithm import RewardTransform
 from rlframe.api.answers import LARGEST, ContractError, gate_factors, token_scores
 from rlframe.api.component import Instance, RewardProvider
+from rlframe.api.events import ScoredResponse
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.asking import TimeLimit, culprit, described
 from rlframe.engine.reward_log import RewardFigures
@@ -82,6 +84,23 @@ class Scores:
     def mix(self) -> Tensor:
         """[B] the mix, one number per response."""
         return self.rewards.sum(-1)
+
+    def responses(self, rollout: Rollout) -> tuple[ScoredResponse, ...]:
+        """The responses of the rollout that was scored, each with what the rewards made of it."""
+        mix = _judged(self.mix.masked_fill(~self.valid, torch.nan))
+        raw = {name: _judged(scores) for name, scores in self.raw.items()}
+        return tuple(
+            ScoredResponse(
+                sample=rollout.samples[row],
+                group=rollout.group_ids[row],
+                prompt=rollout.prompts[row].text,
+                response=rollout.texts[row],
+                stop_reason=rollout.stop_reasons[row],
+                score=mix[row],
+                rewards={name: scores[row] for name, scores in raw.items()},
+            )
+            for row in range(len(rollout))
+        )
 
 
 class RewardScorer:
@@ -320,6 +339,11 @@ class RewardScorer:
 
         with self._relay.named("reward", instance, "score", detail=detail):
             return answer.result()
+
+
+def _judged(scores: Tensor) -> list[float | None]:
+    """Plain numbers, and None in place of NaN."""
+    return [None if math.isnan(score) else score for score in scores.tolist()]
 
 
 def _entries(figures: Mapping[str, RewardFigures], responses: int) -> list[dict[str, float | str]]:

@@ -22,6 +22,7 @@ from rlframe.api import (
     hookimpl,
 )
 from rlframe.api.component import Instance
+from rlframe.api.events import ScoredResponse
 from rlframe.builtin.reward_transforms import ClipReward, RunningScale, RunningStandardize
 from rlframe.engine.scoring import RewardScorer, Scores, WeightedReward
 from rlframe.errors import RunError
@@ -193,6 +194,24 @@ def test_a_wrapper_around_the_hook_changes_what_is_scored() -> None:
     relay = Relay([Instance("twice", "doubling", Doubling(PluginConfig(), None))])
     found = RewardScorer([reward], relay, **ALONE).score(rollout())
     assert found.mix.tolist() == [2, 4, 6]
+
+
+def test_responses_have_the_mix_and_what_each_reward_said_of_them() -> None:
+    found = scorer((lambda b: [1.0, None, 3.0], 2.0), (lambda b: [None, None, 4.0], -0.5))
+    responses = found.score(rollout()).responses(rollout())
+    assert responses[0] == ScoredResponse(
+        sample=0,
+        group=0,
+        prompt="ask",
+        response="yes",
+        stop_reason=StopReason.EOS,
+        score=2.0,
+        rewards={"r0": 1.0, "r1": None},
+    )
+    assert [(one.score, one.rewards) for one in responses[1:]] == [
+        (None, {"r0": None, "r1": None}),
+        (4.0, {"r0": 3.0, "r1": 4.0}),
+    ]
 
 
 def test_a_wrapper_that_raises_is_blamed_and_not_the_reward_inside_it() -> None:

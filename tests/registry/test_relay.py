@@ -196,14 +196,14 @@ def test_what_raised_is_told_with_its_own_line_and_not_that_of_a_library() -> No
 def test_an_observer_that_ends_the_training_is_no_mistake_and_silences_nobody() -> None:
     class Enough(HookPlugin[PluginConfig]):
         @hookimpl
-        def rlframe_update_finished(self, event: Any) -> None:
+        def rlframe_heldout_evaluated(self, event: Any) -> None:
             raise StopTraining(f"enough after {event}")
 
     nothing: Any = None
     plugins = [Enough(PluginConfig(), nothing) for _ in range(2)]
     relay = Relay([Instance(n, n, p) for n, p in zip(("first", "second"), plugins, strict=True)])
     assert relay.stop is None
-    relay.tell("update_finished", 3)
-    relay.tell("update_finished", 4)
+    relay.tell("heldout_evaluated", 3)
+    relay.tell("heldout_evaluated", 4)
     assert relay.stop == "hooks.first: enough after 3"
     assert relay.errors == 0

@@ -102,13 +102,13 @@ class NeedsAModel(Lifts):
 
 class Misspelt(Lifts):
     @hookimpl
-    def rlframe_update_finnished(self, event: Any) -> None:
+    def rlframe_checkpoint_savved(self, event: Any) -> None:
         self.best = None
 
 
 class WithADefault(Lifts):
     @hookimpl
-    def rlframe_update_finished(self, event: Any = None) -> None:
+    def rlframe_checkpoint_saved(self, event: Any = None) -> None:
         self.best = None
 
 
@@ -260,9 +260,9 @@ class BoundsInPlace(Everywhere):
 
 class CleansTheEvent(Lifts):
     @hookimpl
-    def rlframe_experience_ready(self, event: Any) -> None:
-        for scores in event.raw_rewards.values():
-            scores.nan_to_num_(0.0)
+    def rlframe_rollout_scored(self, event: Any) -> None:
+        for response in event.responses:
+            response.rewards.update(dict.fromkeys(response.rewards, 0.0))
 
 
 class AddsNoise(Lifts):
@@ -281,10 +281,16 @@ class ByHash(Lifts):
         return [None if row is None else sum(row) + hash(text) % 7 for row, text in pairs]
 
 
-class NeedsACritic(Lifts):
+class NeedsEveryScore(Lifts):
     @hookimpl
-    def rlframe_experience_ready(self, event: Any) -> None:
-        self.best = float(event.returns.max())
+    def rlframe_rollout_scored(self, event: Any) -> None:
+        self.best = max(response.score for response in event.responses)
+
+
+class NeedsAJudgement(Lifts):
+    @hookimpl
+    def rlframe_heldout_evaluated(self, event: Any) -> None:
+        self.best = max(one.score for one in event.responses if one.score is not None)
 
 
 class ReadsAMetricOfTheCritic(Lifts):
@@ -302,20 +308,20 @@ class RaisesTheFailureAgain(Lifts):
 
 class EndsTheProcess(Lifts):
     @hookimpl
-    def rlframe_update_finished(self, event: Any) -> None:
+    def rlframe_metrics(self, event: Any) -> None:
         raise SystemExit(0)
 
 
 class ChangesTheEvent(Lifts):
     @hookimpl
-    def rlframe_update_finished(self, event: Any) -> None:
-        event.next_kl.coefficient = 0.0
+    def rlframe_metrics(self, event: Any) -> None:
+        event.update = -1
 
 
 class TossesInAnObserver(Lifts):
     @hookimpl
-    def rlframe_rollout_finished(self, event: Any) -> None:
-        self.shown = random.choice(event.rollout.texts)
+    def rlframe_rollout_scored(self, event: Any) -> None:
+        self.shown = random.choice(event.responses)
 
 
 class SeedsAtItsStart(Lifts):
@@ -378,7 +384,8 @@ PLANTED = [
     (CleansTheEvent, "inputs_untouched"),
     (AddsNoise, "deterministic"),
     (ByHash, "deterministic"),
-    (NeedsACritic, "observes_every_event"),
+    (NeedsEveryScore, "observes_every_event"),
+    (NeedsAJudgement, "observes_every_event"),
     (ReadsAMetricOfTheCritic, "observes_every_event"),
     (RaisesTheFailureAgain, "observes_every_event"),
     (EndsTheProcess, "observes_every_event"),
