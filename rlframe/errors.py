@@ -141,12 +141,12 @@ def place_of(error: BaseException, module: str) -> str:
 
     Args:
       error: as it was caught.
-      module: dotted name, or a file's stem; what it calls in libraries is not where the mistake is.
+      module: dotted name; what it calls in libraries is not where the mistake is.
     """
     if isinstance(error, SyntaxError):  # raised by the one who imports
         return f"{error.filename}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
     package = module.partition(".")[0]
-    own = [f for f in frames if package in (Path(f.filename).stem, *Path(f.filename).parts)]
-    last = (own or frames)[-1]
-    return f"{last.filename}:{last.lineno}"
+    calls = list(traceback.walk_tb(error.__traceback__))
+    own = [c for c in calls if c[0].f_globals.get("__name__", "").partition(".")[0] == package]
+    frame, line = (own or calls)[-1]
+    return f"{frame.f_code.co_filename}:{line}"

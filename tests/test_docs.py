@@ -26,7 +26,7 @@ from rlframe.api import (
     reward_from_function,
 )
 from rlframe.api.component import Instance, Section
-from rlframe.api.events import Metrics
+from rlframe.api.events import HeldoutEvaluated, Metrics, ScoredResponse
 from rlframe.api.functions import GIVEN
 from rlframe.engine.streams import token_batch
 from rlframe.recipe import data, schema
@@ -35,7 +35,7 @@ from rlframe.registry.discovery import KINDS, Registry
 from rlframe.registry.relay import Relay
 from rlframe.testing import credit_batch
 from rlframe.testing.world import tiny_context, tiny_policy
-from rlframe.types import TokenExample
+from rlframe.types import StopReason, TokenExample
 
 ROOT = Path(__file__).parent.parent
 MASK = torch.tensor([[True, True, False]])
@@ -164,7 +164,10 @@ def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
 
     assert relay.hook.rlframe_score(provider=Provider(), batch=None) == [1.0]
     relay.tell("metrics", Metrics(3, {"objective/scores": 0.5}))
-    assert re.fullmatch(r"judge [\d.e-]+\n3 0.5\n", capsys.readouterr().out)
+    answer = ScoredResponse(0, 0, "why?", "so", StopReason.EOS, 1.5, {"judge": 1.5})
+    relay.tell("heldout_evaluated", HeldoutEvaluated("before", 0, (answer,)))
+    told = capsys.readouterr().out
+    assert re.fullmatch(r"judge [\d.e-]+\n3 0.5\nbefore 1.5 why\? so\n", told)
     assert relay.errors == 0
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from rlframe.api.answers import missing
+from rlframe.api.owners import stamp_methods
 from rlframe.api.pretrained import PretrainedModel
 from rlframe.types import (
     KLMeasurement,
@@ -179,6 +180,7 @@ class Component(Generic[C]):
             for argument in get_args(base):
                 if isinstance(argument, type) and issubclass(argument, PluginConfig):
                     cls.Config = argument
+        stamp_methods(cls)
 
     def __init__(self, config: C, context: Context) -> None:
         self.config = config

@@ -1,75 +1,70 @@
-"""What observers are told: one frozen event a moment. Reading is free, changing is impossible or rude.
+"""What is reported to observers: one frozen event for each moment, made of plain values.
 
-Tensors inside an event are the engine's own; an observer that wants to change one makes a copy.
+An observer reads an event, and changes nothing in it: every other observer is given the same one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rlframe.types import KLMeasurement, KLState, Rollout
+from rlframe.types import StopReason
 
-if TYPE_CHECKING:
-    from torch import Tensor
+
+@dataclass(frozen=True)
+class ScoredResponse:
+    """One response, with what the rewards made of it."""
+
+    sample: int
+    """The number of the response among those of all ranks, from 0."""
+    group: int
+    """Equal for responses to the same prompt."""
+    prompt: str
+    """The prompt as the policy read it, with templates applied."""
+    response: str
+    """The response, which ends before a stop string or a special token."""
+    stop_reason: StopReason
+    """Why the response ended."""
+    score: float | None
+    """The mix of the rewards, without KL; None for an invalid response, which teaches nothing."""
+    rewards: Mapping[str, float | None]
+    """For each reward of the recipe, its score before transforms, gates and weight. None where the
+    reward returned None."""
 
 
 @dataclass(frozen=True)
 class RunStarted:
-    """PPO is about to sample its first rollout."""
+    """PPO is about to begin."""
 
     directory: Path
     """The run directory."""
-    updates: int
-    """The number of updates of the whole run."""
     resolved: Mapping[str, Any]
     """The recipe with every default."""
 
 
 @dataclass(frozen=True)
-class RolloutFinished:
-    """The responses of an update on one rank, before they are scored."""
-
-    rollout: Rollout
-    """The responses with their prompts."""
-
-
-@dataclass(frozen=True)
-class ExperienceReady:
-    """A rollout was scored and its advantages are known; the policy's update comes next.
-
-    With several processes these are not the responses of `RolloutFinished`: they were rebalanced, so
-    that each rank has as many tokens to learn from.
-    """
-
-    rollout: Rollout
-    """The responses with their prompts."""
-    raw_rewards: Mapping[str, Tensor]
-    """For each reward of the recipe, [B] scores before its weight; NaN where it returned None."""
-    mask: Tensor
-    """[B, T] bool, True on the tokens of valid responses, which are learned from."""
-    rewards: Tensor
-    """[B, T] reward of each token, KL penalty included, after any whitening; 0 without the mask."""
-    advantages: Tensor
-    """[B, T] advantage of each token, after any whitening; 0 without the mask."""
-    returns: Tensor | None
-    """[B, T] the critic's target at each token; None without a critic."""
-
-
-@dataclass(frozen=True)
-class UpdateFinished:
-    """The policy has learned from a rollout, and the KL controller has chosen its next coefficient."""
+class RolloutScored:
+    """The responses of an update on one rank, with their scores."""
 
     update: int
     """The number of the update, from 0."""
-    measured: KLMeasurement
-    """The KL of the rollout."""
-    kl: KLState
-    """The state whose coefficient this update used."""
-    next_kl: KLState
-    """The state whose coefficient the next update uses."""
+    responses: Sequence[ScoredResponse]
+    """This rank's responses. Their score is what PPO sees: transforms and gates are applied."""
+
+
+@dataclass(frozen=True)
+class HeldoutEvaluated:
+    """The held-out prompts were answered and scored."""
+
+    name: str
+    """That of the file in `samples/` with the responses: "before", "after" or "update_NUMBER"."""
+    updates: int
+    """How many updates the policy has made."""
+    responses: Sequence[ScoredResponse]
+    """The responses of all ranks, in the order of `sample`. Their score has no transforms, so that
+    evaluations can be compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,5 @@ class CheckpointSaved:
 class RunFinished:
     """PPO has ended, with or without an error."""
 
-    directory: Path
-    """The run directory."""
     error: BaseException | None
     """What ended the run early, or None."""

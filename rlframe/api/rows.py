@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlframe.api.answers import ContractError, awaited, shown
@@ -15,8 +15,12 @@ ROWS = ("rows", "heldout_rows")
 """The class methods of a data generator that return rows."""
 
 
-def rows_of(generator: type[DataGenerator[Any]], config: Any) -> dict[str, list[Row]]:
+def rows_of(generator: type[DataGenerator[Any]], ask: Callable[[str], Any]) -> dict[str, list[Row]]:
     """What both methods of a generator return.
+
+    Args:
+      generator: its class.
+      ask: calls the method of that name.
 
     Raises:
       ContractError: one is no class method, or did not return rows, or `rows` returned none.
@@ -27,7 +31,7 @@ def rows_of(generator: type[DataGenerator[Any]], config: Any) -> dict[str, list[
                 f"has `{method}` as a method of instances, and a generator has none: decorate it with "
                 "`@classmethod`"
             )
-    made = {method: generated_rows(getattr(generator, method)(config), method) for method in ROWS}
+    made = {method: generated_rows(ask(method), method) for method in ROWS}
     if not made["rows"]:
         raise ContractError("returned no row from `rows`: the data set would be empty")
     return made

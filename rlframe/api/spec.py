@@ -26,12 +26,11 @@ from rlframe.api.component import (
 )
 from rlframe.api.events import (
     CheckpointSaved,
-    ExperienceReady,
+    HeldoutEvaluated,
     Metrics,
-    RolloutFinished,
+    RolloutScored,
     RunFinished,
     RunStarted,
-    UpdateFinished,
 )
 from rlframe.batches import (
     Credit,
@@ -155,29 +154,36 @@ class Specification:
         """PPO begins. Called once on every rank, before held-out prompts are evaluated."""
 
     @hookspec
-    def rlframe_rollout_finished(self, event: RolloutFinished) -> None:
-        """Responses were sampled. Called once per update on every rank, with that rank's shard."""
+    def rlframe_rollout_scored(self, event: RolloutScored) -> None:
+        """Responses were sampled and scored. Called once per update on every rank, with its shard.
+
+        An observer that prints the best response of each update:
+
+            class Best(HookPlugin[PluginConfig]):
+                @hookimpl
+                def rlframe_rollout_scored(self, event):
+                    valid = [one for one in event.responses if one.score is not None]
+                    for one in sorted(valid, key=lambda one: one.score)[-1:]:
+                        print(event.update, one.score, one.rewards, one.prompt, one.response)
+        """
 
     @hookspec
-    def rlframe_experience_ready(self, event: ExperienceReady) -> None:
-        """Rewards and advantages are known. Called once per update on every rank, with its shard."""
-
-    @hookspec
-    def rlframe_update_finished(self, event: UpdateFinished) -> None:
-        """The policy and the KL coefficient were updated. Called once per update on every rank.
-
-        The last event of an update, before a checkpoint may be saved. An observer ends PPO here, or in
-        `rlframe_metrics`, with an exception, on one rank or on all:
-
-            raise StopTraining("the mean score is above 3")
-
-        The run is then evaluated, writes its result and ends with exit code 0 and the status
-        "stopped_early"; it can be resumed for the updates that are left.
+    def rlframe_heldout_evaluated(self, event: HeldoutEvaluated) -> None:
+        """The held-out prompts were answered and scored: before PPO, every `evaluation.every` updates,
+        and after it. Called on every rank, with the responses of all ranks.
         """
 
     @hookspec
     def rlframe_metrics(self, event: Metrics) -> None:
         """The metrics of an update. Called once per update on every rank, with the same values.
+
+        The last event of an update, before a checkpoint may be saved. An observer ends PPO here, or in
+        any event before it, with an exception, on one rank or on all:
+
+            raise StopTraining("the mean score is above 3")
+
+        The run is then evaluated, writes its result and ends with exit code 0 and the status
+        "stopped_early"; it can be resumed for the updates that are left.
 
         An observer that prints the scores:
 

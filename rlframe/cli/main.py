@@ -87,7 +87,7 @@ class _Commands(TyperGroup):
             try:
                 return super().invoke(ctx)
             except SystemExit as error:  # of a plugin: the command line's own comes later
-                from rlframe.registry.blame import exit_told
+                from rlframe.registry.owners import exit_told
 
                 raise RunError(exit_told(error)) from error
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import rlframe
 from rlframe.errors import keep_traceback
-from rlframe.registry.blame import component_in
 from rlframe.registry.discovery import KINDS, Registry
 from rlframe.registry.offers import CORE
+from rlframe.registry.owners import owner_of
 
 _OURS = Path(rlframe.__file__).parent
 _STANDARD = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
@@ -27,7 +27,7 @@ def described(error: BaseException) -> str:
     blamed = _blamed(error)
     if blamed is not None:
         place, owner = blamed
-        component = component_in(error)
+        component = owner_of(error)
         said += f"\nIt came from {place}, which is {owner}{f': {component}' if component else ''}."
     if not any("raceback" in note for note in _notes(error)):
         keep_traceback(error, Path(tempfile.mkdtemp(prefix="rlframe-")))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from rlframe.builtin.reward_model import RewardModelConfig
-from rlframe.compose.places import asking, at
+from rlframe.compose.places import at
 from rlframe.compose.preflight import columns_of
 from rlframe.compose.project import Project
 from rlframe.compose.remarks import remarks
 from rlframe.compose.reward_format import check_read_as_trained
 from rlframe.data.examples import Prepared
-from rlframe.errors import Problems, RecipeError
+from rlframe.errors import PluginError, Problems, RecipeError
 from rlframe.recipe import Chosen
+from rlframe.registry.owners import component_errors, offered
 
 
 def check(project: Project) -> None:
@@ -36,12 +37,17 @@ def check(project: Project) -> None:
     for path, chosen in project.loaded.chosen.items():
         with problems.collected(), at(".".join(map(str, path))):
             _check_columns(project, chosen)
-            with asking(chosen, "`check`"):
-                chosen.component.check(chosen.config, project.context)
+            _check_component(project, chosen)
             if isinstance(chosen.config, RewardModelConfig):
                 check_read_as_trained(project, chosen.config)
     problems.tell()
     project.notes += [*_truncation(project), *remarks(project)]
+
+
+def _check_component(project: Project, chosen: Chosen) -> None:
+    who = offered(chosen.offer)
+    with component_errors(who, chosen.component, "check", raises=PluginError):
+        chosen.component.check(chosen.config, project.context)
 
 
 def _truncation(project: Project) -> list[str]:

@@ -21,7 +21,8 @@ from rlframe.data.fitting import Fitter
 from rlframe.engine.kl_control import KLControl
 from rlframe.engine.streams import Shuffled
 from rlframe.engine.updater import AuxiliaryData
-from rlframe.errors import PluginError, RecipeError, RlframeError, RunError, place_of
+from rlframe.errors import PluginError, RecipeError, RlframeError, RunError
+from rlframe.registry.owners import component_errors, in_words
 from rlframe.registry.relay import Relay
 
 Loss = Instance[AuxiliaryLoss[Any]]
@@ -55,7 +56,7 @@ def coefficient_of(loss: Loss) -> float:
     Raises:
       PluginError: it is not a finite number.
     """
-    with _named(loss):
+    with _named(loss, "coefficient"):
         coefficient: Any = loss.component.coefficient
         refuse_bad_coefficient(coefficient)
         return float(coefficient)
@@ -71,7 +72,7 @@ def auxiliary_data(loss: Loss, project: Project) -> AuxiliaryData:
       RecipeError: there are none.
       SetupError: ranks have others.
     """
-    with _named(loss):
+    with _named(loss, "examples"):
         examples: Any = loss.component.examples()
         if examples is None:
             return AuxiliaryData(loss, None)
@@ -94,39 +95,33 @@ def auxiliary_data(loss: Loss, project: Project) -> AuxiliaryData:
 
 
 def notes_of(path: str, component: Component[Any]) -> list[str]:
-    """What a component wants to have said.
+    """What a component that has just been built has to say.
 
     Args:
-      path: where it stands in the recipe.
-      component: is asked.
+      path: of the component in the recipe.
+      component: it.
 
     Raises:
       PluginError: it raised, or returned something else than sentences.
     """
-    kind = type(component)
+    who = f"{path}: {in_words(component)}"
+    with component_errors(who, component, "notes", raises=PluginError):
+        found = component.notes()
     try:
-        return sentences(component.notes())
+        return sentences(found)
     except ContractError as error:
-        raise PluginError(f"{path}: {kind.__qualname__} {error}") from error
-    except Exception as error:
-        place = place_of(error, kind.__module__)
-        raise PluginError(
-            f"{path}: {kind.__qualname__} raised {type(error).__name__} in `notes`: {error} [{place}]"
-        ) from error
+        raise PluginError(f"{who} {error}") from error
 
 
 @contextmanager
-def _named(loss: Loss) -> Iterator[None]:
+def _named(loss: Loss, method: str) -> Iterator[None]:
     """Say whose mistake it is, and where the loss stands in the recipe."""
+    who = f"auxiliary loss {loss}"
     try:
-        yield
+        with component_errors(who, loss.component, method, raises=PluginError):
+            try:
+                yield
+            except ContractError as error:
+                raise PluginError(f"{who} {error}") from error
     except RlframeError as error:
         raise type(error)(f"losses.{loss.name}: {error}") from error
-    except ContractError as error:
-        raise PluginError(f"losses.{loss.name}: auxiliary loss {loss}: {error}") from error
-    except Exception as error:
-        place = place_of(error, type(loss.component).__module__)
-        raise PluginError(
-            f"losses.{loss.name}: auxiliary loss {loss} raised {type(error).__name__}: {error} "
-            f"[{place}]"
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rlframe.api.answers import ContractError
 from rlframe.api.component import DataGenerator
@@ -17,10 +18,11 @@ from rlframe.data import sources
 from rlframe.data.roles import understand
 from rlframe.data.rows import Held, Lazy, names_of
 from rlframe.data.split import Split, split_apart, split_rows
-from rlframe.errors import RecipeError, RlframeError, did_you_mean, listed
+from rlframe.errors import RecipeError, did_you_mean, listed
 from rlframe.recipe import Chosen
 from rlframe.recipe.data import DataNames, Dataset
 from rlframe.recipe.document import Path_
+from rlframe.registry.owners import component_errors, offered
 from rlframe.types import Row
 
 
@@ -149,20 +151,20 @@ def _generated(chosen: Chosen) -> tuple[Lazy[Row], Lazy[Row]]:
     """
     generator, config = chosen.component, chosen.config
     assert issubclass(generator, DataGenerator)
+    who = offered(chosen.offer)
+
+    def ask(method: str) -> Any:
+        with component_errors(who, generator, method, raises=RecipeError):
+            return getattr(generator, method)(config)
+
     try:
-        made = rows_of(generator, config)
+        made = rows_of(generator, ask)
         for refuse in (refuse_other_columns, refuse_other_heldout, refuse_odd_values):
             refuse(made)
-        rows, heldout = made.values()
-        return _held(rows), _held(heldout)
-    except RlframeError:
-        raise
     except ContractError as error:
-        raise RecipeError(f"data generator {chosen.offer} {error}") from error
-    except Exception as error:
-        raise RecipeError(
-            f"data generator {chosen.offer} raised {type(error).__name__}: {error}"
-        ) from error
+        raise RecipeError(f"{who} {error}") from error
+    rows, heldout = made.values()
+    return _held(rows), _held(heldout)
 
 
 def _held(rows: Sequence[Row]) -> Lazy[Row]:

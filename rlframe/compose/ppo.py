@@ -241,6 +241,7 @@ class PPOParts:
                 self.scorer,
                 runtime.gather,
                 files,
+                self.relay,
                 every=recipe.evaluation.every,
                 updates=ppo.updates,
             ),

@@ -181,7 +181,7 @@ class _Data:
         try:
             needs = chosen.component.needs(chosen.config)
             columns = columns_of(chosen)
-        except Exception:
+        except (Exception, SystemExit):
             return  # reported with the recipe
         section = self._recipe.prompts
         if columns and section is not None and self._readers(section.data) is not None:

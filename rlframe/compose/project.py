@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from rlframe.api.answers import ContractError
 from rlframe.api.component import Context, Instance, RewardSpec
 from rlframe.api.unchanged import Surroundings
 from rlframe.compose.datasets import DataSets
@@ -21,7 +22,7 @@ from rlframe.compose.encoded import EncodedData
 from rlframe.compose.lengths import Lengths
 from rlframe.compose.machine import runtime_of
 from rlframe.compose.models import Models
-from rlframe.compose.places import asking, at
+from rlframe.compose.places import at
 from rlframe.compose.profiles import Profiles
 from rlframe.compose.prompts import Parts, PromptSource
 from rlframe.data.encode import RowEncoder
@@ -30,12 +31,13 @@ from rlframe.data.fitting import Pair
 from rlframe.data.split import Split, texts_of
 from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
 from rlframe.distributed.runtime import DTYPES
-from rlframe.errors import RecipeError
+from rlframe.errors import PluginError, RecipeError
 from rlframe.models.pretrained import Pretrained
 from rlframe.recipe import Chosen, LoadedRecipe
 from rlframe.recipe.schema import NewModel, NewTokenizer
 from rlframe.registry.discovery import Registry
 from rlframe.registry.nested import NestedReward
+from rlframe.registry.owners import component_errors, offered
 from rlframe.registry.relay import Relay
 from rlframe.types import TokenExample
 
@@ -235,8 +237,11 @@ class Project:
 
 def _built(chosen: Chosen, context: Context) -> Any:
     """A component, which must not have changed what it shares with the policy."""
-    surroundings = Surroundings(context.tokenizer)
-    with asking(chosen, "`__init__`"):
+    who, surroundings = offered(chosen.offer), Surroundings(context.tokenizer)
+    with component_errors(who, chosen.component, "__init__", raises=PluginError):
         component = chosen.component(chosen.config, context)
+    try:
         surroundings.refuse_change()
+    except ContractError as error:
+        raise PluginError(f"{who} {error}") from error
     return component

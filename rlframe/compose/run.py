@@ -22,8 +22,8 @@ from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe
 from rlframe.recipe.document import dotted
 from rlframe.recipe.schema import FineTuning
-from rlframe.registry.blame import no_exit
 from rlframe.registry.discovery import Registry, fingerprint
+from rlframe.registry.owners import no_exit
 from rlframe.runs.directory import RunDirectory, refuse_used
 from rlframe.runs.display import Display, SilentDisplay
 from rlframe.runs.lock import RunLock

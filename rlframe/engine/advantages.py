@@ -12,6 +12,7 @@ from rlframe.api.contract import credited
 from rlframe.api.unchanged import Given
 from rlframe.batches import Credit, CreditBatch
 from rlframe.errors import RunError
+from rlframe.registry.owners import component_errors
 from rlframe.registry.relay import Relay
 
 
@@ -31,7 +32,8 @@ class CreditAssignment:
     def needs(self) -> EstimatorNeeds:
         """What the estimator declares for its config."""
         component = self.estimator.component
-        return type(component).needs(component.config)
+        with component_errors(f"advantage estimator {self.estimator}", component, "needs"):
+            return type(component).needs(component.config)
 
     def assign(self, batch: CreditBatch) -> Credit:
         """Advantages and returns, as the contract wants them.
@@ -40,7 +42,7 @@ class CreditAssignment:
           RunError: the estimator raised, returned something else, or changed what it was given.
         """
         given = Given(batch=batch)
-        with self.relay.named("advantage estimator", self.estimator):
+        with self.relay.named("advantage estimator", self.estimator, "estimate"):
             answer = self.relay.hook.rlframe_compute_advantages(
                 estimator=self.estimator.component, batch=batch
             )

@@ -10,28 +10,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlframe.api.events import HeldoutEvaluated, ScoredResponse
 from rlframe.engine.evaluation import Models
 from rlframe.engine.generation import RolloutGenerator
 from rlframe.engine.scoring import RewardScorer, Scores
+from rlframe.registry.relay import Relay
 from rlframe.runs.directory import RunDirectory
 from rlframe.types import Prompt, Rollout, StopReason
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(ScoredResponse):
     """One response to a held-out prompt, and what the rewards say about it."""
 
-    sample: int
-    """Number of the response among all; its order."""
-    group: int
-    """Number of the prompt."""
-    prompt: str
-    response: str
-    stop_reason: StopReason
-    score: float | None
-    """The mix; None for an invalid response."""
-    rewards: dict[str, float | None]
-    """Name -> score before its weight; None where the reward returned None."""
     question: str | None = None
     """The last turn of the chat that the prompt was rendered from; None where there was no chat."""
     logged: Mapping[str, float | str] = field(default_factory=dict)
@@ -90,6 +81,7 @@ class HeldoutEvaluator:
       scorer: of training, whose statistics stay unchanged here.
       gather: every rank's value, on every rank.
       directory: keeps the answers.
+      observers: are notified of every evaluation.
       every: updates between two evaluations; None for none between the first and the last.
       updates: in the whole run.
     """
@@ -101,6 +93,7 @@ class HeldoutEvaluator:
         scorer: RewardScorer,
         gather: Callable[[list[Answer]], list[list[Answer]]],
         directory: RunDirectory,
+        observers: Relay,
         *,
         every: int | None,
         updates: int,
@@ -110,6 +103,7 @@ class HeldoutEvaluator:
         self._scorer = scorer
         self._gather = gather
         self._directory = directory
+        self._observers = observers
         self._every = every
         self._updates = updates
 
@@ -123,13 +117,14 @@ class HeldoutEvaluator:
         """
         if not self._every or updates % self._every or updates == self._updates:
             return None
-        return self.evaluate(f"update_{updates:06d}")
+        return self.evaluate(f"update_{updates:06d}", updates)
 
-    def evaluate(self, name: str) -> HeldOut:
+    def evaluate(self, name: str, updates: int) -> HeldOut:
         """Sample and score the held-out responses, and keep them. Collective: call on all ranks.
 
         Args:
           name: of the samples file.
+          updates: done so far.
         """
         with self._models.gathered():
             rollout = self._generator.heldout()
@@ -137,34 +132,20 @@ class HeldoutEvaluator:
             found = [answer for shard in self._gather(mine) for answer in shard]
         seen = HeldOut(tuple(sorted(found, key=lambda answer: answer.sample)))
         self._directory.samples(name, (answer.row() for answer in seen.answers))
+        self._observers.tell("heldout_evaluated", HeldoutEvaluated(name, updates, seen.answers))
         return seen
 
 
 def _answers(rollout: Rollout, scores: Scores) -> list[Answer]:
-    mix = scores.mix.masked_fill(~scores.valid, math.nan).tolist()
-    rewards = {name: values.tolist() for name, values in scores.raw.items()}
+    responses = scores.responses(rollout)
     return [
-        Answer(
-            sample=rollout.samples[i],
-            group=rollout.group_ids[i],
-            prompt=rollout.prompts[i].text,
-            response=rollout.texts[i],
-            stop_reason=rollout.stop_reasons[i],
-            score=_judged(mix[i]),
-            rewards={name: _judged(values[i]) for name, values in rewards.items()},
-            question=_question(rollout.prompts[i]),
-            logged=scores.entries[i],
-        )
-        for i in range(len(rollout))
+        Answer(**vars(response), question=_question(prompt), logged=logged)
+        for response, prompt, logged in zip(responses, rollout.prompts, scores.entries, strict=True)
     ]
 
 
 def _question(prompt: Prompt) -> str | None:
     return prompt.messages[-1]["content"] if prompt.messages else None
-
-
-def _judged(score: float) -> float | None:
-    return None if math.isnan(score) else score
 
 
 def _mean(values: Iterable[float | None]) -> float:

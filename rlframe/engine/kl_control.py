@@ -21,6 +21,7 @@ from rlframe.api.contract import (
 from rlframe.api.unchanged import Given
 from rlframe.engine.experience import Experience
 from rlframe.errors import RecipeError, RunError
+from rlframe.registry.owners import component_errors
 from rlframe.registry.relay import Relay
 from rlframe.types import KLMeasurement, KLState
 
@@ -71,8 +72,9 @@ class KLControl:
           RecipeError: its coefficient is not within the bounds.
           RunError: the controller raised, or broke its contract.
         """
-        with self._named():
-            unit, state = self.unit, self.controller.component.initial()
+        controller = self.controller.component
+        with component_errors(f"KL controller {self.controller}", controller, "initial"):
+            unit, state = self.unit, controller.initial()
         try:
             refuse_bad_start(unit, state)
         except ContractError as error:
@@ -96,7 +98,7 @@ class KLControl:
         if not math.isfinite(measured.kl):
             return state
         given = Given(state=state)
-        with self._named():
+        with self.relay.named("KL controller", self.controller, "update"):
             new: KLState = self.relay.hook.rlframe_update_kl(
                 controller=self.controller.component, state=state, measured=measured
             )
@@ -114,9 +116,6 @@ class KLControl:
                 "it, as KL may be 0 and below"
             )
         return self._agreed(state)
-
-    def _named(self) -> Any:
-        return self.relay.named("KL controller", self.controller)
 
     def _refuse(self, state: object, method: str, given: Given | None = None) -> None:
         try:

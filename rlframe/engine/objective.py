@@ -23,11 +23,12 @@ from rlframe.api.unchanged import Given
 from rlframe.batches import PolicyLossBatch, TokenLoss, ValueLossBatch
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
-from rlframe.errors import RunError, place_of
+from rlframe.errors import RunError
 from rlframe.functional import kl as kl_estimators
 from rlframe.functional.losses import Reduction, policy_ratio, token_weights
 from rlframe.functional.masked import masked_sum
 from rlframe.models.actor_critic import ActorCritic, TokenOutputs
+from rlframe.registry.owners import component_errors
 from rlframe.registry.relay import Relay
 from rlframe.types import TokenBatch
 
@@ -117,7 +118,7 @@ class Objective:
                     )
                     loss = loss + 0 * total  # what autograd goes through, and engines wait for
                 else:
-                    loss = loss + instance.component.coefficient * total / count
+                    loss = loss + _coefficient(instance) * total / count
         return loss, meter
 
     def count(self, mask: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ class Objective:
     def _policy_loss(self, now: TokenOutputs, exp: Experience, meter: Meter) -> Tensor:
         batch = PolicyLossBatch(now.logprobs, exp.logprobs, exp.advantages, now.entropy, exp.mask)
         given = Given(batch=batch)
-        with self.relay.named("policy loss", self.policy):
+        with self.relay.named("policy loss", self.policy, "loss"):
             answer = self.relay.hook.rlframe_policy_loss(loss=self.policy.component, batch=batch)
         term = self._checked("policy loss", self.policy, answer, now.logprobs, given)
         meter.tokens("loss/policy_avg", term.loss, exp.mask)
@@ -182,7 +183,7 @@ class Objective:
         assert exp.returns is not None
         batch = ValueLossBatch(values, exp.values, exp.returns, exp.mask)
         given = Given(batch=batch)
-        with self.relay.named("value loss", self.value):
+        with self.relay.named("value loss", self.value, "loss"):
             answer = self.relay.hook.rlframe_value_loss(loss=self.value.component, batch=batch)
         term = self._checked("value loss", self.value, answer, values, given)
         meter.tokens("loss/value_avg", term.loss, exp.mask)
@@ -216,7 +217,7 @@ class Objective:
         meter: Meter,
     ) -> Tensor:
         given = Given(batch=tokens)
-        with self.relay.named("auxiliary loss", instance):
+        with self.relay.named("auxiliary loss", instance, "loss"):
             term = self.relay.hook.rlframe_auxiliary_loss(
                 loss=instance.component, policy=models.policy, batch=tokens
             )
@@ -231,19 +232,20 @@ class Objective:
         return total
 
 
+def _coefficient(instance: Instance[AuxiliaryLoss[Any]]) -> float:
+    with component_errors(f"auxiliary loss {instance}", instance.component, "coefficient"):
+        return instance.component.coefficient
+
+
 def count_of(instance: Instance[AuxiliaryLoss[Any]], tokens: TokenBatch) -> float:
     """What an auxiliary loss counts in a part of its data.
 
     Raises:
       RunError: it raised, or said something else than a number.
     """
-    component = instance.component
+    with component_errors(f"auxiliary loss {instance}", instance.component, "count"):
+        count = instance.component.count(tokens)
     try:
-        return counted(component.count(tokens), "`count()`")
+        return counted(count, "`count()`")
     except ContractError as error:
         raise RunError(f"auxiliary loss {instance} {error}") from error
-    except Exception as error:
-        raise RunError(
-            f"auxiliary loss {instance} raised {type(error).__name__} in `count`: {error} "
-            f"[{place_of(error, type(component).__module__)}]"
-        ) from error

@@ -18,22 +18,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from rlframe.api.events import ExperienceReady, RolloutFinished, UpdateFinished
+from rlframe.api.events import RolloutScored
 from rlframe.engine.batching import Scheduler
 from rlframe.engine.evaluation import Models
-from rlframe.engine.experience import Experience, ExperienceBuilder
+from rlframe.engine.experience import ExperienceBuilder
 from rlframe.engine.generation import RolloutGenerator
 from rlframe.engine.heldout import HeldoutEvaluator
 from rlframe.engine.kl_control import KLControl
 from rlframe.engine.metrics import Clock
 from rlframe.engine.metrics_logger import MetricsLogger
 from rlframe.engine.rebalancing import Rebalancer
-from rlframe.engine.scoring import RewardScorer, Scores
+from rlframe.engine.scoring import RewardScorer
 from rlframe.engine.update_metrics import Update
 from rlframe.engine.updater import PolicyUpdater
 from rlframe.registry.relay import Relay
 from rlframe.runs.checkpointer import Checkpointer
-from rlframe.types import KLState, Rollout
+from rlframe.types import KLState
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def train(run: Run, state: RunState) -> RunState:
         with run.models.gathered():
             with run.clock.phase("rollout"):
                 rollout = run.generator.generate(number)
-            run.observers.tell("rollout_finished", RolloutFinished(rollout))
             with run.clock.phase("reward"):
                 scores = run.scorer.score(rollout)
+            run.observers.tell("rollout_scored", RolloutScored(number, scores.responses(rollout)))
             with run.clock.phase("experience"):
                 rollout, scores = run.rebalancer.rebalance(rollout, scores)
                 schedule = run.scheduler.schedule(rollout, budget=run.updater.budget)
@@ -90,7 +90,6 @@ def train(run: Run, state: RunState) -> RunState:
                 experience = run.experience.build(
                     rollout, scores, evaluation, schedule, kl_coefficient=kl.coefficient
                 )
-        run.observers.tell("experience_ready", _ready(rollout, scores, experience))
         with run.clock.phase("learn"):
             meter, metrics = run.updater.update_policy(experience, kl_coefficient=kl.coefficient)
 
@@ -99,7 +98,6 @@ def train(run: Run, state: RunState) -> RunState:
         update = Update(number, rollout, scores, experience, meter, metrics, measured, kl, state.kl)
         heldout = run.heldout.after(state.updates)
         run.metrics.log(update, heldout)
-        run.observers.tell("update_finished", UpdateFinished(number, measured, kl, state.kl))
         stopped = run.stop_reason() is not None
         with run.clock.phase("checkpoint"):
             score = None if heldout is None else heldout.mean
@@ -107,9 +105,3 @@ def train(run: Run, state: RunState) -> RunState:
         if stopped:
             break
     return state
-
-
-def _ready(rollout: Rollout, scores: Scores, seen: Experience) -> ExperienceReady:
-    return ExperienceReady(
-        rollout, scores.raw, seen.mask, seen.rewards, seen.advantages, seen.returns
-    )

@@ -15,6 +15,7 @@ ranks and sampled numbers would fall out of step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -26,6 +27,7 @@ from torch import Tensor
 from rlframe.api.algorithm import RewardTransform
 from rlframe.api.answers import LARGEST, ContractError, gate_factors, token_scores
 from rlframe.api.component import Instance, RewardProvider
+from rlframe.api.events import ScoredResponse
 from rlframe.api.unchanged import Given, Surroundings
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.asking import TimeLimit, culprit, described
@@ -33,6 +35,7 @@ from rlframe.engine.reward_log import RewardFigures
 from rlframe.engine.transforming import TransformChain
 from rlframe.errors import RunError
 from rlframe.functional.rewards import response_mask
+from rlframe.registry.owners import component_errors
 from rlframe.registry.relay import Relay
 from rlframe.rollout.seeds import stream
 from rlframe.types import OnNone, RewardBatch, Rollout
@@ -82,6 +85,23 @@ class Scores:
     def mix(self) -> Tensor:
         """[B] the mix, one number per response."""
         return self.rewards.sum(-1)
+
+    def responses(self, rollout: Rollout) -> tuple[ScoredResponse, ...]:
+        """The responses of the rollout that was scored, each with what the rewards made of it."""
+        mix = _judged(self.mix.masked_fill(~self.valid, torch.nan))
+        raw = {name: _judged(scores) for name, scores in self.raw.items()}
+        return tuple(
+            ScoredResponse(
+                sample=rollout.samples[row],
+                group=rollout.group_ids[row],
+                prompt=rollout.prompts[row].text,
+                response=rollout.texts[row],
+                stop_reason=rollout.stop_reasons[row],
+                score=mix[row],
+                rewards={name: scores[row] for name, scores in raw.items()},
+            )
+            for row in range(len(rollout))
+        )
 
 
 class RewardScorer:
@@ -211,18 +231,18 @@ class RewardScorer:
     def _has_gate(self, reward: WeightedReward) -> bool:
         """Whether it multiplies other rewards."""
         component = reward.instance.component
-        with self._relay.named("reward", reward.instance):
+        with component_errors(f"reward {reward.instance}", component, "has_gate"):
             return reward.weight != 0 and bool(type(component).has_gate(component.config))
 
     def _invalidates(self, reward: WeightedReward) -> bool:
         """Whether its None leaves the response out by itself."""
         component = reward.instance.component
-        with self._relay.named("reward", reward.instance):
+        with component_errors(f"reward {reward.instance}", component, "invalidates"):
             return bool(type(component).invalidates(component.config))
 
     def _gate(self, reward: WeightedReward, batch: RewardBatch) -> list[float] | None:
         given = Given(batch=batch)
-        with self._relay.named("reward", reward.instance):
+        with self._relay.named("reward", reward.instance, "gate"):
             answer = self._relay.hook.rlframe_gate(provider=reward.instance.component, batch=batch)
         try:
             given.refuse_change()
@@ -323,8 +343,13 @@ class RewardScorer:
                 f"is cheap to repeat. The first:\n{described(batch, 0)}"
             )
 
-        with self._relay.named("reward", instance, detail=detail):
+        with self._relay.named("reward", instance, "score", detail=detail):
             return answer.result()
+
+
+def _judged(scores: Tensor) -> list[float | None]:
+    """Plain numbers, and None in place of NaN."""
+    return [None if math.isnan(score) else score for score in scores.tolist()]
 
 
 def _entries(figures: Mapping[str, RewardFigures], responses: int) -> list[dict[str, float | str]]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlframe.api.component import Component
-from rlframe.errors import RlframeError, RunError, place_of
-from rlframe.registry.blame import exit_told
+from rlframe.errors import RunError
+from rlframe.registry.owners import component_errors, in_words
 from rlframe.runs.trees import check_tree
 
 
@@ -55,12 +55,8 @@ def component_states(components: Mapping[str, Component[Any]]) -> dict[str, dict
 
 
 def _state(path: str, component: Component[Any]) -> dict[str, Any]:
-    try:
-        state = component.state_dict()
-    except RlframeError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise RunError(_raised(path, "state_dict", component, error)) from error
+    with component_errors(f"{path}: {in_words(component)}", component, "state_dict"):
+        state: Any = component.state_dict()
     if not isinstance(state, Mapping):
         raise RunError(
             f"{path}: state_dict returned {state!r}, and not a mapping of names to values"
@@ -85,18 +81,11 @@ def restore_states(
       RunError: a component does not take its state back.
     """
     for path in components.keys() & states.keys():
-        try:
-            components[path].load_state_dict(states[path])
-        except RlframeError:
-            raise
-        except (Exception, SystemExit) as error:
-            told = _raised(path, "load_state_dict", components[path], error)
-            raise RunError(f"{told}. Has its code changed since the checkpoint?") from error
-
-
-def _raised(path: str, method: str, component: Component[Any], error: BaseException) -> str:
-    kind = type(component)
-    who, place = f"{path}: {method} of {kind.__qualname__}", place_of(error, kind.__module__)
-    if isinstance(error, SystemExit):
-        return exit_told(error, who)
-    return f"{who} raised {type(error).__name__}: {error} [{place}]"
+        component = components[path]
+        with component_errors(
+            f"{path}: {in_words(component)}",
+            component,
+            "load_state_dict",
+            hint=". Has its code changed since the checkpoint?",
+        ):
+            component.load_state_dict(states[path])

@@ -20,6 +20,7 @@ from rlframe.engine.asking import described
 from rlframe.errors import RunError
 from rlframe.functional.rewards import at_last_token
 from rlframe.functional.running import statistics
+from rlframe.registry.owners import component_errors
 from rlframe.registry.relay import Relay
 from rlframe.types import RewardBatch
 
@@ -81,7 +82,7 @@ class TransformChain:
         """What the transforms tell of their states; of two that say the same, the later one."""
         found: dict[str, float] = {}
         for instance, state in zip(self._transforms, self.states, strict=True):
-            with self._relay.named("reward transform", instance):
+            with component_errors(f"reward transform {instance}", instance.component, "metrics"):
                 answer = instance.component.metrics(state)
             try:
                 found |= plain_metrics(answer)
@@ -90,7 +91,7 @@ class TransformChain:
         return found
 
     def _initial(self, instance: Instance[RewardTransform[Any]]) -> dict[str, Any]:
-        with self._relay.named("reward transform", instance):
+        with component_errors(f"reward transform {instance}", instance.component, "initial"):
             state = instance.component.initial()
         try:
             return plain_state(state)
@@ -105,7 +106,7 @@ class TransformChain:
         batch: RewardBatch,
     ) -> tuple[dict[str, Any], Tensor, Tensor]:
         given = Given(state=state, scores=scores)
-        with self._relay.named("reward transform", instance):
+        with self._relay.named("reward transform", instance, "apply"):
             answer = self._relay.hook.rlframe_transform_reward(
                 transform=instance.component, state=state, scores=scores
             )

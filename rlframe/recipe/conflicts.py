@@ -9,9 +9,10 @@ from typing import Any, Literal, Protocol
 from rlframe.api.algorithm import AdvantageEstimator
 from rlframe.api.component import Component, KLController, PluginConfig, RewardProvider
 from rlframe.api.contract import out_of_bounds
-from rlframe.errors import did_you_mean, listed
+from rlframe.errors import PluginError, did_you_mean, listed
 from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import NewModel, Recipe
+from rlframe.registry.owners import component_errors, in_words
 
 ROUTER = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef")
 """Keys of transformers configs for a loss that only its own models add."""
@@ -55,7 +56,10 @@ def has_critic(chosen: Mapping[Path_, Named]) -> bool | None:
         return None
     try:
         return bool(found.component.needs(found.config).critic)
-    except Exception:  # reported as a mistake of the plugin, where all needs are asked
+    except (
+        Exception,
+        SystemExit,
+    ):  # reported as a mistake of the plugin, where all needs are asked
         return None
 
 
@@ -185,7 +189,9 @@ def _kl(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, 
     found = chosen.get(("kl", "controller"))
     if recipe.kl is None or found is None or not issubclass(found.component, KLController):
         return
-    start = found.component.initial_coefficient(found.config)
+    who = f"kl.controller: {in_words(found.component)}"
+    with component_errors(who, found.component, "initial_coefficient", raises=PluginError):
+        start = found.component.initial_coefficient(found.config)
     beyond = None if start is None else out_of_bounds(start, recipe.kl.minimum, recipe.kl.maximum)
     if beyond is not None:
         yield ("kl", "controller"), f"the KL controller {beyond}"

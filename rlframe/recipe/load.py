@@ -20,7 +20,7 @@ from rlframe.api.algorithm import AdvantageEstimator, EstimatorNeeds
 from rlframe.api.answers import ContractError
 from rlframe.api.component import Component, ComponentSpec, Needs, PluginConfig
 from rlframe.api.description import refuse_bad_needs
-from rlframe.errors import PluginError, RecipeError, RlframeError, listed, place_of
+from rlframe.errors import PluginError, RecipeError, RlframeError, listed
 from rlframe.recipe import wording
 from rlframe.recipe.compose import compose
 from rlframe.recipe.conflicts import conflicts, has_critic
@@ -36,6 +36,7 @@ from rlframe.recipe.yaml12 import read_text
 from rlframe.redaction import digest_of_secret, lacks_credentials, without_credentials
 from rlframe.registry.discovery import KINDS, Registry, unmet
 from rlframe.registry.offers import Offer
+from rlframe.registry.owners import offered, raised
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,8 @@ def _broken_names(
     for where, choice in chosen.items():
         try:
             needs = choice.component.needs(choice.config)
-        except Exception as error:
-            place = place_of(error, choice.component.__module__)
-            problem = f"`needs` of {choice.offer} raised {type(error).__name__}: {error} [{place}]"
+        except (Exception, SystemExit) as error:
+            problem = raised(error, offered(choice.offer), choice.component, "needs")
             found.append((where, problem, PluginError))
             continue
         wanted = EstimatorNeeds if issubclass(choice.component, AdvantageEstimator) else Needs
@@ -337,6 +337,10 @@ def _choose(
                 beside=frozenset(type(spec).model_fields),
             )
         ]
+    except (Exception, SystemExit) as error:  # of a validator, which pydantic lets through
+        who = offered(registry.find(spec.kind, spec.type))
+        told = raised(error, who, component.Config, component.Config.__name__)
+        return [(path, told, PluginError)]
     chosen[path] = Chosen(registry.find(spec.kind, spec.type), component, config)
     return [
         problem

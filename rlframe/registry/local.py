@@ -78,7 +78,7 @@ def _imported(file: Path, digest: str, name: str) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[known]
-        raise PluginError(f"{name!r} could not be imported: {why(error, file.stem)}") from error
+        raise PluginError(f"{name!r} could not be imported: {why(error, known)}") from error
     return module
 
 
@@ -87,7 +87,7 @@ def why(error: BaseException, module: str) -> str:
 
     Args:
       error: what its import raised.
-      module: the module that was imported, or the stem of its file.
+      module: the module that was imported.
     """
     found = f"{type(error).__name__}: {error} [{place_of(error, module)}]"
     if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("rlframe.hooks"):

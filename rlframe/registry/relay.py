@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -18,9 +17,11 @@ from typing import Any
 import pluggy
 
 from rlframe.api.component import HookPlugin, Instance
+from rlframe.api.owners import Stamp, take_stamp
 from rlframe.api.spec import plugin_manager
 from rlframe.errors import PluginError, RunError, StopTraining
-from rlframe.registry.blame import exit_told
+from rlframe.registry.owners import in_words, raised
+from rlframe.registry.stamping import StampingPlugin
 from rlframe.text import say
 from rlframe.types import KLMeasurement, KLState
 
@@ -47,7 +48,8 @@ class Relay:
         self._manager = plugin_manager()
         for instance in reversed(self._plugins):  # pluggy calls the one registered last first
             try:
-                self._manager.register(instance.component, name=f"hooks.{instance.name}")
+                plugin = StampingPlugin(instance.component)
+                self._manager.register(plugin, name=f"hooks.{instance.name}")
                 self._manager.check_pending()
             except pluggy.PluginValidationError as error:
                 raise PluginError(f"hooks.{instance.name}: {instance}: {error}") from error
@@ -77,9 +79,10 @@ class Relay:
 
         What comes out of the hook may be theirs, and not the component's.
         """
-        callers = getattr(self._manager.hook, name).get_hookimpls()
-        theirs = {id(one.plugin) for one in callers}
-        found = [repr(plugin.name) for plugin in self._plugins if id(plugin.component) in theirs]
+        taking_part = {one.plugin_name for one in getattr(self._manager.hook, name).get_hookimpls()}
+        found = [
+            repr(plugin.name) for plugin in self._plugins if f"hooks.{plugin.name}" in taking_part
+        ]
         return f" (with the hook plugin {' and '.join(found)} around it)" if found else ""
 
     def tell(self, name: str, event: object) -> None:
@@ -103,19 +106,18 @@ class Relay:
 
     def _raised(self, error: BaseException, by: pluggy.HookImpl, hook: str) -> None:
         """What becomes of an observer's exception: a stop, a warning, or the end of the run."""
-        who = f"{by.plugin_name}: {self._named(by.plugin)}"
+        take_stamp(error)  # the observer is told of, whatever it has called
+        assert isinstance(by.plugin, StampingPlugin)
+        plugin = by.plugin.plugin
+        who = f"{by.plugin_name}: {self._plugin(plugin)}"
         if isinstance(error, StopTraining):
             self.stop = self.stop or f"{by.plugin_name}: {error}"
         elif isinstance(error, Exception):
             self.errors += 1
-            warnings.warn(
-                f"{who} raised in {hook} and is ignored: {type(error).__name__}: {error} "
-                f"[{_place(error, by.plugin)}]",
-                ObserverWarning,
-                stacklevel=3,
-            )
+            told = raised(error, who, plugin, hook)
+            warnings.warn(f"{told}. This is ignored", ObserverWarning, stacklevel=3)
         elif isinstance(error, SystemExit):
-            raise RunError(exit_told(error, f"{who} in {hook}")) from error
+            raise RunError(raised(error, who, plugin, hook)) from error
         else:  # Ctrl-C is nobody's mistake
             raise error
 
@@ -138,13 +140,15 @@ class Relay:
 
     @contextmanager
     def named(
-        self, noun: str, instance: Instance[Any], *, detail: Callable[[], str] = str
+        self, noun: str, instance: Instance[Any], method: str, *, detail: Callable[[], str] = str
     ) -> Iterator[None]:
-        """Turn what a component or a wrapper around it raises into an error that names it.
+        """Turn what is raised in a call of a component through its hook into an error that names whose
+        mistake it is: the component's, a hook plugin's, or that of another component inside of it.
 
         Args:
           noun: of the component, as people call it.
           instance: the component.
+          method: of the component, which is called inside.
           detail: makes the lines after the first, on what it was working on.
 
         Raises:
@@ -153,40 +157,23 @@ class Relay:
         try:
             yield
         except (Exception, SystemExit) as error:
-            culprit = self._blame(error)
-            whose = f"hook plugin {culprit}, around {noun}" if culprit else noun
-            if isinstance(error, SystemExit):
-                raise RunError(exit_told(error, f"{whose} {instance}")) from error
-            place = _place(error, (culprit or instance).component)
-            told = (
-                f"{whose} {instance} raised {type(error).__name__}: {error} [{place}]\n{detail()}"
-            )
-            raise RunError(told.rstrip()) from error
+            more = "" if isinstance(error, SystemExit) else detail()
+            found = take_stamp(error) or Stamp(instance.component, method)
+            who = self._owner(found.owner, f"{noun} {instance}", instance)
+            told = raised(error, who, found.owner, found.method, place=found.place)
+            raise RunError(f"{told}\n{more}".rstrip()) from error
 
-    def _blame(self, error: BaseException) -> Instance[HookPlugin[Any]] | None:
-        """The hook plugin in whose code an error arose, or None: then it was the component's own."""
-        trace, culprit = error.__traceback__, None
-        while trace is not None:
-            owner = trace.tb_frame.f_locals.get("self")
-            found = next((p for p in self._plugins if p.component is owner), None)
-            if found is not None:
-                culprit = found
-            elif owner is not None and hasattr(owner, "rlframe_api"):
-                culprit = None  # deeper than the wrapper, a component was at work
-            trace = trace.tb_next
-        return culprit
+    def _owner(self, owner: object, called: str, instance: Instance[Any]) -> str:
+        """The owner of an exception in words, and the component that was called if it is another."""
+        if owner is instance.component:
+            return called
+        plugin = self._plugin(owner)
+        if plugin is not None:
+            return f"hook plugin {plugin}, around {called},"
+        return f"{in_words(owner)} inside {called}"
 
-    def _named(self, plugin: object) -> str:
-        return next((str(p) for p in self._plugins if p.component is plugin), "rlframe")
-
-
-def _place(error: BaseException, component: object) -> str:
-    """FILE:LINE of the last call in the component's own package, or else of the last one."""
-    package = type(component).__module__.partition(".")[0]
-    calls = list(traceback.walk_tb(error.__traceback__))
-    own = [c for c in calls if c[0].f_globals.get("__name__", "").partition(".")[0] == package]
-    frame, line = (own or calls)[-1]
-    return f"{frame.f_code.co_filename}:{line}"
+    def _plugin(self, owner: object) -> Instance[HookPlugin[Any]] | None:
+        return next((plugin for plugin in self._plugins if plugin.component is owner), None)
 
 
 def _trace(

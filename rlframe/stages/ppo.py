@@ -54,13 +54,13 @@ class PPOStage:
     def align(self) -> Aligned:
         """Train, resuming from the newest checkpoint if there is one. Collective: call on all ranks."""
         observers, path = self.run.observers, self.directory.path
-        observers.tell("run_started", RunStarted(path, self.run.updates, self.resolved))
+        observers.tell("run_started", RunStarted(path, self.resolved))
         try:
             done = self._align()
         except BaseException as error:
-            observers.tell("run_finished", RunFinished(path, error))
+            observers.tell("run_finished", RunFinished(error))
             raise
-        observers.tell("run_finished", RunFinished(path, None))
+        observers.tell("run_finished", RunFinished(None))
         return done
 
     def _align(self) -> Aligned:
@@ -68,7 +68,7 @@ class PPOStage:
         run.checkpoints.check()
         state, before = self._begin()
         state = train(run, state)
-        after = run.heldout.evaluate("after")
+        after = run.heldout.evaluate("after", state.updates)
         run.checkpoints.save_result("ppo")
         sentence = what_changed(before, after, kl=run.metrics.last_kl)
         self.directory.metrics({"stage": "ppo", "update": state.updates, **after.metrics()})
@@ -124,7 +124,7 @@ class PPOStage:
         self.directory.forget_after(0)
         if self.ema is not None:
             self.ema.begin(None)
-        return RunState(0, self.run.control.initial()), self.run.heldout.evaluate("before")
+        return RunState(0, self.run.control.initial()), self.run.heldout.evaluate("before", 0)
 
     def _updates_of_result(self) -> int | None:
         """Of what an earlier end of this run left, if fewer updates led to it than are wanted now."""
@@ -145,4 +145,4 @@ class PPOStage:
             return HeldOut(tuple(Answer.of_row(row) for row in rows))
         path = directory.path / "samples" / "before.jsonl"
         self.display.say(f"{path} is missing or damaged: the held-out prompts are answered again")
-        return self.run.heldout.evaluate("before")
+        return self.run.heldout.evaluate("before", 0)

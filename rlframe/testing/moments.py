@@ -27,12 +27,12 @@ from rlframe.api.contract import (
 )
 from rlframe.api.events import (
     CheckpointSaved,
-    ExperienceReady,
+    HeldoutEvaluated,
     Metrics,
-    RolloutFinished,
+    RolloutScored,
     RunFinished,
     RunStarted,
-    UpdateFinished,
+    ScoredResponse,
 )
 from rlframe.api.spec import Specification
 from rlframe.api.transform_contract import transformed
@@ -46,11 +46,10 @@ from rlframe.builtin.policy_losses import Clip
 from rlframe.builtin.reward_transforms import RunningStandardize
 from rlframe.builtin.value_losses import Clipped
 from rlframe.engine.streams import token_batch
-from rlframe.functional.rewards import response_mask
 from rlframe.testing.batches import credit_batch, policy_loss_batch, score_batch, value_loss_batch
 from rlframe.testing.recorded import METRICS, RESOLVED
 from rlframe.testing.world import reward_batch, tiny_policy
-from rlframe.types import KLMeasurement, KLState, RewardBatch, Rollout, Sequences
+from rlframe.types import KLMeasurement, KLState, RewardBatch
 
 REWARDS = ((1.0, -0.5, 0.25), (0.5,), (-1.0, 2.0), (0.0, 0.0, 1.5))
 """Of each token of four responses to two prompts."""
@@ -259,23 +258,19 @@ _UNUSUAL = {
 """Hook -> the other answers of the components that it calls; policy and value losses share theirs."""
 
 
-def rollout_of(batch: RewardBatch) -> Rollout:
-    """A batch of rewards as it was sampled."""
-    texts = [[*p.ids, *ids] for p, ids in zip(batch.prompts, batch.response_ids, strict=True)]
-    width = max(map(len, texts))
-    sequences = Sequences(
-        torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in texts]),
-        torch.tensor([len(prompt.ids) for prompt in batch.prompts]),
-        torch.tensor(batch.response_lengths),
-    )
-    return Rollout(
-        sequences,
-        tuple(batch.prompts),
-        tuple(batch.response_texts),
-        tuple(batch.stop_reasons),
-        tuple(batch.group_ids),
-        tuple(range(len(batch))),
-        batch.update,
+def scored_responses(batch: RewardBatch, reward: str) -> tuple[ScoredResponse, ...]:
+    """The responses of a batch with scores, the first of which the reward could not judge."""
+    return tuple(
+        ScoredResponse(
+            sample=row,
+            group=batch.group_ids[row],
+            prompt=batch.prompts[row].text,
+            response=batch.response_texts[row],
+            stop_reason=batch.stop_reasons[row],
+            score=row / len(batch) if row else None,
+            rewards={reward: 2 * row / len(batch) if row else None},
+        )
+        for row in range(len(batch))
     )
 
 
@@ -283,40 +278,32 @@ def started(directory: Path, reward: str) -> RunStarted:
     """The first event of a run whose reward has this name."""
     resolved = copy.deepcopy(RESOLVED)
     resolved["rewards"] = {reward: resolved["rewards"]["reward"]}
-    return RunStarted(directory, 5, resolved)
+    resolved["evaluation"]["every"] = 1
+    return RunStarted(directory, resolved)
 
 
 def observed(context: Context, directory: Path, reward: str) -> Iterator[tuple[str, object]]:
     """(hook without "rlframe_", event) of everything between the start and the end of a run.
 
-    Twice where a run may report two sorts of it: with a critic and without one.
+    Twice where a run may report two sorts of it: with a critic and without one, of responses that are
+    judged and of none.
     """
-    batch = reward_batch(context)
-    rollout = rollout_of(batch)
-    yield "rollout_finished", RolloutFinished(rollout)
-    lengths = torch.tensor(batch.response_lengths)
-    mask = response_mask(lengths, width=int(lengths.max()))
-    generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(mask.shape, generator=generator).masked_fill(~mask, 0) for _ in range(3)]
-    raw = torch.linspace(-1.0, 1.0, len(batch))
-    raw[0] = torch.nan  # which the reward could not judge
-    for returns in (drawn[2], None):
-        yield (
-            "experience_ready",
-            ExperienceReady(rollout, {reward: raw}, mask, drawn[0], drawn[1], returns),
-        )
+    responses = scored_responses(reward_batch(context), reward)
+    unjudged = tuple(replace(r, score=None, rewards={reward: None}) for r in responses)
+    yield "heldout_evaluated", HeldoutEvaluated("before", 0, responses)
+    yield "rollout_scored", RolloutScored(0, responses)
+    yield "rollout_scored", RolloutScored(1, unjudged)
+    yield "heldout_evaluated", HeldoutEvaluated("update_000001", 1, unjudged)
     figures = {name.replace("/reward/", f"/{reward}/"): value for name, value in METRICS.items()}
     yield "metrics", Metrics(0, MappingProxyType(figures))
     critic = ("val/clipfrac_avg", "loss/value_avg", "critic/explained_variance")
     without = {name: value for name, value in figures.items() if name not in critic}
     yield "metrics", Metrics(1, MappingProxyType(without))
-    states = KLState(0.05), KLState(0.051, {"integral": 0.5})
-    yield "update_finished", UpdateFinished(0, MEASURED, *states)
     checkpoint = directory / "checkpoints" / "step-1"
     checkpoint.mkdir(parents=True, exist_ok=True)
     yield "checkpoint_saved", CheckpointSaved(0, checkpoint)
 
 
-def finished(directory: Path, error: BaseException | None = None) -> RunFinished:
+def finished(error: BaseException | None = None) -> RunFinished:
     """The last event of a run."""
-    return RunFinished(directory, error)
+    return RunFinished(error)

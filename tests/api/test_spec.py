@@ -1,5 +1,9 @@
 """Hooks: the component is called, once, unless somebody wraps the call or answers first."""
 
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 
 from rlframe.api import (
@@ -11,9 +15,10 @@ from rlframe.api import (
     RewardProvider,
     RewardTransform,
     ValueLoss,
+    events,
     hookimpl,
 )
-from rlframe.api.spec import plugin_manager
+from rlframe.api.spec import Specification, plugin_manager
 
 
 def recording(base, method, calls):
@@ -158,3 +163,31 @@ def test_every_hook_that_calls_a_component_has_a_default_and_the_others_have_non
     }
     assert {name for name, hook in callers.items() if hook.get_hookimpls()} == set(HOOKS)
     assert all((name in HOOKS) == hook.spec.opts["firstresult"] for name, hook in callers.items())
+
+
+OBSERVED = [
+    name
+    for name, hook in vars(Specification).items()
+    if name.startswith("rlframe_") and "event" in hook.__annotations__
+]
+
+
+def readers():
+    """The observers of this repository: the kit for plugins and all tests are left out."""
+    root = Path(__file__).parents[2]
+    sources = [
+        *root.glob("plugins/*/src/**/*.py"),
+        *root.glob("rlframe/testing/templates/**/*.tmpl"),
+    ]
+    texts = [path.read_text("utf-8") for path in sources]
+    return [*texts, (root / "docs" / "plugins.md").read_text("utf-8")]
+
+
+@pytest.mark.parametrize("name", OBSERVED)
+def test_every_event_and_each_field_of_it_is_read_by_an_observer_in_this_repository(name):
+    event = getattr(events, getattr(Specification, name).__annotations__["event"])
+    body = rf"def {name}\(.*?(?=\n    @|\n    def |\n\n\n|\n```|\Z)"
+    read = "\n".join(found for text in readers() for found in re.findall(body, text, re.DOTALL))
+    assert read
+    for field in dataclasses.fields(event):
+        assert f"event.{field.name}" in read, f"{event.__name__}.{field.name}"

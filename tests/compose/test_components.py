@@ -54,7 +54,10 @@ def test_without_data_of_its_own_a_loss_works_on_the_rollout() -> None:
         ({"given": iter(EXAMPLES)}, "must return a list of TokenExample"),
         ({"given": [(1, 2)]}, "is no TokenExample"),
         ({"given": [TokenExample((1, 8), 0)]}, "ints from 0 to 7"),
-        ({"examples": lambda self: 1 / 0}, "raised ZeroDivisionError: division by zero"),
+        (
+            {"examples": lambda self: 1 / 0},
+            "raised ZeroDivisionError in `examples`: division by zero",
+        ),
         ({"examples_per_step": 0}, "`examples_per_step` of 0"),
         ({"examples_per_step": 1.5}, "`examples_per_step` of 1.5"),
     ],

@@ -109,7 +109,7 @@ def test_a_generator_that_raises_is_named_with_its_distribution(
 ) -> None:
     with pytest.raises(
         RecipeError,
-        match=r"^data\.reviews: data generator counting \(local 0\) raised OSError: the generator is",
+        match=r"^data\.reviews: data generator counting \(local 0\) raised OSError in `rows`",
     ):
         project({"rows": 13}).split("reviews")
 

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from rlframe.engine.heldout import Answer, HeldOut
+from rlframe.api import HookPlugin, PluginConfig, hookimpl
+from rlframe.api.component import Instance
+from rlframe.api.events import HeldoutEvaluated
+from rlframe.engine.heldout import Answer, HeldOut, HeldoutEvaluator
+from rlframe.registry.relay import Relay
 from tests.stages.test_behaviour import AFTER, BEFORE, EOS
 
 
@@ -44,3 +51,27 @@ def test_what_no_reward_judged_enters_no_mean() -> None:
     assert seen.rewards == without.rewards
     assert Answer.of_row(unjudged.row()) == unjudged
     assert math.isnan(HeldOut((unjudged,)).mean)
+
+
+def test_observers_are_given_the_answers_of_all_ranks_after_they_are_kept() -> None:
+    seen: list[object] = []
+    nothing: Any = None
+
+    class Observer(HookPlugin[PluginConfig]):
+        @hookimpl
+        def rlframe_heldout_evaluated(self, event: HeldoutEvaluated) -> None:
+            seen.append(event)
+
+    relay = Relay([Instance("o", "observer", Observer(PluginConfig(), nothing))])
+    parts: dict[str, Any] = {
+        "models": SimpleNamespace(gathered=nullcontext),
+        "generator": SimpleNamespace(heldout=lambda: None),
+        "scorer": nothing,
+        "gather": lambda mine: [BEFORE.answers[1:], mine, BEFORE.answers[:1]],
+        "directory": SimpleNamespace(samples=lambda name, rows: seen.append((name, len([*rows])))),
+    }
+    evaluator = HeldoutEvaluator(**parts, observers=relay, every=2, updates=6)
+    found = [evaluator.after(updates) for updates in (1, 2, 6)]
+    assert found == [None, BEFORE, None]
+    name = "update_000002"
+    assert seen == [(name, 3), HeldoutEvaluated(name, 2, BEFORE.answers)]

@@ -75,7 +75,7 @@ def test_a_coefficient_that_is_not_finite_leaves_the_old_state(bad: float) -> No
 
 
 def test_a_controller_that_raises_is_named() -> None:
-    with pytest.raises(RunError, match=r"scripted \(test 1\).*ZeroDivisionError: oh"):
+    with pytest.raises(RunError, match=r"scripted \(test 1\).*ZeroDivisionError in `update`: oh"):
         control(ZeroDivisionError("oh")).update(KLState(1.0), MEASURED)
 
 

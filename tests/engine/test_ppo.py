@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rlframe.api.events import RolloutScored
 from rlframe.engine.metrics import Clock
 from rlframe.engine.ppo import Run, RunState, train
 from rlframe.types import KLState
@@ -24,12 +25,12 @@ class Parts:
         self.inside = False
         self.saved: list[tuple[int, Any, float | None]] = []
         self.logged: list[Any] = []
-        self.heard: list[str] = []
+        self.heard: list[tuple[str, Any]] = []
         self.evaluated, self.stops = evaluated, stops
         self.ended: list[int] = []
         parts: Any = {
             "generator": SimpleNamespace(generate=self.generate),
-            "scorer": SimpleNamespace(score=self.asked("scores")),
+            "scorer": SimpleNamespace(score=self.score),
             "rebalancer": SimpleNamespace(rebalance=self.rebalance),
             "scheduler": SimpleNamespace(schedule=self.asked("schedule")),
             "models": SimpleNamespace(gathered=self.gathered, evaluate=self.asked("evaluation")),
@@ -39,7 +40,7 @@ class Parts:
                 measure=lambda experience: f"kl({experience.name})", update=self.adapt
             ),
             "heldout": SimpleNamespace(after=self.heldout),
-            "metrics": SimpleNamespace(log=lambda *given: self.logged.append(given)),
+            "metrics": SimpleNamespace(log=self.log),
             "checkpoints": SimpleNamespace(after=self.save),
             "observers": SimpleNamespace(tell=self.tell, stop=None),
             "gather": lambda mine: [mine, self.elsewhere],
@@ -53,8 +54,11 @@ class Parts:
             self.ended.append(done)
 
     def tell(self, name: str, event: Any) -> None:
-        self.heard.append(name)
-        if name == "update_finished" and event.update == self.stops:
+        self.heard.append((name, event))
+
+    def log(self, update: Any, heldout: Any) -> None:
+        self.logged.append((update, heldout))
+        if update.number == self.stops:
             self.elsewhere = "enough, says an observer of another rank"
 
     @contextmanager
@@ -66,6 +70,12 @@ class Parts:
     def generate(self, number: int) -> Any:
         assert self.inside
         return SimpleNamespace(name=f"rollout{number}", sequences=f"sequences{number}")
+
+    def score(self, rollout: Any) -> Any:
+        self.asked("scores")(rollout)
+        return SimpleNamespace(
+            name="scores", responses=lambda rollout: (f"responses of {rollout.name}",)
+        )
 
     def asked(self, what: str) -> Any:
         def call(*given: Any, **options: Any) -> str:
@@ -79,16 +89,15 @@ class Parts:
         return call
 
     def rebalance(self, rollout: Any, scores: Any) -> Any:
-        assert scores == "scores"
+        assert scores.name == "scores"
         moved = SimpleNamespace(
             name=f"moved {rollout.name}", sequences=f"moved {rollout.sequences}"
         )
-        return moved, SimpleNamespace(name="moved scores", raw={})
+        return moved, SimpleNamespace(name="moved scores")
 
     def build(self, rollout: Any, scores: Any, *rest: Any, kl_coefficient: float) -> Any:
         self.calls.append(f"build({rollout.name}, {scores.name}, {rest}, {kl_coefficient})")
-        columns = dict.fromkeys(("mask", "rewards", "advantages", "returns"))
-        return SimpleNamespace(name=rollout.name, **columns)
+        return SimpleNamespace(name=rollout.name)
 
     def update_policy(self, experience: Any, *, kl_coefficient: float) -> Any:
         assert not self.inside, "weights are still gathered while others are trained"
@@ -146,10 +155,13 @@ def test_a_resumed_run_makes_the_updates_that_are_left(done: int, expected: list
     assert last.updates == 4
 
 
-def test_observers_hear_of_each_moment_in_its_order() -> None:
-    parts = Parts(1)
+def test_observers_are_given_the_responses_of_each_update_with_their_scores() -> None:
+    parts = Parts(2)
     train(parts.run, RunState(0, KLState(0.5)))
-    assert parts.heard == ["rollout_finished", "experience_ready", "update_finished"]
+    assert parts.heard == [
+        ("rollout_scored", RolloutScored(0, ("responses of rollout0",))),  # type: ignore[arg-type]
+        ("rollout_scored", RolloutScored(1, ("responses of rollout1",))),  # type: ignore[arg-type]
+    ]
 
 
 def test_every_phase_is_timed() -> None:

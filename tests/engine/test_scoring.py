@@ -22,6 +22,7 @@ from rlframe.api import (
     hookimpl,
 )
 from rlframe.api.component import Instance
+from rlframe.api.events import ScoredResponse
 from rlframe.builtin.reward_transforms import ClipReward, RunningScale, RunningStandardize
 from rlframe.engine.scoring import RewardScorer, Scores, WeightedReward
 from rlframe.errors import RunError
@@ -195,6 +196,24 @@ def test_a_wrapper_around_the_hook_changes_what_is_scored() -> None:
     assert found.mix.tolist() == [2, 4, 6]
 
 
+def test_responses_have_the_mix_and_what_each_reward_said_of_them() -> None:
+    found = scorer((lambda b: [1.0, None, 3.0], 2.0), (lambda b: [None, None, 4.0], -0.5))
+    responses = found.score(rollout()).responses(rollout())
+    assert responses[0] == ScoredResponse(
+        sample=0,
+        group=0,
+        prompt="ask",
+        response="yes",
+        stop_reason=StopReason.EOS,
+        score=2.0,
+        rewards={"r0": 1.0, "r1": None},
+    )
+    assert [(one.score, one.rewards) for one in responses[1:]] == [
+        (None, {"r0": None, "r1": None}),
+        (4.0, {"r0": 3.0, "r1": 4.0}),
+    ]
+
+
 def test_a_wrapper_that_raises_is_blamed_and_not_the_reward_inside_it() -> None:
     class Broken(HookPlugin[PluginConfig]):
         @hookimpl(wrapper=True)
@@ -219,10 +238,13 @@ def test_a_wrapper_that_raises_is_blamed_and_not_the_reward_inside_it() -> None:
         raise ValueError("bad text")
 
     assert run(Broken, lambda b: [1.0, 2.0, 3.0]) == (
-        "hook plugin 'w' of type wrapper (w 2), around reward 'r' of type scripted (s 1) raised "
-        "KeyError: 'no such entry'"
+        "hook plugin 'w' of type wrapper (w 2), around reward 'r' of type scripted (s 1), raised "
+        "KeyError in `rlframe_score`: 'no such entry'"
     )
-    assert run(Passing, fails) == "reward 'r' of type scripted (s 1) raised ValueError: bad text"
+    assert (
+        run(Passing, fails)
+        == "reward 'r' of type scripted (s 1) raised ValueError in `score`: bad text"
+    )
 
 
 def test_a_reward_that_hangs_ends_the_run_by_name_and_one_in_time_is_as_without_a_limit() -> None:
@@ -263,7 +285,7 @@ def test_a_failed_batch_is_repeated_only_where_that_is_cheap(seconds: float | No
         asked.append(len(batch))
         raise OSError("no credit left")
 
-    with pytest.raises(RunError, match="raised OSError: no credit left") as caught:
+    with pytest.raises(RunError, match="raised OSError in `score`: no credit left") as caught:
         scorer_of(Dear(fails), time_limit_seconds=seconds).score(rollout())
     assert asked == [3]
     assert "Which of 3 responses it was is not known" in str(caught.value)
@@ -284,7 +306,7 @@ def test_the_limit_holds_while_the_culprit_is_looked_for() -> None:
         raise ValueError("bad text")
 
     begun = time.monotonic()
-    with pytest.raises(RunError, match="raised ValueError: bad text") as caught:
+    with pytest.raises(RunError, match="raised ValueError in `score`: bad text") as caught:
         scorer_of(Scripted(slow_when_alone), time_limit_seconds=0.5).score(rollout())
     assert time.monotonic() - begun < 15
     assert calls == [3, 2]

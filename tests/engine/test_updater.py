@@ -706,7 +706,7 @@ def test_an_auxiliary_loss_that_raises_is_named(language_model: Any) -> None:
 
     (own,) = [d.instance for d in updater._auxiliary if d.instance.name == "own"]
     own.component.loss = fail
-    words = "auxiliary loss 'own' of type own raised ZeroDivisionError: no words"
+    words = "auxiliary loss 'own' of type own raised ZeroDivisionError in `loss`: no words"
     with pytest.raises(RunError, match=words):
         updater.update_policy(experience_of(models, reference, budget=10_000), kl_coefficient=0.1)
 

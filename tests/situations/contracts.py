@@ -131,7 +131,7 @@ SITUATIONS = [
         "a reward that is not cheap to repeat fails, and is asked once",
         reward("self.asked = getattr(self, 'asked', 0) + 1; raise OSError(f'call {self.asked}')"),
         1,
-        ("raised OSError: call 1 [", "Which of 4 responses it was is not known"),
+        ("raised OSError in `score`: call 1 [", "Which of 4 responses it was is not known"),
     ),
     Situation(
         "a reward hangs beyond its time limit",

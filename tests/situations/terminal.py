@@ -30,6 +30,13 @@ class Part(RewardProvider[Config]):
         super().__init__(config, context)
         self.config.at == "constructor" and leave()
     @classmethod
+    def needs(cls, config):
+        config.at == "needs" and leave()
+        return Needs()
+    def notes(self):
+        self.config.at == "notes" and leave()
+        return []
+    @classmethod
     def check(cls, config, context):
         config.at == "check" and leave()
     def score(self, batch):
@@ -41,6 +48,9 @@ class Part(RewardProvider[Config]):
 """,
     "controller": """
 class Part(KLController[Config]):
+    @classmethod
+    def initial_coefficient(cls, config):
+        config.at == "bounds" and leave()
     def initial(self):
         self.config.at == "first" and leave()
         return KLState(0.1)
@@ -225,10 +235,15 @@ SITUATIONS = [
         ("nested more than 40 deep",),
     ),
     exits("in a reward", "reward", says="reward 'mine'"),
-    exits("in a reward's constructor", "reward", "constructor", says="reward (class Part)"),
-    exits("in a reward's check", "reward", "check", says="reward (class Part)"),
+    exits(
+        "in a reward's constructor", "reward", "constructor", code=4, says="rewards.mine: reward "
+    ),
+    exits("in a reward's check", "reward", "check", code=4, says="rewards.mine: reward "),
+    exits("in a reward's needs", "reward", "needs", code=4, says="rewards.mine: reward "),
+    exits("in a reward's notes", "reward", "notes", code=4, says="rewards.mine: reward 'mine'"),
     exits("in a reward's state", "reward", "state", says="rewards.mine: "),
     exits("in a KL controller", "controller", says="'controller' of type"),
+    exits("in a KL controller's bounds", "controller", "bounds", code=4, says="kl.controller: KL "),
     exits(
         "in a KL controller's first state",
         "controller",
@@ -237,11 +252,13 @@ SITUATIONS = [
         says="KL controller 'controller' of type",
     ),
     exits("in an auxiliary loss", "loss", says="'mine' of type"),
-    exits("in the data of an auxiliary loss", "loss", "examples", says="auxiliary loss 'mine'"),
+    exits(
+        "in the data of an auxiliary loss", "loss", "examples", code=4, says="auxiliary loss 'mine'"
+    ),
     exits("in an advantage estimator", "estimator", says="advantage estimator"),
     exits("in an observer", "observer", says="hooks.mine"),
     exits("in a wrapper of a reward", "wrapper", says="hook plugin"),
-    exits("in a data generator", "generator", says="data generator"),
+    exits("in a data generator", "generator", code=3, says="data generator"),
     Situation(
         "a reward whose state is a set, which no checkpoint could keep",
         leaving("reward", "set"),

@@ -1286,7 +1286,7 @@ PLANTED = {
         Planted(ReseedsLoss, "global_rng_untouched", GLOBAL),
     ],
     "advantage_estimators": [
-        Planted(CannotSaveAdvantages, "state_can_be_kept", REFUSED),
+        Planted(CannotSaveAdvantages, "state_can_be_kept", Refused(says="returned [1.0]")),
         Planted(ReadsScores, "shapes", REFUSED),
         Planted(NeedsTheBaseClass, "builds_from_config", Refused(says="instead of EstimatorNeeds")),
         Planted(

@@ -26,6 +26,7 @@ from tests.testing.expected import (
     GATED,
     GLOBAL,
     NOBODY_READS,
+    NOTHING_VALID,
     REFUSED,
     RESUMED,
     SOME_JUDGED,
@@ -120,13 +121,13 @@ class NeedsAModel(Lifts):
 
 class Misspelt(Lifts):
     @hookimpl
-    def rlframe_update_finnished(self, event: Any) -> None:
+    def rlframe_checkpoint_savved(self, event: Any) -> None:
         self.best = None
 
 
 class WithADefault(Lifts):
     @hookimpl
-    def rlframe_update_finished(self, event: Any = None) -> None:
+    def rlframe_checkpoint_saved(self, event: Any = None) -> None:
         self.best = None
 
 
@@ -278,9 +279,9 @@ class BoundsInPlace(Everywhere):
 
 class CleansTheEvent(Lifts):
     @hookimpl
-    def rlframe_experience_ready(self, event: Any) -> None:
-        for scores in event.raw_rewards.values():
-            scores.nan_to_num_(0.0)
+    def rlframe_rollout_scored(self, event: Any) -> None:
+        for response in event.responses:
+            response.rewards.update(dict.fromkeys(response.rewards, 0.0))
 
 
 class AddsNoise(Lifts):
@@ -299,10 +300,16 @@ class ByHash(Lifts):
         return [None if row is None else sum(row) + hash(text) % 7 for row, text in pairs]
 
 
-class NeedsACritic(Lifts):
+class NeedsEveryScore(Lifts):
     @hookimpl
-    def rlframe_experience_ready(self, event: Any) -> None:
-        self.best = float(event.returns.max())
+    def rlframe_rollout_scored(self, event: Any) -> None:
+        self.best = max(response.score for response in event.responses)
+
+
+class NeedsAJudgement(Lifts):
+    @hookimpl
+    def rlframe_heldout_evaluated(self, event: Any) -> None:
+        self.best = max(one.score for one in event.responses if one.score is not None)
 
 
 class ReadsAMetricOfTheCritic(Lifts):
@@ -320,20 +327,20 @@ class RaisesTheFailureAgain(Lifts):
 
 class EndsTheProcess(Lifts):
     @hookimpl
-    def rlframe_update_finished(self, event: Any) -> None:
+    def rlframe_metrics(self, event: Any) -> None:
         raise SystemExit(0)
 
 
 class ChangesTheEvent(Lifts):
     @hookimpl
-    def rlframe_update_finished(self, event: Any) -> None:
-        event.next_kl.coefficient = 0.0
+    def rlframe_metrics(self, event: Any) -> None:
+        event.update = -1
 
 
 class TossesInAnObserver(Lifts):
     @hookimpl
-    def rlframe_rollout_finished(self, event: Any) -> None:
-        self.shown = random.choice(event.rollout.texts)
+    def rlframe_rollout_scored(self, event: Any) -> None:
+        self.shown = random.choice(event.responses)
 
 
 class SeedsAtItsStart(Lifts):
@@ -372,7 +379,7 @@ RIGHT = (Lifts, Everywhere, EndsPPO)
 PLANTED = [
     Planted(NeedsAModel, "builds_from_config", REFUSED),
     Planted(
-        Misspelt, "hooks_are_called", Refused(says="there is no hook rlframe_update_finnished")
+        Misspelt, "hooks_are_called", Refused(says="there is no hook rlframe_checkpoint_savved")
     ),
     Planted(WithADefault, "hooks_are_called", Refused(says="argument 'event' has a default")),
     Planted(ForgetsToReturn, "answers_keep_the_contract", REFUSED),
@@ -400,7 +407,8 @@ PLANTED = [
     Planted(CleansTheEvent, "inputs_untouched", NOBODY_READS),
     Planted(AddsNoise, "deterministic", CHANCE),
     Planted(ByHash, "deterministic", CHANCE),
-    Planted(NeedsACritic, "observes_every_event", Warned(WITHOUT_CRITIC)),
+    Planted(NeedsEveryScore, "observes_every_event", Warned(NOTHING_VALID)),
+    Planted(NeedsAJudgement, "observes_every_event", Warned(NOTHING_VALID)),
     Planted(ReadsAMetricOfTheCritic, "observes_every_event", Warned(WITHOUT_CRITIC)),
     Planted(RaisesTheFailureAgain, "observes_every_event", Warned(A_REWARD_FAILS)),
     Planted(EndsTheProcess, "observes_every_event", Refused(says="called sys.exit(0)")),

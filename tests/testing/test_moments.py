@@ -38,7 +38,7 @@ def test_events_are_frozen_and_name_the_reward_of_the_recipe(context, tmp_path):
     events = [
         started(tmp_path, "brief"),
         *(event for _, event in observed(context, tmp_path, "brief")),
-        finished(tmp_path),
+        finished(),
     ]
     for event in events:
         with pytest.raises(dataclasses.FrozenInstanceError):

@@ -46,7 +46,10 @@ def _rows(subject: Generator, method: str = "rows", **changes: Any) -> list[Row]
 
 def _both(subject: Generator) -> dict[str, list[Row]]:
     with kept():
-        return rows_of(subject.component, subject.validated())
+        return rows_of(
+            subject.component,
+            lambda method: getattr(subject.component, method)(subject.validated()),
+        )
 
 
 @check(

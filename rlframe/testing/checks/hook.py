@@ -149,7 +149,7 @@ def _run(subject: Hook, *, begun: bool = True) -> Iterator[_Run]:
             yield run
         finally:
             if begun:
-                run.tell("run_finished", finished(run.directory))
+                run.tell("run_finished", finished())
 
 
 @check(
@@ -251,9 +251,9 @@ def _refuse_loss(run: _Run, call: Call, error: Exception) -> None:
 
 
 @check(
-    expected="what it is given unchanged: arguments, the component, and the tensors of events",
-    likely="an operation in place (`batch.advantages.mul_`, `event.rewards[mask] = 0`), a list that is "
-    "sorted or extended, or an attribute that is set on the component",
+    expected="what it is given unchanged: arguments, the component, and what events hold",
+    likely="an operation in place (`batch.advantages.mul_`, `response.rewards[name] = 0`), a list that "
+    "is sorted or extended, or an attribute that is set on the component",
     do="work on a copy: `clone()`, `list(...)`, `dict(...)`",
 )
 def inputs_untouched(subject: Hook) -> None:
@@ -304,9 +304,10 @@ def _varying(subject: Hook, calls: list[Call]) -> str | None:
 
 @check(
     expected="no exception from an observer, whatever the event: the first and the last of a run, "
-    "without a critic, with a score that is NaN, and after a run that failed",
-    likely="a metric or a tensor is read that not every run has, or a field of the event is set",
-    do="ask for `event.returns is None`, take `event.figures.get(name)`, and copy what is changed",
+    "without a critic, with a score that is None, and after a run that failed",
+    likely="a metric is read that not every run has, a score that may be None is reckoned with, or a "
+    "field of the event is set",
+    do="ask for `response.score is None`, take `event.figures.get(name)`, and copy what is changed",
 )
 def observes_every_event(subject: Hook) -> str:
     """An observer that raises is only warned about, and what it was for does not happen."""
@@ -318,7 +319,7 @@ def observes_every_event(subject: Hook) -> str:
             events = [
                 ("run_started", started(run.directory, reward)),
                 *observed(subject.context, run.directory, reward),
-                ("run_finished", finished(run.directory, error)),
+                ("run_finished", finished(error)),
             ]
             for name, event in events:
                 number += 1
