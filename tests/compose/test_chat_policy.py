@@ -86,8 +86,9 @@ def test_a_pair_scores_in_ppo_as_it_does_in_training(
     project = Project(loaded, finished.directory, Registry())
     asked = project.instance("rewards", "helpful").component
     assert isinstance(asked, RewardModel)
-    own, policy = RowEncoder(project.models.reward_tokenizer), RowEncoder(project.tokenizer)
-    rows, _ = project.data.rows("pairs", project.models.reward_tokenizer)
+    words = project.tokenizer_of("stage:reward_model")
+    own, policy = RowEncoder(words), RowEncoder(project.tokenizer)
+    rows, _ = project.data.rows("pairs", words)
     for row in rows[:5]:
         ids = list(own.pair(row)[0].ids)
         with torch.no_grad():
