@@ -113,6 +113,15 @@ def test_both_ends_of_the_policy_go_with_it(finished: Outcome) -> None:
         assert set(model.generation_config.eos_token_id) == ends
 
 
+def test_a_stage_that_leaves_the_policy_leaves_no_reward_model(
+    tmp_path: Path, tiny_recipe: Callable[..., Path]
+) -> None:
+    rewards = {"helpful": {"type": "reward_model", "model": "stage:sft"}}
+    loaded = load_recipe(chat_recipe(tmp_path, tiny_recipe, rewards=rewards))
+    with pytest.raises(RecipeError, match="'stage:sft' is no reward model; use 'stage:reward_mod"):
+        check(Project(loaded, tmp_path / "run", Registry()))
+
+
 @pytest.mark.parametrize("form", ["text", "response"])
 def test_another_form_than_that_of_training_is_refused_before_any_stage(
     tmp_path: Path, tiny_recipe: Callable[..., Path], form: str
