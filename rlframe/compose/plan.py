@@ -17,9 +17,11 @@ from rlframe.models.pretrained import Pretrained, new
 from rlframe.planning.memory import MLP, Shape, Workload
 from rlframe.planning.strategies import Strategy
 from rlframe.recipe import LoadedRecipe
+from rlframe.recipe.references import initials
 from rlframe.recipe.schema import NewModel, Recipe
 from rlframe.recipe.schema import Runtime as RuntimeSection
 from rlframe.registry.discovery import Registry
+from rlframe.stage_table import REFERENCE, referred
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _GATES = ("gate_proj", "gate_up_proj")
@@ -108,9 +110,9 @@ def _config(name: str, path: str) -> Any:
 
 def _trunk(recipe: Recipe, name: str, policy: Any, path: str) -> Any:
     """The config of the trunk that a scalar model stands on."""
-    if name == "stage:reward_model":
-        stage = recipe.reward_model
-        name = stage.initial if stage else "policy"
+    stage = referred(name)
+    if stage is not None:
+        name = initials(recipe).get((stage.name, "initial"), "policy")
     return policy if name == "policy" else _config(name, path)
 
 
@@ -124,7 +126,7 @@ def _critic(recipe: Recipe, policy: Any) -> Shape:
 
 def _reference(project: Project, policy: Any) -> Shape:
     name, path = project.recipe.model.reference, "model.reference"
-    itself = name is None or name.startswith("stage:")
+    itself = name is None or name.startswith(REFERENCE)
     return shape_of(policy if itself else _config(str(name), path), path)
 
 
