@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rlframe.builtin.reward_model import RewardModel
+from rlframe.compose.components import longest_example
 from rlframe.compose.project import Project
 from rlframe.errors import RecipeError
 from rlframe.models import loading
@@ -216,9 +217,8 @@ def _auxiliary(project: Project) -> list[int]:
     """Padded tokens per step of each loss that counts: every example as long as the longest."""
     found = []
     for name in project.recipe.losses:
-        loss = project.instance("losses", name).component
-        examples = loss.examples() if loss.coefficient != 0 else None
-        if examples:
-            longest = max(len(example.ids) for example in examples)
-            found.append(loss.examples_per_step * min(longest, project.context_tokens or longest))
+        loss = project.instance("losses", name)
+        longest = longest_example(loss, project) if loss.component.coefficient != 0 else None
+        if longest is not None:
+            found.append(loss.component.examples_per_step * longest)
     return found

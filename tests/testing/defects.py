@@ -25,7 +25,7 @@ from rlframe.api import (
     TokenLoss,
     ValueLoss,
 )
-from tests.testing import generator_defects, hook_defects, transform_defects
+from tests.testing import generator_defects, hook_defects, stream_defects, transform_defects
 
 
 class Reward(RewardProvider[PluginConfig]):
@@ -967,6 +967,7 @@ RIGHT = (
     OfTheResponse,
     Squared,
     AbsoluteError,
+    *stream_defects.RIGHT,
     *transform_defects.RIGHT,
     *generator_defects.RIGHT,
     *hook_defects.RIGHT,
@@ -1052,6 +1053,7 @@ PLANTED = {
         (OtherTokens, "examples_can_be_learned_from"),
         (ShufflesExamples, "examples_can_be_learned_from"),
         (ShufflesGlobally, "global_rng_untouched"),
+        *stream_defects.PLANTED,
         (ReseedsLoss, "global_rng_untouched"),
     ],
     "advantage_estimators": [
