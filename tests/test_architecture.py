@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from rlframe.recipe.schema import Recipe
+from rlframe.stage_table import STAGES, imported
 
 ROOT = Path(__file__).parent.parent / "rlframe"
 
 LAYERS = (  # an import points to an earlier line, or stays inside its own package
     {"redaction"},
-    {"errors", "text", "types"},
+    {"errors", "stage_table", "text", "types"},
     {"batches"},
     {"functional"},
     {"api"},
@@ -158,9 +162,45 @@ def test_what_reads_recipes_does_not_import_torch_at_the_top(part: str) -> None:
 
 
 def test_only_the_composition_root_and_the_command_line_know_the_recipe() -> None:
+    """A stage's file knows the class of its own section, as a component knows its config."""
+    sections = {"FineTuning", *(sections_of_stages())}
     for path in FILES:
-        if package(path) not in ("compose", "cli", "recipe"):
-            assert not any(name.startswith("rlframe.recipe") for name, _ in imports(path)), path
+        if package(path) in ("compose", "cli", "recipe"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom) and "rlframe.recipe" in ast.unparse(
+                node
+            ):
+                assert package(path) == "stages", path
+                assert {alias.name for alias in node.names} <= sections, path
+
+
+def sections_of_stages() -> set[str]:
+    """The names of the classes of the stages' sections."""
+    fields = Recipe.model_fields
+    return {get_args(fields[stage.name].annotation)[0].__name__ for stage in STAGES}
+
+
+def test_nothing_but_the_table_lists_the_stages() -> None:
+    """Two of their names in one tuple, list, set or dictionary would be another list of them."""
+    names = {stage.name for stage in STAGES}
+    exceptions = {"stage_table.py", "recorded.py"}  # the latter holds a whole recipe
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict):
+                parts = node.keys if isinstance(node, ast.Dict) else node.elts
+                inner = [word for part in parts if part is not None for word in ast.walk(part)]
+                texts = {str(word.value) for word in inner if isinstance(word, ast.Constant)}
+                told = {text.removeprefix("stage:") for text in texts} & names
+                assert len(told) < 2 or path.name in exceptions, f"{path}:{node.lineno}: {told}"
+
+
+def test_the_table_is_in_the_order_of_the_recipe_and_names_what_there_is() -> None:
+    keys = [key for key in Recipe.model_fields if key in {stage.name for stage in STAGES}]
+    assert keys == [stage.name for stage in STAGES]
+    for stage in STAGES:
+        for text in filter(None, (stage.check, stage.run)):
+            assert callable(imported(text)), text
 
 
 def test_one_module_writes_text_and_one_function_cuts_lines() -> None:

@@ -26,6 +26,7 @@ from rlframe.api.lengths import context_tokens
 from rlframe.api.pretrained import PretrainedModel
 from rlframe.api.references import ColumnName, DataName, ModelName, RewardName
 from rlframe.api.spec import hookimpl
+from rlframe.api.streams import ExampleStream
 from rlframe.batches import (
     Credit,
     CreditBatch,
@@ -62,6 +63,7 @@ __all__ = [
     "DataGenerator",
     "DataName",
     "EstimatorNeeds",
+    "ExampleStream",
     "HookPlugin",
     "KLController",
     "KLMeasurement",

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from rlframe.api.answers import missing
 from rlframe.api.owners import stamp_methods
 from rlframe.api.pretrained import PretrainedModel
+from rlframe.api.streams import ExampleStream
 from rlframe.types import (
     KLMeasurement,
     KLState,
@@ -349,14 +350,14 @@ class AuxiliaryLoss(Component[C]):
         """The number of the loss's examples that each optimiser step takes, on all ranks together."""
         raise missing(self, "examples_per_step")
 
-    def examples(self) -> Sequence[TokenExample] | None:
-        """The loss's own training data, read once at the start; None to work on the rollout itself.
-
-        The engine shuffles, batches and pads the examples. Without any, `loss` gets each micro-batch of
-        the rollout, with a mask that is True on the response tokens.
+    def examples(self) -> Sequence[TokenExample] | ExampleStream | None:
+        """The loss's own training data, asked for once; None to work on the rollout itself: `loss` then
+        gets each of its micro-batches, with a mask that is True on the response tokens.
 
         Returns:
-          A list, not an iterator; the same on every rank. Each example must have a token that counts.
+          A list, which is read at the start and shuffled by the engine; or an `ExampleStream`, which is
+          read as the run needs it, in its own order. A mere iterator has no cursor that checkpoints
+          could keep. The same on every rank. Each example must have a token that counts.
         """
         return None
 

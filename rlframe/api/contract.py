@@ -201,22 +201,24 @@ def refuse_bad_examples_per_step(number: Any) -> None:
         raise ContractError(f"has `examples_per_step` of {shown(number)}; it must be 1 or more")
 
 
-def refuse_bad_examples(examples: Any, *, vocabulary: int) -> None:
+def refuse_bad_examples(examples: Any, *, vocabulary: int, first: int = 0) -> None:
     """Raise unless an auxiliary loss's own data can be learned from, each example of it.
 
     Args:
-      examples: what `examples` returned, not None.
+      examples: what `examples` returned, not None and no stream; or some examples of a stream.
       vocabulary: token ids are below it.
+      first: the number of the first example, where others came before.
 
     Raises:
       ContractError: it cannot.
     """
     if not isinstance(awaited(examples), Sequence) or isinstance(examples, str | bytes):
         raise ContractError(
-            f"`examples` returned {shown(examples)}; it must return a list of TokenExample, or None to "
-            "work on the rollout"
+            f"`examples` returned {shown(examples)}; it must return a list of TokenExample, an "
+            "ExampleStream, which has `state_dict` and `load_state_dict`, or None to work on the "
+            "rollout"
         )
-    for number, example in enumerate(examples):
+    for number, example in enumerate(examples, first):
         if not isinstance(example, TokenExample):
             raise ContractError(
                 f"`examples` returned {shown(example)} as number {number}, which is no TokenExample"

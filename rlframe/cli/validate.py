@@ -13,6 +13,7 @@ from rlframe.cli.options import AllowLocalCode, NoPlugin, Overrides, installed
 from rlframe.errors import PluginError, RlframeError
 from rlframe.recipe import load_recipe
 from rlframe.recipe.document import dotted
+from rlframe.stage_table import running
 from rlframe.text import say
 
 
@@ -35,7 +36,7 @@ def validate(
         if as_json:
             say(json.dumps({"valid": False, "problems": _problems(error)}))
         raise
-    stages = [s for s in ("sft", "reward_model", "ppo") if getattr(loaded.recipe, s) is not None]
+    stages = [stage.name for stage in running(loaded.recipe)]
     unseen = left_out(loaded.recipe, loaded.chosen)
     if as_json:
         plugins = {".".join(map(str, path)): c.offer.qualified for path, c in loaded.chosen.items()}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rlframe.builtin.reward_model import RewardModelConfig
 from rlframe.compose.places import at
 from rlframe.compose.preflight import columns_of
 from rlframe.compose.project import Project
 from rlframe.compose.remarks import remarks
 from rlframe.compose.reward_format import check_read_as_trained
-from rlframe.data.examples import Prepared
 from rlframe.errors import PluginError, Problems, RecipeError
 from rlframe.recipe import Chosen
 from rlframe.registry.owners import component_errors, offered
+from rlframe.stage_table import running
 
 
 def check(project: Project) -> None:
@@ -30,9 +28,11 @@ def check(project: Project) -> None:
         with problems.collected():
             project.split(name)
     problems.tell()  # without tokenizer and data nothing below can be looked at
-    for part in (_check_sft, _check_pairs, _check_prompts, _check_processes):
+    for stage in project.stages.values():
         with problems.collected():
-            part(project)
+            stage.check()
+    with problems.collected():
+        _check_processes(project)
     problems.tell()
     for path, chosen in project.loaded.chosen.items():
         with problems.collected(), at(".".join(map(str, path))):
@@ -72,30 +72,6 @@ def placed(project: Project, message: str) -> str:
     return message if place == "recipe" else f"{place}: {message}"
 
 
-def _check_sft(project: Project) -> None:
-    if project.recipe.sft is not None:
-        _check_split(project, "sft", project.sft_examples)
-
-
-def _check_pairs(project: Project) -> None:
-    if project.recipe.reward_model is not None:
-        _check_split(project, "reward_model", project.pairs)
-
-
-def _check_prompts(project: Project) -> None:
-    if project.recipe.ppo is not None:
-        _ = project.prompts
-    _ = project.context
-
-
-def _check_split(project: Project, stage: str, found: Prepared[Any]) -> None:
-    parts = {"to train on": found.train, "held out to measure it": found.heldout}
-    with at(f"{stage}.data"):
-        counts = {name: len(part) for name, part in parts.items()}
-        project.datasets.require_both(counts, getattr(project.recipe, stage).data)
-    project.lengths.check_examples(stage, found)
-
-
 def _check_processes(project: Project) -> None:
     """Every process has prompts to answer, and as much of a batch as the others."""
     ranks, prompts = project.runtime.world_size, project.recipe.rollout.prompts_per_update
@@ -103,11 +79,11 @@ def _check_processes(project: Project) -> None:
         raise RecipeError(
             f"rollout.prompts_per_update: {prompts} prompts are too few for {ranks} processes"
         )
-    for name in ("sft", "reward_model"):
-        stage = getattr(project.recipe, name)
-        if stage is not None and stage.batch_size % ranks:
+    for stage in running(project.recipe):
+        size = getattr(getattr(project.recipe, stage.name), "batch_size", 0)
+        if size % ranks:
             raise RecipeError(
-                f"{name}.batch_size: {stage.batch_size} cannot be divided among {ranks} processes"
+                f"{stage.name}.batch_size: {size} cannot be divided among {ranks} processes"
             )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,16 +14,22 @@ from rlframe.api.contract import (
     refuse_bad_examples_per_step,
 )
 from rlframe.api.description import sentences
+from rlframe.api.streams import ExampleStream
 from rlframe.compose.project import Project
 from rlframe.data.fitting import Fitter
+from rlframe.engine.auxiliary import AuxiliaryData
 from rlframe.engine.kl_control import KLControl
-from rlframe.engine.streams import Shuffled
-from rlframe.engine.updater import AuxiliaryData
+from rlframe.engine.stream_reader import EmptyPassError, StreamReader, refuse_lost_cursor
+from rlframe.engine.streams import Shuffled, digest
 from rlframe.errors import PluginError, RecipeError, RlframeError, RunError
 from rlframe.registry.owners import component_errors, in_words
 from rlframe.registry.relay import Relay
+from rlframe.types import TokenExample
 
 Loss = Instance[AuxiliaryLoss[Any]]
+
+PLANNED = 256
+"""Examples of a stream that a plan reads, to know how long they are."""
 
 
 def check_controller(project: Project) -> None:
@@ -70,28 +74,72 @@ def auxiliary_data(loss: Loss, project: Project) -> AuxiliaryData:
     Raises:
       PluginError: they are not what the contract wants.
       RecipeError: there are none.
+      RunError: the state of a stream cannot be saved, or is not taken back.
       SetupError: ranks have others.
     """
     with _named(loss, "examples"):
         examples: Any = loss.component.examples()
         if examples is None:
             return AuxiliaryData(loss, None)
-        vocabulary = max(project.tokenizer.get_vocab().values()) + 1
-        refuse_bad_examples(examples, vocabulary=vocabulary)
-        if not examples:
-            raise RecipeError(f"the loss {loss} has no examples to train on")
+        if not isinstance(examples, ExampleStream):
+            refuse_bad_examples(examples, vocabulary=_vocabulary(project))
+            if not examples:
+                raise RecipeError(f"the loss {loss} has no examples to train on")
         per_step: Any = loss.component.examples_per_step
         refuse_bad_examples_per_step(per_step)
-    digest = hashlib.sha256()
-    for example in examples:
-        spans = [place for span in example.spans for place in span]
-        digest.update(array("q", [len(example.ids), *example.ids, len(spans), *spans]))
-    project.runtime.agree(f"the sha256 of the examples of loss {loss}", digest.hexdigest())
-    if project.context_tokens is not None:
-        fitter = Fitter(project.context_tokens, project.tokenizer.bos_token_id)
-        examples = [fitter.example(example) for example in examples]
+    if isinstance(examples, ExampleStream):
+        return AuxiliaryData(loss, _streamed(loss, examples, project))
+    project.runtime.agree(f"the sha256 of the examples of loss {loss}", digest(examples))
     key = (project.recipe.seed, "losses", loss.name)
-    return AuxiliaryData(loss, Shuffled(examples, key=key))
+    return AuxiliaryData(loss, Shuffled([*map(_fit(project), examples)], key=key))
+
+
+def _streamed(loss: Loss, stream: ExampleStream, project: Project) -> StreamReader:
+    """A stream of which the first examples were read, and which then was put back."""
+    reader = _reader(loss, stream, project)
+    try:
+        refuse_lost_cursor(reader, reader, states=3, after=2)
+    except EmptyPassError as error:
+        raise RecipeError(
+            f"losses.{loss.name}: the loss {loss} has no examples to train on: {error}"
+        ) from error
+    except ContractError as error:
+        raise PluginError(f"losses.{loss.name}: auxiliary loss {loss}: {error}") from error
+    return reader
+
+
+def _reader(loss: Loss, stream: ExampleStream, project: Project) -> StreamReader:
+    return StreamReader(
+        stream,
+        path=f"losses.{loss.name}",
+        vocabulary=_vocabulary(project),
+        fit=_fit(project),
+    )
+
+
+def longest_example(loss: Loss, project: Project) -> int | None:
+    """Tokens of a loss's longest example, or of those with which its stream begins; None if it works
+    on the rollout.
+    """
+    with _named(loss, "examples"):
+        examples: Any = loss.component.examples()
+        if isinstance(examples, ExampleStream):
+            examples = _reader(loss, examples, project).read(PLANNED)
+    if not examples:
+        return None
+    longest = max(len(example.ids) for example in examples)
+    return min(longest, project.context_tokens or longest)
+
+
+def _vocabulary(project: Project) -> int:
+    return max(project.tokenizer.get_vocab().values()) + 1
+
+
+def _fit(project: Project) -> Callable[[TokenExample], TokenExample]:
+    """Cuts an example to what the models read."""
+    if project.context_tokens is None:
+        return lambda example: example
+    return Fitter(project.context_tokens, project.tokenizer.bos_token_id).example
 
 
 def notes_of(path: str, component: Component[Any]) -> list[str]:

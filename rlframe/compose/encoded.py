@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from rlframe.data.encode import RowEncoder, remarks_on
-from rlframe.data.examples import Prepared, demonstrations, preferences
-from rlframe.data.fitting import Pair
+from rlframe.data.examples import Prepared
 from rlframe.data.format import row_format
-from rlframe.data.labelled import as_pairs
 from rlframe.data.mixture import mixed
 from rlframe.data.rows import Joined, Lazy, Mapped
 from rlframe.data.split import asked
 from rlframe.errors import RecipeError
 from rlframe.recipe.data import DataNames
-from rlframe.types import Row, TokenExample
+from rlframe.types import Row
 
 if TYPE_CHECKING:
     from rlframe.compose.project import Project
@@ -82,55 +79,24 @@ class EncodedData:
         notes = {name: self._formatted(name, tokenizer)[1] for name in names_in(data)}
         return [f"data.{name}: {note}" for name, note in notes.items() if note is not None]
 
-    def demonstrations(self) -> Prepared[TokenExample]:
-        """Of the sft stage."""
-        stage = self._project.recipe.sft
-        assert stage is not None
-        encoder = RowEncoder(self._project.tokenizer, stage.learn)
-        within = within_of(stage.data)
-        train, heldout = (
-            Mapped(part, encoder.example, within=within) for part in self.rows(stage.data)
-        )
-        found = demonstrations(
-            (train, heldout),
-            self._project.tokenizer,
-            max_tokens=stage.max_tokens,
-        )
-        return self._with_remarks(found, stage.data, encoder)
-
-    def preferences(self) -> Prepared[Pair]:
-        """Of the reward_model stage."""
-        stage, tokenizer = self._project.recipe.reward_model, self._project.models.reward_tokenizer
-        assert stage is not None
-        encoder, within = RowEncoder(tokenizer), within_of(stage.data)
-        train, heldout = self.rows(stage.data, tokenizer)
-        paired = partial(as_pairs, preferred=stage.preferred_label, seed=self._project.recipe.seed)
-        found = preferences(
-            (
-                Mapped(paired(train, count=stage.pairs), encoder.pair, within=within),
-                Mapped(paired(heldout, count=None), encoder.pair, within=within),
-            ),
-            tokenizer,
-            max_tokens=stage.max_tokens,
-            max_equal=stage.max_equal_pairs,
-        )
-        return self._with_remarks(found, stage.data, encoder)
-
-    def stage_notes(self, stage: str) -> tuple[str, ...]:
-        """What people should know of a stage's data before it trains; after the project's check."""
+    def prompt_notes(self) -> list[str]:
+        """What people should know of the data that PPO reads; after the project's check."""
         project = self._project
-        if stage != "ppo":
-            return (project.sft_examples if stage == "sft" else project.pairs).notes
         section = project.recipe.prompts
         assert section is not None
         said = (f"prompts and losses: {line}" for line in remarks_on(project.encoder.remarks))
         # Where there is a template, the prompts are formatted by themselves.
         how = [] if section.template else self._notes(section.data, project.tokenizer)
-        return (*how, *said)
+        return [*how, *said]
 
-    def _with_remarks(
-        self, found: Prepared[T], data: DataNames, encoder: RowEncoder
-    ) -> Prepared[T]:
+    def with_remarks(self, found: Prepared[T], data: DataNames, encoder: RowEncoder) -> Prepared[T]:
+        """What a stage learns from, with everything that people should know of it.
+
+        Args:
+          found: its examples, with notes of their own.
+          data: of its section.
+          encoder: what has made tokens of the rows.
+        """
         name = ", ".join(f"data.{name}" for name in names_in(data))
         said = (*remarks_on(encoder.remarks), *found.notes)
         how = self._notes(data, encoder.tokenizer)

@@ -12,9 +12,11 @@ from huggingface_hub import try_to_load_from_cache
 from rlframe.compose.project import Project
 from rlframe.errors import RecipeError
 from rlframe.recipe.document import dotted
+from rlframe.recipe.references import initials
 from rlframe.recipe.schema import NewModel
 from rlframe.runs import fingerprints
 from rlframe.runs.durable import size_of
+from rlframe.stage_table import REFERENCE
 
 _WORTH_SAYING = 4 << 30  # bytes whose reading takes a person's patience
 
@@ -51,14 +53,14 @@ def inputs_of(project: Project, say: Callable[[str], None]) -> dict[str, dict[st
 def paths_of(project: Project) -> Iterator[tuple[str, Path]]:
     """(recipe path, file or folder on this machine) of each model, and of each file of a component."""
     recipe = project.recipe
-    policy, stage = recipe.model.policy, recipe.reward_model
+    policy = recipe.model.policy
     tokenizer = policy.tokenizer if isinstance(policy, NewModel) else None
     named: Mapping[str, Any] = {
         "model.policy": policy,
         "model.policy.tokenizer": tokenizer,
         "model.reference": recipe.model.reference,
         "model.critic.initial": getattr(recipe.model.critic, "initial", None),
-        "reward_model.initial": None if stage is None else stage.initial,
+        **{dotted(at): name for at, name in initials(recipe).items()},
         "runtime.deepspeed_config": recipe.runtime.deepspeed_config,
     }
     for name, value in named.items():
@@ -74,7 +76,7 @@ def paths_of(project: Project) -> Iterator[tuple[str, Path]]:
 
 def _local(name: str) -> Path | None:
     """Where a path or hub id lies on this machine, if it does."""
-    if not name or name.startswith("stage:"):
+    if not name or name.startswith(REFERENCE):
         return None
     try:
         if Path(name).exists():

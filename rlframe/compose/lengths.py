@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlframe.api.lengths import context_tokens
-from rlframe.data.examples import Prepared
 from rlframe.errors import RecipeError
 from rlframe.models import loading
+from rlframe.recipe.document import dotted
+from rlframe.recipe.references import initials
 from rlframe.recipe.schema import NewModel
+from rlframe.stage_table import Stage, referred
 
 if TYPE_CHECKING:
     from rlframe.compose.project import Project
@@ -41,16 +43,15 @@ class Lengths:
             "model.policy": recipe.model.policy,
             "model.reference": recipe.model.reference or "policy",
             "model.critic.initial": getattr(recipe.model.critic, "initial", "policy"),
-            "reward_model.initial": getattr(recipe.reward_model, "initial", "policy"),
+            **{dotted(at): name for at, name in initials(recipe).items()},
         }[path]
 
     def _opened(self, path: str, name: Any) -> Any:
         if isinstance(name, NewModel):
             return loading.policy_config(name.architecture, self._project.tokenizer)
-        if path != "model.policy" and name in ("policy", "stage:sft"):
-            return self.config("model.policy")
-        if path != "model.policy" and name == "stage:reward_model":
-            return self.config("reward_model.initial")
+        stage = referred(name)
+        if path != "model.policy" and (name == "policy" or stage is not None):
+            return self.config("model.policy" if stage is None else start_of(stage))
         return self._project.models.pretrained(path, name).config
 
     def tokens(self, path: str) -> int | None:
@@ -76,23 +77,25 @@ class Lengths:
         longest = max(len(prompt.ids) for part in self._project.prompts for prompt in part)
         return longest + recipe.rollout.max_new_tokens
 
-    def check_examples(self, stage: str, found: Prepared[Any]) -> None:
+    def check_fits(self, stage: Stage, longest: int) -> None:
         """Every example of a supervised stage fits into what its model reads.
 
         Args:
-          stage: sft or reward_model.
-          found: its examples or pairs, cut to its `max_tokens`.
+          stage: as the table has it.
+          longest: tokens of its longest example, cut to its `max_tokens`.
 
         Raises:
           RecipeError: one does not.
         """
-        path = "model.policy" if stage == "sft" else "reward_model.initial"
-        limit, most = self.tokens(path), getattr(self._project.recipe, stage).max_tokens
-        examples = [*found.train, *found.heldout]
-        texts = examples if stage == "sft" else [side for pair in examples for side in pair]
-        longest = max((len(text.ids) for text in texts), default=0)
+        name, path = stage.name, start_of(stage)
+        limit, most = self.tokens(path), getattr(self._project.recipe, name).max_tokens
         if limit is not None and longest > limit:
             raise RecipeError(
-                f"{stage}.max_tokens: {most} lets through an example of {longest} tokens, and the "
-                f"model ({path}) reads {limit} tokens. Set `{stage}.max_tokens: {limit}` or less"
+                f"{name}.max_tokens: {most} lets through an example of {longest} tokens, and the "
+                f"model ({path}) reads {limit} tokens. Set `{name}.max_tokens: {limit}` or less"
             )
+
+
+def start_of(stage: Stage) -> str:
+    """The recipe's path of the model whose weights a stage begins with, or of which it is a copy."""
+    return f"{stage.name}.initial" if stage.result == "scorer" else "model.policy"

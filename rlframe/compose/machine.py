@@ -37,7 +37,7 @@ def saver_of(
 
     Args:
       section: when, and which of them stay.
-      stage: sft, reward_model or ppo.
+      stage: its name, as in the stage table.
       files: of the run.
       runtime: its processes.
       stop: asked after every step.

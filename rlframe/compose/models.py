@@ -5,16 +5,19 @@ needed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlframe.compose.lengths import start_of
 from rlframe.errors import Problems, RecipeError
 from rlframe.models import loading
 from rlframe.models.pretrained import Pretrained
+from rlframe.recipe.document import dotted
+from rlframe.recipe.references import initials
 from rlframe.recipe.schema import NewModel
+from rlframe.stage_table import REFERENCE, Stage, referred, running
 
 if TYPE_CHECKING:
     from rlframe.compose.project import Project
@@ -30,6 +33,7 @@ class Models:
     def __init__(self, project: Project) -> None:
         self._project = project
         self._opened: dict[str, Pretrained] = {}
+        self._tokenizers: dict[Stage, PreTrainedTokenizerBase] = {}
 
     def pretrained(self, at: str, name: str) -> Pretrained:
         """A saved model, looked at once.
@@ -60,8 +64,8 @@ class Models:
                 project = self._project
                 if at == "model.policy":
                     notes += self._new_rows(at, saved, project.tokenizer)
-                elif at == "reward_model.initial":
-                    notes += self._new_rows(at, saved, self.reward_tokenizer)
+                elif at in self._starts():
+                    notes += self._new_rows(at, saved, self.tokenizer_of(self._starts()[at]))
                 else:
                     notes += saved.check_vocabulary(project.tokenizer, added=project.added_tokens)
         with problems.collected():
@@ -85,38 +89,54 @@ class Models:
 
     def _check_critic_of_stage(self) -> None:
         """A critic reads the policy's tokens, whatever the reward model that it starts from does."""
-        critic = self._project.recipe.model.critic
-        if critic is None or critic.initial != "stage:reward_model":
+        recipe = self._project.recipe
+        stage = referred(getattr(recipe.model.critic, "initial", None))
+        if stage is None:
             return
-        theirs = self.reward_tokenizer.get_vocab()
+        theirs = self.tokenizer_of(stage).get_vocab()
         if any(theirs.get(t) != n for t, n in self._project.tokenizer.get_vocab().items()):
             raise RecipeError(
                 "model.critic.initial: the reward model of this recipe starts from "
-                f"{getattr(self._project.recipe.reward_model, 'initial', None)!r}, which reads other "
+                f"{getattr(recipe, stage.name).initial!r}, which reads other "
                 "tokens than the policy, and a critic reads the policy's. Leave `initial` out, or "
                 "start both from models with one tokenizer"
             )
 
-    @cached_property
-    def reward_tokenizer(self) -> PreTrainedTokenizerBase:
-        """That of the reward model which is trained: its own, if it starts from another model.
+    def _starts(self) -> dict[str, Stage]:
+        """Recipe path of the model that it starts from -> stage, of those that train another model
+        than the policy.
+        """
+        stages = running(self._project.recipe)
+        return {start_of(stage): stage for stage in stages if stage.result == "scorer"}
+
+    def tokenizer_of(self, stage: Stage) -> PreTrainedTokenizerBase:
+        """That of the model which a stage trains: its own, if it starts from another than the policy.
 
         The policy's where that model lies without a tokenizer.
         """
-        stage = self._project.recipe.reward_model
-        if stage is None or stage.initial == "policy":
+        if stage not in self._tokenizers:
+            self._tokenizers[stage] = self._tokenizer_of(stage)
+        return self._tokenizers[stage]
+
+    def _tokenizer_of(self, stage: Stage) -> PreTrainedTokenizerBase:
+        at, initial = start_of(stage), self._initial(stage)
+        if initial == "policy":
             return self._project.tokenizer
-        saved = self.pretrained("reward_model.initial", stage.initial)
+        saved = self.pretrained(at, initial)
         if not saved.has_tokenizer:
             saved.check_vocabulary(self._project.tokenizer, added=self._project.added_tokens)
             return self._project.tokenizer
         tokenizer = saved.tokenizer
         if tokenizer.eos_token_id is None:
             raise RecipeError(
-                f"reward_model.initial: the tokenizer of {stage.initial!r} has no EOS token, with "
-                "which the texts that it learns from would end"
+                f"{at}: the tokenizer of {initial!r} has no EOS token, with which the texts that it "
+                "learns from would end"
             )
         return tokenizer
+
+    def _initial(self, stage: Stage) -> str:
+        """What a stage starts from: the policy, or a model that its section names."""
+        return initials(self._project.recipe).get((stage.name, "initial"), "policy")
 
     def _named(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """(recipe path, name, how it is loaded) of each saved model that a stage reads."""
@@ -124,8 +144,9 @@ class Models:
         scalar = {"head": "sequence", "labels": 1}
         if isinstance(recipe.model.policy, str):
             yield "model.policy", recipe.model.policy, {"head": "causal"}
-        if recipe.reward_model is not None and recipe.reward_model.initial != "policy":
-            yield "reward_model.initial", recipe.reward_model.initial, {**scalar, "new_head": True}
+        for path, name in initials(recipe).items():
+            if name != "policy":
+                yield dotted(path), name, {**scalar, "new_head": True}
         if recipe.ppo is None:
             return
         reference, critic = recipe.model.reference, recipe.model.own_critic
@@ -167,12 +188,17 @@ class Models:
         assert section is not None
         return self._scalar(policy, section.initial, head=section.head, at="model.critic.initial")
 
-    def reward_model(self, policy: Any) -> Any:
-        """What the reward_model stage trains, its head new."""
-        stage = self._project.recipe.reward_model
-        assert stage is not None
-        at, tokenizer = "reward_model.initial", self.reward_tokenizer
-        return self._scalar(policy, stage.initial, head="normal", at=at, tokenizer=tokenizer)
+    def start(self, stage: Stage, policy: Any) -> Any:
+        """What a stage trains: the policy itself, or a model with one output, whose head is new."""
+        if stage.result != "scorer":
+            return policy
+        return self._scalar(
+            policy,
+            self._initial(stage),
+            head="normal",
+            at=start_of(stage),
+            tokenizer=self.tokenizer_of(stage),
+        )
 
     def _scalar(
         self,
@@ -197,4 +223,4 @@ class Models:
 
 
 def _of_a_stage(name: str) -> bool:
-    return name.startswith("stage:")
+    return name.startswith(REFERENCE)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rlframe.builtin.reward_model import RewardModel
+from rlframe.compose.components import longest_example
 from rlframe.compose.project import Project
 from rlframe.errors import RecipeError
 from rlframe.models import loading
@@ -17,9 +18,11 @@ from rlframe.models.pretrained import Pretrained, new
 from rlframe.planning.memory import MLP, Shape, Workload
 from rlframe.planning.strategies import Strategy
 from rlframe.recipe import LoadedRecipe
+from rlframe.recipe.references import initials
 from rlframe.recipe.schema import NewModel, Recipe
 from rlframe.recipe.schema import Runtime as RuntimeSection
 from rlframe.registry.discovery import Registry
+from rlframe.stage_table import REFERENCE, referred
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _GATES = ("gate_proj", "gate_up_proj")
@@ -108,9 +111,9 @@ def _config(name: str, path: str) -> Any:
 
 def _trunk(recipe: Recipe, name: str, policy: Any, path: str) -> Any:
     """The config of the trunk that a scalar model stands on."""
-    if name == "stage:reward_model":
-        stage = recipe.reward_model
-        name = stage.initial if stage else "policy"
+    stage = referred(name)
+    if stage is not None:
+        name = initials(recipe).get((stage.name, "initial"), "policy")
     return policy if name == "policy" else _config(name, path)
 
 
@@ -124,7 +127,7 @@ def _critic(recipe: Recipe, policy: Any) -> Shape:
 
 def _reference(project: Project, policy: Any) -> Shape:
     name, path = project.recipe.model.reference, "model.reference"
-    itself = name is None or name.startswith("stage:")
+    itself = name is None or name.startswith(REFERENCE)
     return shape_of(policy if itself else _config(str(name), path), path)
 
 
@@ -214,9 +217,8 @@ def _auxiliary(project: Project) -> list[int]:
     """Padded tokens per step of each loss that counts: every example as long as the longest."""
     found = []
     for name in project.recipe.losses:
-        loss = project.instance("losses", name).component
-        examples = loss.examples() if loss.coefficient != 0 else None
-        if examples:
-            longest = max(len(example.ids) for example in examples)
-            found.append(loss.examples_per_step * min(longest, project.context_tokens or longest))
+        loss = project.instance("losses", name)
+        longest = longest_example(loss, project) if loss.component.coefficient != 0 else None
+        if longest is not None:
+            found.append(loss.component.examples_per_step * longest)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlframe.api.component import Instance
-from rlframe.compose.components import auxiliary_data, coefficient_of, notes_of
+from rlframe.compose.components import auxiliary_data, coefficient_of
 from rlframe.compose.probe import check_policy
 from rlframe.compose.project import Project
 from rlframe.engine.advantages import CreditAssignment
@@ -40,27 +40,7 @@ from rlframe.runs.checkpointer import Checkpointer
 from rlframe.runs.directory import RunDirectory
 from rlframe.runs.display import Display
 from rlframe.runs.saving import Saver
-from rlframe.stages.ppo import Aligned, PPOStage
-
-
-def alignment(
-    project: Project, model: Any, files: RunDirectory, display: Display, saver: Saver
-) -> Aligned:
-    """Build the PPO run of a project around a language model, and run or resume it."""
-    parts = PPOParts(project, model)
-    recipe = project.recipe
-    for path, component in parts.components.items():
-        for note in notes_of(path, component):
-            display.say(f"{path}: {note}")
-    return PPOStage(
-        run=parts.run(files, display, saver),
-        directory=files,
-        display=display,
-        runtime=project.runtime,
-        ema=parts.ema,
-        table_rows=recipe.evaluation.table_rows,
-        resolved=project.loaded.resolved(),
-    ).align()
+from rlframe.stage_table import REFERENCE, running
 
 
 def check_adapters(project: Project) -> None:
@@ -172,8 +152,9 @@ class PPOParts:
     def _base(self) -> str | None:
         """Where the model lies that PPO starts from; a new one that was not fine-tuned nowhere."""
         recipe = self.project.recipe
-        if recipe.sft is not None:
-            return self.project.model_path("stage:sft")
+        trained = [stage for stage in running(recipe) if stage.result == "policy"]
+        if trained:
+            return self.project.model_path(trained[-1].reference)
         return recipe.model.policy if isinstance(recipe.model.policy, str) else None
 
     def _reference(self, policy: Policy) -> Policy:
@@ -184,7 +165,7 @@ class PPOParts:
         if frozen is None:
             frozen = copy.deepcopy(model)
         name = self.project.recipe.model.reference
-        same = name is None or name.startswith("stage:")
+        same = name is None or name.startswith(REFERENCE)
         path = "model.policy" if same else "model.reference"
         if name is not None:
             check_policy(self._policy(path, frozen.to(self.project.runtime.device)), name=path)

@@ -7,28 +7,30 @@ is left to `check`, which a run starts with; generators, which are code, do not 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 from rlframe.api.lengths import context_tokens
 from rlframe.api.references import references
 from rlframe.compose.datasets import DataSets
 from rlframe.data import contents
-from rlframe.data.labelled import as_pairs
 from rlframe.data.prompts import filled, longest_prompt, template_columns
-from rlframe.data.rows import Joined, Mapped
+from rlframe.data.rows import Mapped
+from rlframe.data.stage_rows import make_all
 from rlframe.errors import RecipeError, RlframeError, did_you_mean
 from rlframe.models import files
 from rlframe.recipe import Chosen
 from rlframe.recipe.data import DataNames, Dataset
 from rlframe.recipe.document import Path_, dotted
-from rlframe.recipe.references import is_there
-from rlframe.recipe.schema import NewModel, NewTokenizer, Recipe, RewardModelStage
+from rlframe.recipe.references import initials, is_there
+from rlframe.recipe.schema import NewModel, NewTokenizer, Recipe
+from rlframe.recipe.section import RecipeSection
+from rlframe.stage_table import REFERENCE, imported, running
 from rlframe.types import Row
 
 Found = tuple[Path_, str]
@@ -84,15 +86,24 @@ class _Collected:
 def _deeper(path: Path_, message: str) -> Found:
     """An error whose words may begin with a key of what it is about: `columns.text: ...`."""
     key, colon, rest = message.partition(": ")
-    keys: Mapping[str, Collection[str]] = {
-        "": Recipe.model_fields,
-        "data": Dataset.model_fields,
-        "reward_model": RewardModelStage.model_fields,
-    }
-    known = keys.get(str(path[0]) if path else "", ())
+    known: Collection[str] = () if path else Recipe.model_fields
+    if path and path[0] == "data":
+        known = Dataset.model_fields
+    elif len(path) == 1 and path[0] in Recipe.model_fields:
+        known = _keys_of(str(path[0]))
     if colon and re.fullmatch(r"[\w.]+", key) and key.partition(".")[0] in known:
         return (*path, *key.split(".")), rest
     return path, message
+
+
+def _keys_of(section: str) -> Collection[str]:
+    """The keys of a section of the recipe; none where it is a mapping of names."""
+    annotation: Any = Recipe.model_fields[section].annotation
+    kinds = (annotation, *get_args(annotation))  # it may be left out
+    sections = [
+        kind for kind in kinds if isinstance(kind, type) and issubclass(kind, RecipeSection)
+    ]
+    return sections[0].model_fields if sections else ()
 
 
 class _Data:
@@ -117,10 +128,9 @@ class _Data:
     def faults(self) -> list[Found]:
         """All of them."""
         recipe = self._recipe
-        if recipe.sft is not None:
-            self._check_rows("sft", recipe.sft.data, contents.check_example)
-        if recipe.reward_model is not None:
-            self._check_pairs(recipe.reward_model)
+        for stage in running(recipe):
+            if stage.check is not None:
+                self._check_stage(stage.name, imported(stage.check))
         if recipe.prompts is not None:  # which a recipe without PPO may not have
             self._check_prompts(recipe.prompts)
         for path, chosen in self._chosen.items():
@@ -132,17 +142,21 @@ class _Data:
         names = [data] if isinstance(data, str) else list(data)
         return names if self._readable.issuperset(names) else None
 
-    def _check_rows(self, stage: str, data: DataNames, check: Callable[[Row], None]) -> None:
-        with self._problems.at(stage, "data"):
-            self._require_rows(data, check)
-            self._require_both(data)
+    def _check_stage(self, stage: str, check: Callable[..., None]) -> None:
+        section, at = getattr(self._recipe, stage), partial(self._problems.at, stage)
+        names = self._readers(section.data)
+        if names is None:
+            return  # reported with the data sets
+        check(section, {name: self._sets.split(name) for name in names}, at)
+        with at("data"):
+            self._require_both(section.data)
 
     def _require_rows(self, data: DataNames, check: Callable[[Row], object]) -> None:
         """Each row of each data set passes a check; the first that does not is named."""
         for name in self._readers(data) or ():
             split = self._sets.split(name)
             for part in (split.train, split.heldout):
-                _all(Mapped(part, check, within=f"data.{name}, "))
+                make_all(Mapped(part, check, within=f"data.{name}, "))
 
     def _require_both(self, data: DataNames) -> None:
         names = self._readers(data)
@@ -154,22 +168,14 @@ class _Data:
             }
             self._sets.require_both(counts, data)
 
-    def _check_pairs(self, stage: Any) -> None:
-        splits = [self._sets.split(name) for name in self._readers(stage.data) or ()]
-        for part in ("train", "heldout") if splits else ():  # each is paired by itself
-            rows = Joined([getattr(split, part) for split in splits])
-            with self._problems.at("reward_model"):
-                pairs = as_pairs(rows, preferred=stage.preferred_label, count=1, seed=0)
-                _all(Mapped(pairs, contents.check_pair))
-        with self._problems.at("reward_model", "data"):
-            self._require_both(stage.data)
-
     def _check_prompts(self, section: Any) -> None:
         if section.template is None:
             check: Callable[[Row], Any] = partial(
                 contents.check_prompt, first_words=section.first_words is not None
             )
-            self._check_rows("prompts", section.data, check)
+            with self._problems.at("prompts", "data"):
+                self._require_rows(section.data, check)
+                self._require_both(section.data)
             return
         with self._problems.at("prompts", "template"):
             template_columns(section.template)
@@ -196,12 +202,6 @@ class _Data:
                     self._require_rows(name, check)
 
 
-def _all(rows: Iterable[object]) -> None:
-    """Make every row, for the errors of those that cannot be made."""
-    for _ in rows:
-        pass
-
-
 class _Folders:
     """The folders that a recipe names as models or tokenizers; ids of the hub are not looked up."""
 
@@ -223,7 +223,7 @@ class _Folders:
 
     def named(self) -> Iterator[tuple[Path_, str]]:
         """(path, name) of each saved model."""
-        model, stage = self._recipe.model, self._recipe.reward_model
+        model = self._recipe.model
         named: list[tuple[Path_, Any]] = []
         if model is not None:
             named.append((("model", "policy"), model.policy))
@@ -232,15 +232,14 @@ class _Folders:
                 (("model", "reference"), model.reference),
                 (("model", "critic", "initial"), getattr(model.critic, "initial", None)),
             ]
-        if stage is not None:
-            named.append((("reward_model", "initial"), stage.initial))
+        named += initials(self._recipe).items()
         for path, chosen in self._chosen.items():
             named += [
                 ((*path, *r.path), r.name) for r in references(chosen.config) if r.to == "model"
             ]
         for path, name in named:
             copied = name == "policy" and path[-1] == "initial"
-            if isinstance(name, str) and not copied and not name.startswith("stage:"):
+            if isinstance(name, str) and not copied and not name.startswith(REFERENCE):
                 yield path, name
 
     def _check_model(self, path: Path_, name: str) -> None:

@@ -9,6 +9,8 @@ from rlframe.compose.probe import profile_by, profile_of
 from rlframe.errors import RecipeError
 from rlframe.models.profile import Profile
 from rlframe.models.vocabulary import Vocabulary, vocabulary_of
+from rlframe.recipe.references import initials
+from rlframe.stage_table import REFERENCE
 
 if TYPE_CHECKING:
     from rlframe.compose.project import Project
@@ -70,7 +72,7 @@ class Profiles:
 
     def _paths(self) -> list[str]:
         reference = self._project.recipe.model.reference
-        named = reference is not None and not reference.startswith("stage:")
+        named = reference is not None and not reference.startswith(REFERENCE)
         return ["model.policy", *(["model.reference"] if named else [])]
 
     def _name(self, path: str) -> str:
@@ -81,9 +83,9 @@ class Profiles:
     def _starts_others(self) -> bool:
         """Whether a critic or a reward model begins with the policy's trunk."""
         recipe = self._project.recipe
-        critic, stage = recipe.model.own_critic, recipe.reward_model
+        critic = recipe.model.own_critic
         own = recipe.ppo is not None and critic is not None and critic.initial == "policy"
-        return own or (stage is not None and stage.initial == "policy")
+        return own or "policy" in initials(recipe).values()
 
     def _check_recipe(self) -> None:
         """What the recipe wants of the policy that its architecture does not have."""

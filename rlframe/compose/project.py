@@ -25,21 +25,22 @@ from rlframe.compose.models import Models
 from rlframe.compose.places import at
 from rlframe.compose.profiles import Profiles
 from rlframe.compose.prompts import Parts, PromptSource
+from rlframe.compose.stage_context import ProjectStage
 from rlframe.data.encode import RowEncoder
-from rlframe.data.examples import Prepared
-from rlframe.data.fitting import Pair
 from rlframe.data.split import Split, texts_of
 from rlframe.data.tokenizer import check_special_tokens, train_tokenizer
 from rlframe.distributed.runtime import DTYPES
 from rlframe.errors import PluginError, RecipeError
 from rlframe.models.pretrained import Pretrained
 from rlframe.recipe import Chosen, LoadedRecipe
+from rlframe.recipe.references import broken_stage
 from rlframe.recipe.schema import NewModel, NewTokenizer
 from rlframe.registry.discovery import Registry
 from rlframe.registry.nested import NestedReward
 from rlframe.registry.owners import component_errors, offered
 from rlframe.registry.relay import Relay
-from rlframe.types import TokenExample
+from rlframe.stage_table import REFERENCE, imported, referred, running
+from rlframe.stages.stage import StageRun
 
 T = TypeVar("T")
 
@@ -114,16 +115,14 @@ class Project:
         return EncodedData(self)
 
     @cached_property
-    def sft_examples(self) -> Prepared[TokenExample]:
-        """Examples of the sft stage."""
-        with at("sft"):
-            return self.data.demonstrations()
-
-    @cached_property
-    def pairs(self) -> Prepared[Pair]:
-        """Pairs of the reward_model stage."""
-        with at("reward_model"):
-            return self.data.preferences()
+    def stages(self) -> dict[str, StageRun]:
+        """What runs each stage of the recipe, by its name and in order."""
+        return {
+            stage.name: imported(stage.run)(
+                getattr(self.recipe, stage.name), ProjectStage(self, stage)
+            )
+            for stage in running(self.recipe)
+        }
 
     @cached_property
     def prompts(self) -> Parts:
@@ -187,18 +186,18 @@ class Project:
         Raises:
           RecipeError: the recipe has no such stage.
         """
-        stage = name.removeprefix("stage:")
-        if stage == name:
+        if not name.startswith(REFERENCE):
             return name
-        if stage not in ("sft", "reward_model") or getattr(self.recipe, stage) is None:
-            raise RecipeError(f"{name!r} is the result of a stage that this recipe does not run")
-        return str(self.directory / stage)
+        broken = broken_stage(name, self.recipe)
+        if broken is not None:
+            raise RecipeError(broken)
+        return str(self.directory / name.removeprefix(REFERENCE))
 
     def tokenizer_of(self, name: str) -> PreTrainedTokenizerBase:
         """The tokenizer that goes with a model of the recipe, to keep and to change."""
-        if name.startswith("stage:"):
-            own = self.models.reward_tokenizer if name == "stage:reward_model" else self.tokenizer
-            return copy.deepcopy(own)
+        stage = referred(name)
+        if stage is not None:
+            return copy.deepcopy(self.models.tokenizer_of(stage))
         return Pretrained(name).tokenizer
 
     def instance(self, *path: str | int) -> Instance[Any]:

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from rlframe.compose.project import Project
 from rlframe.recipe.conflicts import DROPOUT, ROUTER
 from rlframe.recipe.schema import NewModel
+from rlframe.stage_table import running
 
 
 def remarks(project: Project) -> Iterator[str]:
@@ -55,7 +56,7 @@ def _dropout(project: Project, shape: dict[str, Any]) -> Iterator[str]:
         if DROPOUT.search(key) and isinstance(value, int | float) and value > 0
     }
     if rates:
-        stages = [name for name in ("sft", "reward_model") if getattr(project.recipe, name)]
+        stages = [stage.name for stage in running(project.recipe) if stage.result is not None]
         where = f"acts in {' and '.join(stages)} alone" if stages else "does not act"
         yield (
             f"the policy's dropout ({_told(rates)}) {where}: PPO computes without it, or the ratio "

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from rlframe.builtin.reward_input import Reader
 from rlframe.builtin.reward_model import RewardModelConfig, check_input
+from rlframe.compose.lengths import start_of
 from rlframe.data.encode import RowEncoder
 from rlframe.errors import RecipeError
 from rlframe.models.loading import rows_needed
+from rlframe.stage_table import STAGES, Stage, referred
 from rlframe.types import Prompt, Row
 
 if TYPE_CHECKING:
@@ -25,15 +27,18 @@ def check_read_as_trained(project: Project, config: RewardModelConfig) -> None:
     Equal tokens have equal scores, so nothing has to be trained to know.
 
     Raises:
-      RecipeError: they differ; shows both.
+      RecipeError: they differ; shows both. Or the stage leaves no reward model.
     """
-    stage = project.recipe.reward_model
-    if stage is None or config.model != "stage:reward_model":
+    stage = referred(config.model)
+    if stage is None:
         return
-    tokenizer = project.models.reward_tokenizer
-    given = check_input(_reader(project), config, project.context)
+    if stage.result != "scorer":
+        fitting = " or ".join(repr(line.reference) for line in STAGES if line.result == "scorer")
+        raise RecipeError(f"{config.model!r} is no reward model; use {fitting}")
+    tokenizer, data = project.models.tokenizer_of(stage), getattr(project.recipe, stage.name).data
+    given = check_input(_reader(project, stage), config, project.context)
     own, policy = RowEncoder(tokenizer), RowEncoder(project.tokenizer)
-    rows, _ = project.data.rows(stage.data, tokenizer)
+    rows, _ = project.data.rows(data, tokenizer)
     for row in islice((row for row in rows if isinstance(row.get("chosen"), str)), _PAIRS):
         prompt, answer = _split(policy, row)
         trained = list(own.pair(row)[0].ids)
@@ -44,19 +49,19 @@ def check_read_as_trained(project: Project, config: RewardModelConfig) -> None:
                 f"  in training: {tokenizer.decode(trained)!r}\n"
                 f"  in PPO:      {tokenizer.decode(asked)!r}\n"
                 "Leave out `input`, or give the pairs their prompts in the form in which PPO has them "
-                f"(data.{stage.data}.format)"
+                f"(data.{data}.format)"
             )
 
 
-def _reader(project: Project) -> Reader:
-    """The reward model that this recipe will have trained."""
-    tokenizer = copy.deepcopy(project.models.reward_tokenizer)
+def _reader(project: Project, stage: Stage) -> Reader:
+    """The reward model that a stage of this recipe will have trained."""
+    tokenizer = copy.deepcopy(project.models.tokenizer_of(stage))
     tokenizer.truncation_side = "left"
     return Reader(
-        name="stage:reward_model",
+        name=stage.reference,
         tokenizer=tokenizer,
         embedding=rows_needed(tokenizer),
-        limit=project.lengths.tokens("reward_model.initial"),
+        limit=project.lengths.tokens(start_of(stage)),
         ids=True,
         per_token=False,
         ends_with_turn=True,

@@ -1,4 +1,4 @@
-"""From a project through its stages: sft, reward_model, ppo, each from what the one before left."""
+"""From a project through its stages, each from what the ones before it left."""
 
 from __future__ import annotations
 
@@ -8,35 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from rlframe.compose.checks import check
 from rlframe.compose.components import check_controller
 from rlframe.compose.inputs import inputs_of
 from rlframe.compose.machine import saver_of
-from rlframe.compose.ppo import alignment, check_adapters
+from rlframe.compose.ppo import check_adapters
 from rlframe.compose.project import Project
 from rlframe.engine.generation import list_ends
 from rlframe.errors import RlframeError, RunError, Stopped, keep_traceback
-from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe
 from rlframe.recipe.document import dotted
-from rlframe.recipe.schema import FineTuning
 from rlframe.registry.discovery import Registry, fingerprint
 from rlframe.registry.owners import no_exit
 from rlframe.runs.directory import RunDirectory, refuse_used
 from rlframe.runs.display import Display, SilentDisplay
 from rlframe.runs.lock import RunLock
 from rlframe.runs.resuming import Allowance
-from rlframe.runs.saving import Saver
 from rlframe.runs.stopping import StopRequest
+from rlframe.stage_table import running
 from rlframe.stages.ppo import Aligned
-from rlframe.stages.reward_model import pair_accuracy, train_reward_model
-from rlframe.stages.sft import fine_tune, perplexity
-from rlframe.stages.supervised import FineTuningSettings
-from rlframe.types import ENDS_WITH_TURN
-
-_EVALUATION_TOKENS = 8192  # padded tokens in one forward pass without gradient
+from rlframe.stages.stage import Trained
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class Outcome:
 
     directory: Path
     figures: dict[str, float]
-    """sft/perplexity and reward_model/accuracy, where those stages ran."""
+    """STAGE/METRIC -> value on held-out examples, such as sft/perplexity."""
     aligned: Aligned | None
     """What PPO changed, if it ran."""
 
@@ -173,38 +164,67 @@ def _resumed(
 
 
 def _stages(project: Project, files: RunDirectory, display: Display, stop: StopRequest) -> Outcome:
-    recipe, aligned = project.recipe, None
+    """Run the stages that are not done, each from the policy that those before it left."""
+    recipe = project.recipe
+    done = _sound_results(project, files, display)
     figures: dict[str, float] = {}
-
-    def saver(name: str) -> Saver:
-        return saver_of(recipe.checkpoints, name, files, project.runtime, stop)
-
-    done = _sound_stages(project, files, display)
-    tuned = files.path / "sft" if "sft" in done else None
-    policy = project.models.policy(tuned).to(project.runtime.device)
-    list_ends(policy, project.tokenizer)
-    for name, stage in (("sft", _sft), ("reward_model", _reward_model)):
-        if getattr(recipe, name) is None:
+    aligned, policy, lies = None, None, None
+    for stage in running(recipe):
+        name = stage.name
+        if name in done:
+            figures |= done[name]
+            if stage.result == "policy":
+                policy, lies = None, files.path / name
             continue
-        if name not in done:
+        if policy is None:
+            policy = _policy(project, lies)
+        run = project.stages[name]
+        display.stage(name, run.headline)
+        for note in run.notes:
+            display.say(f"{name}: {note}")
+        if stage.result is not None:
             files.forget(name)
-            done[name] = stage(project, policy, files, display, saver(name))
-            files.finish(name, done[name])
-        figures |= done[name]
-    if recipe.ppo is not None:
-        prompts, _ = project.prompts
-        display.stage("ppo", f"{recipe.ppo.updates} updates on {len(prompts)} prompts")
-        _say_notes(project, "ppo", display)
-        aligned = alignment(project, policy, files, display, saver("ppo"))
+        saver = saver_of(recipe.checkpoints, name, files, project.runtime, stop)
+        left = run.run(policy, files, display, saver)
+        if isinstance(left, Aligned):
+            aligned = left
+            continue
+        figures |= _kept(project, left, files, display, name)
+        policy = left.model if stage.result == "policy" else policy
     return Outcome(files.path, figures, aligned)
 
 
-def _sound_stages(
+def _policy(project: Project, lies: Path | None) -> Any:
+    """The policy on its device, as the recipe names it or as a finished stage left it."""
+    policy = project.models.policy(lies).to(project.runtime.device)
+    list_ends(policy, project.tokenizer)
+    return policy
+
+
+def _kept(
+    project: Project, left: Trained, files: RunDirectory, display: Display, stage: str
+) -> dict[str, float]:
+    """The metrics of a stage, once its result is on the disk."""
+
+    def fill(path: Path) -> None:
+        left.model.save_pretrained(path)
+        left.tokenizer.save_pretrained(path)
+
+    files.write_result(stage, fill)
+    project.runtime.barrier()  # the next stage reads it on every rank
+    figures = {f"{stage}/{name}": value for name, value in left.metrics.items()}
+    files.metrics({"stage": stage, **figures})
+    display.say(f"{stage}: {left.sentence}")
+    files.finish(stage, figures)
+    return figures
+
+
+def _sound_results(
     project: Project, files: RunDirectory, display: Display
 ) -> dict[str, dict[str, float]]:
     """Stage -> figures, of those that are finished and whose result is as it was written."""
     done = {}
-    for name in ("sft", "reward_model"):
+    for name in (stage.name for stage in running(project.recipe) if stage.result is not None):
         figures = files.finished(name)
         if figures is None:
             continue
@@ -222,110 +242,3 @@ def _damage(files: RunDirectory, stage: str) -> str | None:
     except RunError as error:
         return str(error)
     return None
-
-
-def _say_notes(project: Project, stage: str, display: Display) -> None:
-    for note in project.data.stage_notes(stage):
-        display.say(f"{stage}: {note}")
-
-
-def _sft(
-    project: Project, policy: Any, files: RunDirectory, display: Display, saver: Saver
-) -> dict[str, float]:
-    stage = project.recipe.sft
-    assert stage is not None
-    train, heldout = project.sft_examples.train, project.sft_examples.heldout
-    display.stage("sft", f"{len(train)} examples from {stage.data!r}, {len(heldout)} held out")
-    _say_notes(project, "sft", display)
-    fine_tune(
-        policy,
-        train,
-        pack_to=stage.max_tokens if stage.pack else None,
-        profile=project.profiles.of("model.policy", policy),
-        vocabulary=project.profiles.vocabulary,
-        settings=_settings(project, stage),
-        progress=display.step,
-        saver=saver,
-    )
-    with project.runtime.mixed_precision():
-        found = perplexity(
-            Policy(
-                policy,
-                temperature=1.0,
-                chunk=1024,
-                profile=project.profiles.of("model.policy", policy),
-                vocabulary=project.profiles.vocabulary,
-            ),
-            heldout,
-            budget=_EVALUATION_TOKENS,
-            runtime=project.runtime,
-        )
-    _save(project, policy, project.tokenizer, files, "sft")
-    figures = {"sft/perplexity": found}
-    files.metrics({"stage": "sft", **figures})
-    display.say(f"sft: held-out perplexity {found:.2f}")
-    return figures
-
-
-def _reward_model(
-    project: Project, policy: Any, files: RunDirectory, display: Display, saver: Saver
-) -> dict[str, float]:
-    stage = project.recipe.reward_model
-    assert stage is not None
-    train, heldout = project.pairs.train, project.pairs.heldout
-    display.stage(
-        "reward_model", f"{len(train)} pairs from {stage.data!r}, {len(heldout)} held out"
-    )
-    _say_notes(project, "reward_model", display)
-    model = project.models.reward_model(policy)
-    model.to(project.runtime.device)
-    setattr(model.config, ENDS_WITH_TURN, True)
-    train_reward_model(
-        model,
-        train,
-        center=stage.center,
-        settings=_settings(project, stage),
-        progress=display.step,
-        saver=saver,
-    )
-    with project.runtime.mixed_precision():
-        found = pair_accuracy(
-            model,
-            heldout,
-            budget=_EVALUATION_TOKENS,
-            runtime=project.runtime,
-        )
-    _save(project, model, project.models.reward_tokenizer, files, "reward_model")
-    figures = {"reward_model/accuracy": found}
-    files.metrics({"stage": "reward_model", **figures})
-    display.say(f"reward_model: held-out pairwise accuracy {found:.1%}")
-    return figures
-
-
-def _save(
-    project: Project,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    files: RunDirectory,
-    stage: str,
-) -> None:
-    def fill(path: Path) -> None:
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-
-    files.write_result(stage, fill)
-    project.runtime.barrier()  # the next stage reads it on every rank
-
-
-def _settings(project: Project, stage: FineTuning) -> FineTuningSettings:
-    return FineTuningSettings(
-        epochs=stage.epochs,
-        batch_size=stage.batch_size,
-        processes=project.runtime.world_size,
-        learning_rate=stage.learning_rate,
-        warmup_share=stage.warmup_share,
-        weight_decay=stage.weight_decay,
-        seed=project.recipe.seed,
-        cpu=project.runtime.device.type == "cpu",
-        autocast=project.runtime.mixed_precision,
-    )

@@ -32,7 +32,7 @@ def demonstrations(
     *,
     max_tokens: int,
 ) -> Prepared[TokenExample]:
-    """Examples of the sft stage.
+    """Examples of fine-tuning.
 
     Args:
       examples: (to train on, held out), encoded when they are read.
@@ -77,14 +77,16 @@ def preferences(
     *,
     max_tokens: int,
     max_equal: float,
+    stage: str,
 ) -> Prepared[Pair]:
-    """Pairs of the reward_model stage.
+    """Pairs to compare.
 
     Args:
       pairs: (to train on, held out), encoded when they are read.
       tokenizer: for its BOS, and to read answers.
       max_tokens: longer pairs are cut, see `Fitter.pair`.
       max_equal: largest share of pairs whose two sides are the same tokens.
+      stage: whose section has `max_tokens` and `max_equal_pairs`.
 
     Raises:
       RecipeError: a row is malformed, or too many pairs are equal.
@@ -95,7 +97,9 @@ def preferences(
     before, after = [*whole[0], *whole[1]], [*train, *heldout]
     equal = sum(map(equal_sides, after))
     if equal > max_equal * len(after):
-        raise RecipeError(_too_many_equal(before, after, max_tokens=max_tokens, allowed=max_equal))
+        raise RecipeError(
+            _too_many_equal(before, after, max_tokens=max_tokens, allowed=max_equal, stage=stage)
+        )
     lost = [fitter.lost(pair) for pair in before]
     counts = {
         "are the same on both sides: ties, from which nothing is learned": equal,
@@ -115,7 +119,7 @@ def equal_sides(pair: Pair) -> bool:
 
 
 def _too_many_equal(
-    before: Sequence[Pair], after: Sequence[Pair], *, max_tokens: int, allowed: float
+    before: Sequence[Pair], after: Sequence[Pair], *, max_tokens: int, allowed: float, stage: str
 ) -> str:
     equal = sum(map(equal_sides, after))
     in_data = sum(map(equal_sides, before))
@@ -124,12 +128,12 @@ def _too_many_equal(
     remedy = "Correct the data, or"
     if equal > in_data:
         cause += f", {equal - in_data} since max_tokens ({max_tokens}) cuts off where they differ"
-        remedy = f"Raise `reward_model.max_tokens` (the longest text has {longest}), or"
+        remedy = f"Raise `{stage}.max_tokens` (the longest text has {longest}), or"
     share = math.ceil(100 * equal / len(after)) / 100
     return (
         f"{equal} of {len(after)} pairs have the same tokens as chosen and as rejected, so that "
         f"nothing is learned from them: {cause}. max_equal_pairs allows a share of {allowed:g}. "
-        f"{remedy} set `reward_model.max_equal_pairs: {share:g}`"
+        f"{remedy} set `{stage}.max_equal_pairs: {share:g}`"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rlframe.api.component import Component
 from rlframe.errors import RunError
 from rlframe.registry.owners import component_errors, in_words
+from rlframe.runs.checkpointer import Stateful
 from rlframe.runs.trees import check_tree
 
 
@@ -45,8 +46,8 @@ class ComponentStates:
         restore_states(self.components, ranks[self.rank] if self.rank < len(ranks) else ranks[0])
 
 
-def component_states(components: Mapping[str, Component[Any]]) -> dict[str, dict[str, Any]]:
-    """What each component remembers, by its recipe path.
+def component_states(components: Mapping[str, Stateful]) -> dict[str, dict[str, Any]]:
+    """What each component, or stream of a component, remembers, by its recipe path.
 
     Raises:
       RunError: a component raised, or what it returned cannot be saved.
@@ -54,7 +55,7 @@ def component_states(components: Mapping[str, Component[Any]]) -> dict[str, dict
     return {path: _state(path, component) for path, component in components.items()}
 
 
-def _state(path: str, component: Component[Any]) -> dict[str, Any]:
+def _state(path: str, component: Stateful) -> dict[str, Any]:
     with component_errors(f"{path}: {in_words(component)}", component, "state_dict"):
         state: Any = component.state_dict()
     if not isinstance(state, Mapping):
@@ -73,7 +74,7 @@ def _state(path: str, component: Component[Any]) -> dict[str, Any]:
 
 
 def restore_states(
-    components: Mapping[str, Component[Any]], states: Mapping[str, Mapping[str, Any]]
+    components: Mapping[str, Stateful], states: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Give components what they remembered; states of components that are gone are passed over.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -38,6 +40,15 @@ class Shuffled(Generic[T]):
             order = torch.randperm(len(self._items), generator=stream(*self._key, turn))
             self._order = (turn, order.tolist())
         return self._order[1][offset]
+
+
+def digest(examples: Sequence[TokenExample]) -> str:
+    """The sha256 of all that is learned from some examples, by which ranks are compared."""
+    found = hashlib.sha256()
+    for example in examples:
+        spans = [place for span in example.spans for place in span]
+        found.update(array("q", [len(example.ids), *example.ids, len(spans), *spans]))
+    return found.hexdigest()
 
 
 def token_batch(examples: Sequence[TokenExample], *, device: torch.device) -> TokenBatch:

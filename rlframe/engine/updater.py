@@ -13,15 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlframe.api.component import AuxiliaryLoss, Instance
 from rlframe.distributed.runtime import Runtime, out_of_memory
 from rlframe.distributed.training import Training
+from rlframe.engine.auxiliary import AuxiliaryData
 from rlframe.engine.batching import Rows, microbatches, spread
 from rlframe.engine.ema import EMA
 from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import MicroBatch, Normaliser, Objective, count_of
-from rlframe.engine.streams import Shuffled, in_parts, no_tokens, padded_tokens, token_batch
+from rlframe.engine.stream_reader import StreamReader
+from rlframe.engine.streams import in_parts, no_tokens, padded_tokens, token_batch
 from rlframe.errors import OutOfMemoryError, RunError
 from rlframe.types import TokenBatch, TokenExample
 
@@ -65,16 +66,8 @@ class MemoryWarning(RuntimeWarning):
     """Memory ran out, and the run goes on in smaller passes."""
 
 
-@dataclass(frozen=True)
-class AuxiliaryData:
-    """One auxiliary loss and the endless stream of its own examples, or None for the rollout's."""
-
-    instance: Instance[AuxiliaryLoss[Any]]
-    examples: Shuffled[TokenExample] | None
-
-
 class PolicyUpdater:
-    """Owns the optimiser. State beyond it is two counters.
+    """Owns the optimiser. State beyond it is three counters, and the cursors of streams.
 
     Args:
       training: an `ActorCritic` and its optimiser under a strategy; each parameter group's "peak_lr" is
@@ -109,18 +102,27 @@ class PolicyUpdater:
         self._bad_in_a_row = 0
         self._halvings = 0
 
-    def state_dict(self) -> dict[str, int]:
-        """Three counters: optimiser steps, skipped ones in a row, halvings of the budget."""
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser steps, skipped ones in a row, halvings of the budget, and streams by loss."""
         return {
             "steps": self._steps,
             "bad_in_a_row": self._bad_in_a_row,
             "halvings": self._halvings,
+            "streams": {name: reader.state_dict() for name, reader in self._streams().items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Take back what `state_dict` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave. A loss that had no stream then begins with its first."""
         self._steps, self._bad_in_a_row = state["steps"], state["bad_in_a_row"]
         self._halvings = state["halvings"]
+        for name, reader in self._streams().items():
+            if name in state.get("streams", {}):
+                reader.load_state_dict(state["streams"][name])
+
+    def _streams(self) -> dict[str, StreamReader]:
+        return {
+            data.instance.name: data.stream for data in self._auxiliary if data.stream is not None
+        }
 
     @property
     def budget(self) -> int:
@@ -327,8 +329,7 @@ class PolicyUpdater:
         shards: dict[str, list[list[TokenExample]]] = {}
         for data in self._auxiliary:
             if data.examples is not None:
-                per_step = data.instance.component.examples_per_step
-                drawn = data.examples.take(self._steps * per_step, per_step)
+                drawn = data.of_step(self._steps, self._runtime.agree)
                 shards[data.instance.name] = [drawn[r::ranks] for r in range(ranks)]
         # As many parts as the rollout has, or more if one of them needs it on any rank.
         widest = [padded_tokens(shard) for found in shards.values() for shard in found]

@@ -11,8 +11,10 @@ from rlframe.api.component import Component, KLController, PluginConfig, RewardP
 from rlframe.api.contract import out_of_bounds
 from rlframe.errors import PluginError, did_you_mean, listed
 from rlframe.recipe.document import Path_
+from rlframe.recipe.references import initials
 from rlframe.recipe.schema import NewModel, Recipe
 from rlframe.registry.owners import component_errors, in_words
+from rlframe.stage_table import running
 
 ROUTER = ("output_router_logits", "router_aux_loss_coef", "router_z_loss_coef")
 """Keys of transformers configs for a loss that only its own models add."""
@@ -85,10 +87,12 @@ def _critic(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Pat
 
 def _architecture(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     """Keys of a new model's config that only transformers' own losses and training read."""
-    policy, judge = recipe.model.policy, recipe.reward_model
+    policy = recipe.model.policy
     if not isinstance(policy, NewModel):
         return
-    supervised = recipe.sft is not None or (judge is not None and judge.initial == "policy")
+    supervised = "policy" in initials(recipe).values() or any(
+        stage.result == "policy" for stage in running(recipe)
+    )
     for key, value in policy.architecture.items():
         path: Path_ = ("model", "policy", "architecture", key)
         if key in ROUTER and value:

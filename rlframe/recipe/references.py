@@ -11,8 +11,8 @@ from rlframe.api.references import Reference, references
 from rlframe.errors import did_you_mean, listed
 from rlframe.recipe.document import Path_
 from rlframe.recipe.schema import Models, NewModel, NewTokenizer, Recipe
+from rlframe.stage_table import REFERENCE, STAGES, Stage, referred, running
 
-STAGES = ("sft", "reward_model", "ppo")
 PPO_ONLY = {"prompts", "rollout", "rewards", "kl", "losses", "algorithm", "hooks", "evaluation"}
 
 
@@ -63,12 +63,8 @@ def _missing(path: str) -> str:
 def _datasets(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
     wanted: list[tuple[Path_, str]] = [
         ((section, "data") if name == part.data else (section, "data", name), name)
-        for section, part in (
-            ("sft", recipe.sft),
-            ("reward_model", recipe.reward_model),
-            ("prompts", recipe.prompts),
-        )
-        if part is not None
+        for section in (*(stage.name for stage in STAGES if stage.check is not None), "prompts")
+        if (part := getattr(recipe, section)) is not None
         for name in ([part.data] if isinstance(part.data, str) else part.data)
     ]
     policy = recipe.model.policy if isinstance(recipe.model, Models) else None
@@ -109,41 +105,63 @@ def broken_names(
 
 def _broken(reference: Reference, recipe: Recipe) -> str | None:
     """What is wrong with one name; None if nothing is, or its section is not known."""
-    name, stage = reference.name, reference.name.removeprefix("stage:")
+    name = reference.name
     if reference.to == "data" and recipe.data is not None and name not in recipe.data:
         return _no_data(name, recipe)
     if reference.to == "reward" and recipe.rewards is not None and name not in recipe.rewards:
         guess, known = did_you_mean(name, recipe.rewards), listed(recipe.rewards)
         return f"there is no reward {name!r}.{guess} The recipe's rewards are {known}"
-    of_stage = reference.to == "model" and stage != name
-    if of_stage and (stage not in STAGES or getattr(recipe, stage) is None):
+    if reference.to == "model" and name.startswith(REFERENCE):
+        return broken_stage(name, recipe)
+    return None
+
+
+def broken_stage(name: str, recipe: Recipe) -> str | None:
+    """Why a component cannot have what `stage:NAME` means in a recipe; None if it can."""
+    stage = next((stage for stage in running(recipe) if stage.reference == name), None)
+    if stage is None:
         return f"{name!r} is the result of a stage that this recipe does not run"
+    if stage.result is None:
+        return f"{name!r} is the last stage of a run, and nothing comes after it to read its result"
     return None
 
 
 def _stages(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
-    running = [name for name in STAGES if getattr(recipe, name) is not None]
-    if not running:
-        yield (), f"nothing to run: give at least one of {', '.join(STAGES)}"
-    made = {
-        ("model", "reference"): (recipe.model.reference, ("sft",)),
-        ("model", "critic", "initial"): (
-            getattr(recipe.model.critic, "initial", None),
-            ("reward_model",),
-        ),
-        ("reward_model", "initial"): (getattr(recipe.reward_model, "initial", None), ()),
-    }
-    for path, (name, fitting) in made.items():
-        stage = (name or "").removeprefix("stage:")
-        if stage == (name or ""):
+    runs = {stage.reference for stage in running(recipe)}
+    if not runs:
+        known = ", ".join(stage.name for stage in STAGES)
+        yield (), f"nothing to run: give at least one of {known}"
+    policies, scorers = (
+        [stage for stage in STAGES if stage.result == result] for result in ("policy", "scorer")
+    )
+    critic = getattr(recipe.model.critic, "initial", None)
+    places: list[tuple[Path_, str | None, list[Stage]]] = [
+        (("model", "reference"), recipe.model.reference, policies),
+        (("model", "critic", "initial"), critic, scorers),
+        *(((*path,), name, []) for path, name in initials(recipe).items()),
+    ]
+    for path, name, fitting in places:
+        if name is None or not name.startswith(REFERENCE):
             continue
-        if stage in STAGES and stage not in fitting:
-            use = (
-                " or ".join(f"'stage:{s}'" for s in fitting) or "'policy', which is what sft leaves"
-            )
+        if referred(name) is not None and referred(name) not in fitting:
+            makers = " or ".join(stage.name for stage in policies)
+            use = " or ".join(repr(stage.reference) for stage in fitting)
+            use = use or f"'policy', which is what {makers} leaves"
             yield path, f"{name!r} cannot stand here; use {use}, or a path or hub id"
-        elif stage not in running:
-            yield path, f"{name!r} is the result of a stage, but `{stage}:` is not in this recipe"
+        elif name not in runs:
+            section = name.removeprefix(REFERENCE)
+            yield path, f"{name!r} is the result of a stage, but `{section}:` is not in this recipe"
+
+
+def initials(recipe: Recipe) -> dict[Path_, str]:
+    """Recipe path -> name of the model that each stage starts from which trains another model than the
+    policy: `policy`, a path or hub id.
+    """
+    return {
+        (stage.name, "initial"): getattr(recipe, stage.name).initial
+        for stage in running(recipe)
+        if stage.result == "scorer"
+    }
 
 
 def _ppo(recipe: Recipe) -> Iterator[tuple[Path_, str]]:

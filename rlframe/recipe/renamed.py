@@ -1,5 +1,7 @@
 """Keys under the names that people bring from TRL, OpenRLHF, verl and hydra."""
 
+from rlframe.stage_table import STAGES
+
 RENAMED = {
     # the whole
     "defaults": "extends",
@@ -32,8 +34,9 @@ RENAMED = {
     "model.lora.target_modules": "model.lora.targets",
     # supervised stages
     **{
-        f"{stage}.{theirs}": f"{stage}.{ours}"
-        for stage in ("sft", "reward_model")
+        f"{stage.name}.{theirs}": f"{stage.name}.{ours}"
+        for stage in STAGES
+        if stage.result is not None
         for theirs, ours in {
             "lr": "learning_rate",
             "num_train_epochs": "epochs",

@@ -57,7 +57,7 @@ class Critic(RecipeSection):
 
 class Lora(RecipeSection):
     """Train adapters of low rank in PPO instead of the policy's weights. The reference is then the
-    policy without them, and no second model. sft and reward_model train all weights.
+    policy without them, and no second model. The other stages train all weights.
     """
 
     rank: Count = Field(16, description="of each adapter")
@@ -358,7 +358,7 @@ class HookSpec(ComponentSpec):
 
 
 class Recipe(RecipeSection):
-    """A whole run: the stages are sft, reward_model and ppo, each present or not, in this order."""
+    """A whole run. Each of its stages runs if its section is present, in the order of these keys."""
 
     version: Literal[1]
     requires: tuple[str, ...] = Field(

@@ -5,7 +5,7 @@ recipe.source.yaml      the recipe as it was written
 recipe.resolved.yaml    every default filled in; runs again to the same digest
 metrics.jsonl           one object an update (and one for each supervised stage)
 samples/                held-out prompts with responses, one JSONL file an evaluation
-sft/ reward_model/      the stages' models
+STAGE/                  the model that a supervised stage leaves
 ppo/policy ppo/critic   the result of PPO, safetensors that transformers loads
 checkpoints/STAGE/      what a killed run resumes from, by update or step
 

@@ -24,6 +24,7 @@ from rlframe.runs.manifest import NAME as MANIFEST
 from rlframe.runs.manifest import read_manifest
 from rlframe.runs.sealed import SealedDirectories, checksum
 from rlframe.runs.store import CheckpointStore
+from rlframe.stage_table import STAGES
 
 SAFE = (
     "runtime.device",
@@ -43,13 +44,14 @@ SAFE = (
 )
 """Keys that change no number beyond rounding."""
 
-FIXED = ("version", "seed", "data", "model", "prompts", "sft", "reward_model")
+FIXED = (
+    *("version", "seed", "data", "model", "prompts"),
+    *(stage.name for stage in STAGES if stage.result is not None),
+)
 """Keys that what is there already was made with."""
 
 CHECKPOINTS = "checkpoints"
 """The name by which checkpoints and results of another run are allowed."""
-
-STAGES = ("sft", "reward_model", "ppo")
 
 
 @dataclass(frozen=True)
@@ -245,8 +247,9 @@ def damaged_results(directory: Path, manifest: Mapping[str, Any]) -> dict[str, s
     """Stage -> what is wrong with its result, of those that the manifest calls finished."""
     found = {}
     done = [*manifest.get("stages", {})]
-    if manifest["status"] in ("finished", "stopped_early") and manifest["recipe"].get("ppo"):
-        done.append("ppo")
+    if manifest["status"] in ("finished", "stopped_early"):
+        recipe = manifest["recipe"]
+        done += [line.name for line in STAGES if line.result is None and recipe.get(line.name)]
     for stage in done:
         try:
             SealedDirectories(directory, noun="result").verified(stage)
@@ -311,7 +314,7 @@ def _records(directory: Path) -> Iterator[tuple[str, Path, Mapping[str, Any]]]:
     """(stage, path, what it says of itself) of each checkpoint and result that is not damaged; those
     that are damaged are named when they are read.
     """
-    for stage in STAGES:
+    for stage in (line.name for line in STAGES):
         root = directory / "checkpoints" / stage
         store = SealedDirectories(root, noun="checkpoint")
         for number in CheckpointStore.numbers_in(root):

@@ -1,1 +1,1 @@
-"""What a recipe's stages run: sft and reward_model on transformers.Trainer, ppo on our own engine."""
+"""What a recipe's stages do: the supervised ones on transformers.Trainer, PPO on our own engine."""

@@ -3,19 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rlframe.data.examples import equal_sides
+from rlframe.data.encode import RowEncoder
+from rlframe.data.examples import Prepared, equal_sides, preferences
 from rlframe.data.fitting import Pair
+from rlframe.data.labelled import as_pairs
+from rlframe.data.rows import Mapped
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import microbatches
+from rlframe.recipe.schema import RewardModelStage
 from rlframe.runs.saving import Saver
+from rlframe.stages.stage import EVALUATION_TOKENS, SupervisedRun
 from rlframe.stages.supervised import FineTuningSettings, Progress, fit
+from rlframe.types import ENDS_WITH_TURN, TokenExample
 
 _IGNORED = -100  # the label of a pair that counts for nothing
+
+
+class RewardModelRun(SupervisedRun[RewardModelStage, Pair]):
+    """A model with one output learns which of two texts is preferred."""
+
+    noun = "pairs"
+
+    def prepare(self) -> Prepared[Pair]:
+        """Pairs of rows as tokens; labelled texts are paired first."""
+        context, section = self.context, self.section
+        encoder, (train, heldout) = RowEncoder(context.tokenizer), context.rows
+        paired = partial(as_pairs, preferred=section.preferred_label, seed=context.seed)
+        found = preferences(
+            (
+                Mapped(paired(train, count=section.pairs), encoder.pair, within=context.within),
+                Mapped(paired(heldout, count=None), encoder.pair, within=context.within),
+            ),
+            context.tokenizer,
+            max_tokens=section.max_tokens,
+            max_equal=section.max_equal_pairs,
+            stage=context.name,
+        )
+        return context.noted(found, encoder)
+
+    def texts(self, example: Pair) -> Sequence[TokenExample]:
+        """Both sides."""
+        return example
+
+    def train(self, model: Any, progress: Progress, saver: Saver) -> None:
+        """Bradley-Terry."""
+        setattr(model.config, ENDS_WITH_TURN, True)
+        train_reward_model(
+            model,
+            self.examples.train,
+            center=self.section.center,
+            settings=self.settings,
+            progress=progress,
+            saver=saver,
+        )
+
+    def measure(self, model: Any) -> tuple[dict[str, float], str]:
+        """Pairwise accuracy."""
+        found = pair_accuracy(
+            model, self.examples.heldout, budget=EVALUATION_TOKENS, runtime=self.context.runtime
+        )
+        return {"accuracy": found}, f"held-out pairwise accuracy {found:.1%}"
 
 
 def train_reward_model(

@@ -10,19 +10,72 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlframe.data.encode import RowEncoder
+from rlframe.data.examples import Prepared, demonstrations
+from rlframe.data.rows import Mapped
 from rlframe.distributed.runtime import Runtime
 from rlframe.engine.batching import microbatches
 from rlframe.engine.streams import token_batch
 from rlframe.models.policy import Policy
 from rlframe.models.profile import Profile
 from rlframe.models.vocabulary import Vocabulary
+from rlframe.recipe.schema import SFTStage
 from rlframe.runs.saving import Saver
+from rlframe.stages.stage import EVALUATION_TOKENS, SupervisedRun
 from rlframe.stages.supervised import FineTuningSettings, Progress, fit
 from rlframe.types import TokenExample
 
 _IGNORED = -100  # the label that transformers' losses skip
 _CHUNK = 4096  # positions whose logits exist at a time
 _OPEN = 16  # packed rows that wait for an example that fits: few enough to leave the order random
+
+
+class SFTRun(SupervisedRun[SFTStage, TokenExample]):
+    """The policy learns from texts, answers or conversations."""
+
+    def prepare(self) -> Prepared[TokenExample]:
+        """Rows as tokens, of which those that are learned from are marked."""
+        context, encoder = self.context, RowEncoder(self.context.tokenizer, self.section.learn)
+        train, heldout = (
+            Mapped(part, encoder.example, within=context.within) for part in context.rows
+        )
+        found = demonstrations(
+            (train, heldout), context.tokenizer, max_tokens=self.section.max_tokens
+        )
+        return context.noted(found, encoder)
+
+    def texts(self, example: TokenExample) -> Sequence[TokenExample]:
+        """One."""
+        return (example,)
+
+    def train(self, model: Any, progress: Progress, saver: Saver) -> None:
+        """Next-token loss."""
+        fine_tune(
+            model,
+            self.examples.train,
+            pack_to=self.section.max_tokens if self.section.pack else None,
+            profile=self.context.profile(model),
+            vocabulary=self.context.vocabulary,
+            settings=self.settings,
+            progress=progress,
+            saver=saver,
+        )
+
+    def measure(self, model: Any) -> tuple[dict[str, float], str]:
+        """Perplexity."""
+        found = perplexity(
+            Policy(
+                model,
+                temperature=1.0,
+                chunk=1024,
+                profile=self.context.profile(model),
+                vocabulary=self.context.vocabulary,
+            ),
+            self.examples.heldout,
+            budget=EVALUATION_TOKENS,
+            runtime=self.context.runtime,
+        )
+        return {"perplexity": found}, f"held-out perplexity {found:.2f}"
 
 
 def fine_tune(

@@ -28,6 +28,7 @@ from rlframe.models.policy import Policy
 from rlframe.models.pretrained import Pretrained
 from rlframe.registry.discovery import Registry
 from rlframe.registry.nested import NestedReward
+from rlframe.stage_table import STAGES, referred
 from rlframe.types import Prompt, RewardBatch, Row, StopReason
 
 SAMPLES_PER_PROMPT = 2
@@ -207,12 +208,13 @@ def _ids(context: Context, texts: Sequence[str], reasons: Sequence[StopReason]) 
 
 
 def _model_path(name: str) -> str:
-    return str(_models() / name.removeprefix("stage:")) if name.startswith("stage:") else name
+    stage = referred(name)
+    return name if stage is None else str(_models() / stage.name)
 
 
 @cache
 def _models() -> Path:
-    """A directory with the results of the stages `sft` and `reward_model`."""
+    """A directory with the results of all stages that leave one."""
     disable_progress_bar()
     directory = Path(tempfile.mkdtemp(prefix="rlframe-kit-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -220,7 +222,9 @@ def _models() -> Path:
     model = new_language_model(_SHAPE, tokenizer, dtype=torch.float32, seed=0)
     with torch.random.fork_rng(devices=[]):
         judge = scalar_model_from(model, head="normal", seed=0)
-    for stage, made in (("sft", model), ("reward_model", judge)):
-        made.save_pretrained(directory / stage)
-        tokenizer.save_pretrained(directory / stage)
+    results: dict[str | None, Any] = {"policy": model, "scorer": judge}
+    for stage in STAGES:
+        if stage.result in results:
+            results[stage.result].save_pretrained(directory / stage.name)
+            tokenizer.save_pretrained(directory / stage.name)
     return directory

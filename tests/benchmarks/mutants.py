@@ -193,8 +193,8 @@ NAMED = {
         "(self._seed * 1_000_003)",
     ),
     "the same auxiliary examples in every step": (
-        "engine/updater",
-        "take(self._steps * per_step, per_step)",
+        "engine/auxiliary",
+        "take(step * per_step, per_step)",
         "take(0, per_step)",
     ),
     "epochs that never stop early": (

@@ -86,8 +86,9 @@ def test_a_pair_scores_in_ppo_as_it_does_in_training(
     project = Project(loaded, finished.directory, Registry())
     asked = project.instance("rewards", "helpful").component
     assert isinstance(asked, RewardModel)
-    own, policy = RowEncoder(project.models.reward_tokenizer), RowEncoder(project.tokenizer)
-    rows, _ = project.data.rows("pairs", project.models.reward_tokenizer)
+    words = project.tokenizer_of("stage:reward_model")
+    own, policy = RowEncoder(words), RowEncoder(project.tokenizer)
+    rows, _ = project.data.rows("pairs", words)
     for row in rows[:5]:
         ids = list(own.pair(row)[0].ids)
         with torch.no_grad():
@@ -110,6 +111,15 @@ def test_both_ends_of_the_policy_go_with_it(finished: Outcome) -> None:
         words = AutoTokenizer.from_pretrained(finished.directory / stage)
         ends = {words.convert_tokens_to_ids(t) for t in ("<|end_of_text|>", "<|eot_id|>")}
         assert set(model.generation_config.eos_token_id) == ends
+
+
+def test_a_stage_that_leaves_the_policy_leaves_no_reward_model(
+    tmp_path: Path, tiny_recipe: Callable[..., Path]
+) -> None:
+    rewards = {"helpful": {"type": "reward_model", "model": "stage:sft"}}
+    loaded = load_recipe(chat_recipe(tmp_path, tiny_recipe, rewards=rewards))
+    with pytest.raises(RecipeError, match="'stage:sft' is no reward model; use 'stage:reward_mod"):
+        check(Project(loaded, tmp_path / "run", Registry()))
 
 
 @pytest.mark.parametrize("form", ["text", "response"])

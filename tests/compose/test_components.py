@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,14 @@ import pytest
 
 from rlframe.api import AuxiliaryLoss, PluginConfig, TokenExample
 from rlframe.api.component import Instance
-from rlframe.compose.components import auxiliary_data, coefficient_of
+from rlframe.compose.components import (
+    PLANNED,
+    auxiliary_data,
+    coefficient_of,
+    longest_example,
+)
 from rlframe.distributed.runtime import refuse_difference
-from rlframe.errors import PluginError, RecipeError, SetupError
+from rlframe.errors import PluginError, RecipeError, RunError, SetupError
 
 EXAMPLES = [TokenExample((1, 5, 7), 1), TokenExample((1, 2, 3, 4), 0)]
 
@@ -85,3 +91,82 @@ def test_a_coefficient_is_a_finite_number() -> None:
     for bad in (math.nan, math.inf, "0.5", None):
         with pytest.raises(PluginError, match="`coefficient` of "):
             coefficient_of(loss(coefficient=bad))
+
+
+class Stream:
+    """The examples again and again, from a cursor."""
+
+    def __init__(self, given: Sequence[Any] = EXAMPLES) -> None:
+        self.given, self.cursor, self.read = given, 0, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.cursor < len(self.given):
+            self.cursor += 1
+            self.read += 1
+            yield self.given[self.cursor - 1]
+        self.cursor = 0
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.cursor = state["cursor"]
+
+
+class Forgetful(Stream):
+    """Its cursor never goes back."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        return
+
+
+class Unsaved(Stream):
+    """Its state is none that a checkpoint could hold."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"cursor": {self.cursor}}
+
+
+def test_a_stream_is_tried_and_put_back_and_read_no_further() -> None:
+    stream = Stream([TokenExample((1, 2 + n % 5), 0) for n in range(1_000)])
+    found = auxiliary_data(loss(given=stream), project()).examples
+    assert stream.read < 10
+    assert found is not None
+    assert found.take(0, 5) == stream.given[:5]
+
+
+def test_the_examples_of_a_stream_are_cut_to_what_the_policy_reads() -> None:
+    found = auxiliary_data(loss(given=Stream()), project(context=2)).examples
+    assert found is not None
+    assert [e.ids for e in found.take(0, 3)] == [(1, 5), (1, 2), (1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "told"),
+    [
+        (Stream([]), RecipeError, "the loss 'own' of type own (dist 1.0) has no examples"),
+        (Forgetful(), PluginError, "auxiliary loss 'own' of type own (dist 1.0): `examples` ret"),
+        (Stream([*EXAMPLES, (1, 2)]), PluginError, "which is no TokenExample (pass 1 of Stream, "),
+        (Stream([TokenExample((1, 8), 0)]), PluginError, "ints from 0 to 7"),
+        (Unsaved(), RunError, "its state cannot be saved, so that no checkpoint could: /cursor: a"),
+    ],
+    ids=["empty", "forgetful", "a tuple", "an id beyond", "a set"],
+)
+def test_a_stream_that_breaks_its_contract_is_named_before_the_run(
+    given: Stream, kind: type[Exception], told: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        auxiliary_data(loss(given=given), project())
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith("losses.own: ")
+    assert told in str(caught.value)
+
+
+def test_a_plan_takes_the_longest_of_the_first_examples_of_a_stream() -> None:
+    long = [TokenExample((1,) * n, 0) for n in range(2, 10_000)]
+    stream = Stream(long)
+    assert longest_example(loss(given=stream), project()) == PLANNED + 1
+    assert stream.read == PLANNED
+    assert longest_example(loss(given=Stream(long)), project(context=50)) == 50
+    assert longest_example(loss(), project()) == 4
+    assert longest_example(loss(given=None), project()) is None

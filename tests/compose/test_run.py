@@ -304,10 +304,12 @@ def test_held_out_rows_train_nothing(
     project = opened[0]
     held = {row["text"] for row in project.split("reviews").heldout}
     assert len(held) > 5
-    decode = project.tokenizer.decode
-    trained = [decode(e.ids, skip_special_tokens=True) for e in project.sft_examples.train]
+    decode, stages = project.tokenizer.decode, project.stages
+    trained = [decode(e.ids, skip_special_tokens=True) for e in stages["sft"].examples.train]
     trained += [
-        decode(e.ids, skip_special_tokens=True) for pair in project.pairs.train for e in pair
+        decode(e.ids, skip_special_tokens=True)
+        for pair in stages["reward_model"].examples.train
+        for e in pair
     ]
     trained += [prompt.columns["text"] for prompt in project.prompts[0]]
     assert not held & set(trained)

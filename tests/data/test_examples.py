@@ -45,6 +45,7 @@ def pairs(
         words,
         max_tokens=max_tokens,
         max_equal=max_equal,
+        stage="reward_model",
     )
 
 
@@ -163,7 +164,7 @@ def test_answers_of_pandalm_that_are_no_text_are_read_as_text() -> None:
     words = foreign.tokenizer("llama3")
     encoder = RowEncoder(words)
     pairs_ = [encoder.pair(row) for row in rows]
-    found = preferences((pairs_, pairs_[:1]), words, max_tokens=1024, max_equal=0.05)
+    found = preferences((pairs_, pairs_[:1]), words, max_tokens=1024, max_equal=0.05, stage="judge")
     assert len(found.train) == 605
     assert encoder.remarks["not text"] == 6
 

@@ -27,6 +27,7 @@ from rlframe.builtin.losses import PTX, SFT, PTXConfig, SFTConfig
 from rlframe.builtin.policy_losses import Clip
 from rlframe.builtin.value_losses import Clipped
 from rlframe.distributed.runtime import Runtime
+from rlframe.engine.auxiliary import AuxiliaryData
 from rlframe.engine.batching import Schedule
 from rlframe.engine.evaluation import Models
 from rlframe.engine.experience import Experience, ExperienceBuilder
@@ -35,7 +36,6 @@ from rlframe.engine.objective import NothingCountedWarning, Objective
 from rlframe.engine.scoring import Scores
 from rlframe.engine.streams import Shuffled, token_batch
 from rlframe.engine.updater import (
-    AuxiliaryData,
     MemoryWarning,
     PolicyUpdater,
     SkippedUpdateWarning,

@@ -185,6 +185,11 @@ def test_the_result_of_a_stage_that_does_not_run_is_no_reward_model(refused):
     )
 
 
+def test_the_result_of_the_last_stage_is_nothing_that_a_component_reads(refused):
+    told = refused("rewards.liked={type: reward_model, model: 'stage:ppo'}")
+    assert "rewards.liked.model: 'stage:ppo' is the last stage of a run" in told
+
+
 def test_names_are_looked_up_inside_nested_components_and_beside_other_mistakes(mistakes, minimal):
     inner = "{type: preference_difference, against: others, reward: {type: reward_model}}"
     lines = mistakes(minimal, f"rewards.liked={inner}", "ppo.upates=3")

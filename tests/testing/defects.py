@@ -26,7 +26,7 @@ from rlframe.api import (
     TokenLoss,
     ValueLoss,
 )
-from tests.testing import generator_defects, hook_defects, transform_defects
+from tests.testing import generator_defects, hook_defects, stream_defects, transform_defects
 from tests.testing.expected import (
     ALL_ALIKE,
     ASKED_BY_OTHERS,
@@ -1167,6 +1167,7 @@ RIGHT = (
     OfTheResponse,
     Squared,
     AbsoluteError,
+    *stream_defects.RIGHT,
     *transform_defects.RIGHT,
     *generator_defects.RIGHT,
     *hook_defects.RIGHT,
@@ -1283,6 +1284,7 @@ PLANTED = {
         Planted(OtherTokens, "examples_can_be_learned_from", REFUSED),
         Planted(ShufflesExamples, "examples_can_be_learned_from", CHANCE),
         Planted(ShufflesGlobally, "global_rng_untouched", GLOBAL),
+        *stream_defects.PLANTED,
         Planted(ReseedsLoss, "global_rng_untouched", GLOBAL),
     ],
     "advantage_estimators": [

@@ -27,6 +27,7 @@ from rlframe.errors import RecipeError
 from rlframe.models.policy import Policy
 from rlframe.testing.check import Broken, DoesNotApply, check, kept
 from rlframe.testing.checks.common import COMMON, random_states_moved, state_can_be_kept
+from rlframe.testing.checks.stream import cursor_resumes, own_examples
 from rlframe.testing.subject import Subject
 from rlframe.testing.world import reward_batch, tiny_policy
 from rlframe.types import LossTerm, PolicyView, TokenBatch, TokenExample
@@ -44,7 +45,7 @@ def _policy() -> Policy:
 
 def _examples(subject: Loss) -> list[TokenExample]:
     """The loss's own data, or a rollout with the mask on the response tokens."""
-    own = subject.instance.examples()
+    own = own_examples(subject, subject.instance)
     if own is None:
         rollout = reward_batch(subject.context, data=subject.columns, responses=subject.texts)
         answered = zip(rollout.prompts, rollout.response_ids, strict=True)
@@ -290,15 +291,15 @@ def zero_weight_costs_no_forward(subject: Loss) -> str:
     "order to the engine",
 )
 def examples_can_be_learned_from(subject: Loss) -> str:
-    """Read once at the start; the engine shuffles, batches and pads."""
-    own = subject.instance.examples()
+    """A list is read once at the start, a stream as the run needs it; the engine batches and pads."""
+    own = own_examples(subject, subject.instance)
     if own is None:
         raise DoesNotApply("it has no data of its own: it works on the rollout")
     size, per_step = len(subject.context.tokenizer), subject.instance.examples_per_step
     with kept():
         refuse_bad_examples_per_step(per_step)
         refuse_bad_examples(own, vocabulary=size)
-    if list(subject.build().examples() or ()) != list(own):
+    if list(own_examples(subject, subject.build()) or ()) != list(own):
         raise Broken("a second instance, as another rank has one, made other examples")
     return f"{len(own)} examples"
 
@@ -326,7 +327,7 @@ def global_rng_untouched(subject: Loss) -> None:
     """Random numbers that a plugin takes change those of everything after it."""
     batch = _batch(_examples(subject))
     for name, action in (
-        ("examples", lambda: subject.build().examples()),
+        ("examples", lambda: own_examples(subject, subject.build())),
         ("loss", lambda: _term(subject.instance, _policy(), batch)),
     ):
         changed = random_states_moved(action)
@@ -343,6 +344,7 @@ LOSS = (
     mask_respected,
     zero_weight_costs_no_forward,
     examples_can_be_learned_from,
+    cursor_resumes,
     inputs_untouched,
     state_can_be_kept,
     global_rng_untouched,
