@@ -26,7 +26,7 @@ from rlframe.testing.examples import example_config
 from tests.testing.expected import OTHERS
 
 TOKENS = ("a", "b", " ", "é", "👍", "7", "\n", "<end>")
-PROMPTS = 5
+PROMPTS = 12
 
 RECIPE: dict[str, Any] = {
     "version": 1,
@@ -92,7 +92,7 @@ def world(folder: Path) -> Path:
     torch.nn.init.zeros_(model.lm_head.weight)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    rows = [{"prompt": f"ab{7 * n}", "response": f" b{n}"} for n in range(PROMPTS)]
+    rows = [{"prompt": f"ab{7 * n}", "response": " b" * (n + 1)} for n in range(PROMPTS)]
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     (folder / "rows.jsonl").write_text(text, encoding="utf-8")
     return folder

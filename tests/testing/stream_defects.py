@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 from rlframe.api import AuxiliaryLoss, LossTerm, PluginConfig
-from tests.testing.expected import CHANCE, GLOBAL, REFUSED, RESUMED, Planted
+from tests.testing.expected import CHANCE, GLOBAL, INPUT, REFUSED, RESUMED, Planted
 
 
 class Stream:
@@ -157,7 +157,7 @@ PLANTED = [
     Planted(SavesNoCursor, "cursor_resumes", REFUSED),
     Planted(MovesItsCursorLate, "cursor_resumes", REFUSED),
     Planted(ReadsAhead, "cursor_resumes", REFUSED),
-    Planted(NeverPutBack, "cursor_resumes", REFUSED),
+    Planted(NeverPutBack, "cursor_resumes", INPUT),
     Planted(ForgetsTheOrderOfItsPass, "cursor_resumes", RESUMED),
     Planted(KeepsATuple, "cursor_resumes", REFUSED),
     Planted(StreamsContext, "examples_can_be_learned_from", REFUSED),
