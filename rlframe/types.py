@@ -108,9 +108,11 @@ class Rollout:
     update: int
     """The number of the PPO update, from 0."""
     logprobs: tuple[tuple[float, ...], ...] | None = None
-    """With top-k, top-p or min-p: the log-probability of each sampled token, in nats, under the
-    truncated distribution that it was drawn from. None without them, since it is the policy's own then.
-    """
+    """The log-probability of each sampled token, in nats, under the distribution that it was drawn
+    from, as the sampler computed it. None where that is the policy's own but for rounding, and nothing
+    asks for it: see `rollout.sampler`."""
+    retried: int | None = None
+    """How many responses the sampler had to continue or sample again; None for the one in the box."""
 
     def __len__(self) -> int:
         """The number of responses."""
@@ -155,6 +157,9 @@ class RewardBatch:
     """Seeded by run, update and rank: the only source of randomness that a reward may use."""
     sample_reference: Callable[[], RewardBatch] | None = None
     """Draws one response of the reference model to each prompt. None outside a PPO run."""
+    logprobs: Sequence[Sequence[float]] | None = None
+    """The log-probability of each sampled token, in nats, as the sampler returned it. None unless a
+    reward of the recipe asks for it with `Needs.logprobs`, and for responses of the reference."""
     updates: int = 1
     """How many PPO updates there will be: a curriculum is a function of `update / updates`."""
     log: RewardLog = field(default=_unheard)
@@ -208,6 +213,7 @@ class RewardBatch:
             response_ids=[self.response_ids[i] for i in index],
             stop_reasons=tuple(self.stop_reasons[i] for i in index),
             group_ids=tuple(self.group_ids[i] for i in index),
+            logprobs=None if self.logprobs is None else [self.logprobs[i] for i in index],
         )
 
     def with_responses(
@@ -215,7 +221,12 @@ class RewardBatch:
     ) -> RewardBatch:
         """The same prompts with other responses, for a provider that compares two of them."""
         return replace(
-            self, response_texts=texts, response_ids=ids, stop_reasons=stop_reasons, log=_unheard
+            self,
+            response_texts=texts,
+            response_ids=ids,
+            stop_reasons=stop_reasons,
+            logprobs=None,
+            log=_unheard,
         )
 
 

@@ -68,6 +68,13 @@ class PPO:
         text.reference = others[range(len(text.response)), text.response]
         exact, x = (every.exp() * (every - others)).sum(-1), text.logprobs - text.reference
         text.kl = exact if self.s.estimator == "full" else estimate(self.s.estimator, x)
+        kept = (
+            every.topk(self.s.top_k or every.shape[-1]).values.exp().sum(-1)
+        )  # π of what was left
+        text.sampler, text.importance = text.logprobs - kept.log(), torch.ones_like(kept)
+        if self.s.correction != "none":  # π / q = kept, which no upper bound of 1 or more touches
+            low = 1 / self.s.limit if self.s.correction == "mask" else 0.0
+            text.importance = kept.where(kept >= low, 0)
 
     def mix(self, texts: Sequence[Any], out: dict[str, float]) -> None:
         """Weighted token rewards; what normalises them is measured over all responses so far."""
@@ -128,9 +135,10 @@ class PPO:
             near = values.clamp(text.values - s.value_clip, text.values + s.value_clip)
             far, near = (values - text.returns) ** 2, (near - text.returns) ** 2
             policy, value = -torch.minimum(free, held), torch.maximum(far, near) / 2
-            losses.append(policy + s.value_coefficient * value)
+            losses.append(text.importance * policy + s.value_coefficient * value)
             if s.placement == "loss":  # ∇ KL(π ‖ reference) = E_old[ratio x ∇ log π]
-                losses[-1] = losses[-1] + self.coefficient * (ratio * x).detach() * logprobs
+                slope = self.coefficient * (text.importance * ratio * x).detach()
+                losses[-1] = losses[-1] + slope * logprobs
                 log["loss/kl_avg"].append(estimate(s.estimator, x))
             log["policy/approxkl_avg"].append((logprobs - text.logprobs) ** 2 / 2)
             log["policy/clipfrac_avg"].append((held < free).double())
@@ -211,10 +219,25 @@ class PPO:
         out |= {"kl/nats_per_token": sum(kl) / tokens, "response/length_mean": tokens / len(texts)}
         out["response/truncated_share"] = fmean([t.ended == "length" for t in texts])
         out["val/num_eos_tokens"] = sum(t.ended == "eos" for t in texts)
+        if s.top_k:
+            self.sampler(texts, valid, out)
         measured = (self.coefficient, self.memory, out[f"kl/{s.unit}"], len(texts))
         self.coefficient, self.memory = self.control(*measured)
         self.updates += 1
         return out
+
+    def sampler(self, texts: Sequence[Any], valid: Sequence[Any], out: dict[str, float]) -> None:
+        """What the truncated distribution q is, beside the policy and the reference."""
+        own = fmean([float(t.sampler.sum()) for t in texts])
+        out |= {"sampler/logprob": own}
+        out["sampler/kl_to_policy"] = own - fmean([float(t.logprobs.sum()) for t in texts])
+        out["sampler/kl_to_reference"] = own - fmean([float(t.reference.sum()) for t in texts])
+        ratios = torch.cat([(t.logprobs - t.sampler).exp() for t in texts])
+        out["sampler/ratio"] = fmean(ratios.tolist())
+        if self.s.correction != "none":
+            weights = torch.cat([t.importance for t in valid])
+            out["sampler/importance"] = fmean(weights.tolist())
+            out["sampler/bounded_share"] = fmean((weights == 0).tolist())
 
 
 def estimate(name: str, x: Tensor) -> Tensor:

@@ -25,6 +25,14 @@ from rlframe.api.functions import reward_from_function
 from rlframe.api.lengths import context_tokens
 from rlframe.api.pretrained import PretrainedModel
 from rlframe.api.references import ColumnName, DataName, ModelName, RewardName
+from rlframe.api.sampling import (
+    SampledPolicy,
+    Sampler,
+    SamplerCapabilities,
+    SampleRequest,
+    Samples,
+    SamplingParams,
+)
 from rlframe.api.spec import hookimpl
 from rlframe.api.streams import ExampleStream
 from rlframe.batches import (
@@ -83,6 +91,12 @@ __all__ = [
     "RewardSpec",
     "RewardTransform",
     "Row",
+    "SampleRequest",
+    "SampledPolicy",
+    "Sampler",
+    "SamplerCapabilities",
+    "Samples",
+    "SamplingParams",
     "ScoreBatch",
     "ScoreMoments",
     "StopReason",

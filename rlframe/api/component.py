@@ -153,6 +153,8 @@ class Needs:
     """Data sets of which every row must make an example: text, prompt and response, or conversation."""
     demonstrations: frozenset[str] = frozenset()
     """Data sets of which every row must have an answer to learn from; a text alone is not enough."""
+    logprobs: bool = False
+    """Whether a reward reads `RewardBatch.logprobs`, which the sampler must return then."""
 
 
 C = TypeVar("C", bound=PluginConfig)
@@ -255,9 +257,8 @@ class RewardProvider(Component[C]):
     """Keys that a recipe may write beside `type` for any reward."""
 
     cheap_to_repeat: bool = False
-    """Whether `score`, when it has raised for a batch, may be called again for each prompt to find the
-    response at fault. Not for a paid service. A provider that calls another one copies its value when
-    it is built."""
+    """Whether `score` may be called again for each prompt, to find the response for which it raised.
+    Not for a paid service. A provider that calls another one copies its value when it is built."""
 
     def score(self, batch: RewardBatch) -> Sequence[float | Sequence[float] | None]:
         """One value per response; higher is better.
@@ -281,9 +282,7 @@ class RewardProvider(Component[C]):
 
     @classmethod
     def invalidates(cls, config: C) -> bool:
-        """Whether None from `score` means that nothing is learned from the response, whatever the
-        recipe's `on_none` says. A reward whose one purpose is to leave responses out says so here.
-        """
+        """Whether None from `score` leaves the response out, whatever the recipe's `on_none` says."""
         return False
 
     @classmethod
@@ -355,9 +354,8 @@ class AuxiliaryLoss(Component[C]):
         gets each of its micro-batches, with a mask that is True on the response tokens.
 
         Returns:
-          A list, which is read at the start and shuffled by the engine; or an `ExampleStream`, which is
-          read as the run needs it, in its own order. A mere iterator has no cursor that checkpoints
-          could keep. The same on every rank. Each example must have a token that counts.
+          A list, which the engine reads at the start and shuffles; or an `ExampleStream`, which is read
+          in its own order as the run goes. The same on every rank, each with a token that counts.
         """
         return None
 

@@ -15,7 +15,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any
 
-CALLED_BY_HOOKS = ("score", "gate", "apply", "update", "loss", "estimate")
+CALLED_BY_HOOKS = ("sample", "score", "gate", "apply", "update", "loss", "estimate")
 """Methods of components, of all kinds together."""
 
 _STAMP = "__rlframe_stamp__"

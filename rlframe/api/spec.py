@@ -32,6 +32,7 @@ from rlframe.api.events import (
     RunFinished,
     RunStarted,
 )
+from rlframe.api.sampling import Sampler, SampleRequest, Samples, SamplingParams
 from rlframe.batches import (
     Credit,
     CreditBatch,
@@ -64,6 +65,20 @@ class Specification:
     than None decides. A hook that is passed an `event` reports it to observers, whose return value is
     ignored.
     """
+
+    @hookspec(firstresult=True)
+    def rlframe_sample(
+        self,
+        sampler: Sampler[Any],
+        requests: Sequence[SampleRequest],
+        params: SamplingParams,
+        seed: int,
+    ) -> Samples | None:
+        """Sample a response to each request; see `Sampler.sample`.
+
+        Called on every rank with that rank's requests, while the policy's weights are whole: for each
+        rollout, for each evaluation on held-out prompts, and for responses of the reference model.
+        """
 
     @hookspec(firstresult=True)
     def rlframe_score(
@@ -204,6 +219,16 @@ class Specification:
 
 class Defaults:
     """What happens when nobody wraps anything: the component is called."""
+
+    @hookimpl(trylast=True)
+    def rlframe_sample(
+        self,
+        sampler: Sampler[Any],
+        requests: Sequence[SampleRequest],
+        params: SamplingParams,
+        seed: int,
+    ) -> Samples:
+        return sampler.sample(requests, params, seed)
 
     @hookimpl(trylast=True)
     def rlframe_score(self, provider: RewardProvider[Any], batch: RewardBatch) -> Any:

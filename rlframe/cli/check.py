@@ -30,6 +30,7 @@ KIND_WORDS = {
     "advantage": "advantage_estimators",
     "policy_loss": "policy_losses",
     "value_loss": "value_losses",
+    "sampler": "samplers",
     "generator": "data_generators",
     "hook": "hooks",
 }

@@ -25,6 +25,7 @@ def new_plugin(
             "advantage",
             "policy_loss",
             "value_loss",
+            "sampler",
             "generator",
             "hook",
         ],

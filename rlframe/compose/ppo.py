@@ -12,13 +12,14 @@ from rlframe.api.component import Instance
 from rlframe.compose.components import auxiliary_data, coefficient_of
 from rlframe.compose.probe import check_policy
 from rlframe.compose.project import Project
+from rlframe.compose.sampling import needs_logprobs, policy_sampler, reference_sampler
 from rlframe.engine.advantages import CreditAssignment
 from rlframe.engine.batching import Scheduler
 from rlframe.engine.checkpoint import OptimizerMemory, PolicyWeights
 from rlframe.engine.ema import EMA
 from rlframe.engine.evaluation import Models
-from rlframe.engine.experience import ExperienceBuilder
-from rlframe.engine.generation import RolloutGenerator, ends_of
+from rlframe.engine.experience import Correction, ExperienceBuilder
+from rlframe.engine.generation import RolloutGenerator
 from rlframe.engine.heldout import HeldoutEvaluator
 from rlframe.engine.kl_control import KLControl
 from rlframe.engine.metrics import Clock
@@ -35,7 +36,6 @@ from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.policy import Policy
 from rlframe.recipe.schema import PPO, NewModel, Recipe
 from rlframe.registry.relay import Relay
-from rlframe.rollout.sampler import Sampler, SamplingParams
 from rlframe.runs.checkpointer import Checkpointer
 from rlframe.runs.directory import RunDirectory
 from rlframe.runs.display import Display
@@ -104,6 +104,7 @@ class PPOParts:
             **{f"rewards.{part.name}": part.component for part in self.scorer.instances},
             **{f"losses.{loss.name}": loss.component for loss in self.losses},
             "kl.controller": self.controller.component,
+            "rollout.sampler": self.generator.sampler.component,
             **{f"algorithm.{part.name}": part.component for part in self._parts()},
             **{f"hooks.{plugin.name}": plugin.component for plugin in self.plugins},
         }
@@ -206,6 +207,9 @@ class PPOParts:
                 penalty=self.penalty,
                 whiten_rewards=self.algorithm.whiten_rewards,
                 whiten_advantages=bool(self.algorithm.whiten_advantages),
+                correction=Correction.of(
+                    self.algorithm.importance_correction, self.algorithm.importance_limit
+                ),
             ),
             updater=self.updater,
             control=KLControl(
@@ -277,8 +281,8 @@ class PPOParts:
     def _generator(self) -> RolloutGenerator:
         recipe, (train, heldout) = self.project.recipe, self.project.prompts
         return RolloutGenerator(
-            sampler=sampler_of(self.project, self.models.trained.policy),
-            reference_sampler=sampler_of(self.project, self.models.reference),
+            sampler=policy_sampler(self.project, self.models.trained.policy, self.relay),
+            reference_sampler=reference_sampler(self.project, self.models.reference, self.relay),
             prompts=Shuffled(train, key=(recipe.seed, "prompts")),
             heldout_prompts=heldout[: recipe.evaluation.prompts],
             prompts_per_update=recipe.rollout.prompts_per_update,
@@ -308,6 +312,7 @@ class PPOParts:
             runtime=runtime,
             updates=self.ppo.updates,
             seed=recipe.seed,
+            logprobs=needs_logprobs(self.project.loaded),
         )
 
     def _updater(self) -> PolicyUpdater:
@@ -341,25 +346,6 @@ class PPOParts:
             ),
             ema=self.ema,
         )
-
-
-def sampler_of(project: Project, policy: Policy) -> Sampler:
-    """The sampler of a recipe, of the policy in training or of the reference."""
-    section, tokenizer = project.recipe.rollout, project.tokenizer
-    return Sampler(
-        policy,
-        tokenizer,
-        eos_ids=frozenset(ends_of(policy.model, tokenizer)),
-        params=SamplingParams(
-            max_new_tokens=section.max_new_tokens,
-            top_k=section.top_k,
-            top_p=section.top_p,
-            min_p=section.min_p,
-            stop_strings=section.stop_strings,
-            batch=section.generation_batch,
-        ),
-        seed=project.recipe.seed,
-    )
 
 
 def _optimizer(models: Any, *, recipe: Recipe, ppo: PPO) -> torch.optim.Optimizer:

@@ -27,7 +27,7 @@ from rlframe.models.loading import scalar_model_from
 from rlframe.models.policy import Policy
 from rlframe.models.profile import Profile
 from rlframe.models.reduced import reduced_model
-from rlframe.rollout.sampler import pack
+from rlframe.rollout.packing import pack
 from rlframe.rollout.writing import Writing
 from rlframe.types import StopReason
 

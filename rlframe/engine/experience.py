@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +15,16 @@ from rlframe.engine.batching import Schedule
 from rlframe.engine.evaluation import Evaluation
 from rlframe.engine.scoring import Scores
 from rlframe.errors import RunError
+from rlframe.functional.losses import importance_weights
 from rlframe.functional.masked import Moments, masked_sum, moments, whiten
 from rlframe.functional.rewards import apply_kl_penalty, response_mask
 from rlframe.functional.running import statistics
 from rlframe.types import KLMeasurement, Rollout, Sequences
 
 Reduce = Callable[[Tensor], Tensor]
+
+_LIMIT = 2.0
+"""`algorithm.importance_limit` if left out, that of Yao et al. 2025."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Experience:
     """Of the critic when the tokens were sampled; None without one."""
     returns: Tensor | None = None
     """The critic's targets; None without one."""
+    importance: Tensor | None = None
+    """Weights of the policy's loss that correct for a sampler of another distribution; None for 1."""
 
     @property
     def sampled(self) -> Tensor:
@@ -92,6 +99,40 @@ class Experience:
 
 
 @dataclass(frozen=True)
+class Correction:
+    """What is done about a sampler that drew from another distribution than the policy's.
+
+    Args:
+      kind: see `functional.losses.importance_weights`.
+      limit: of a weight.
+    """
+
+    kind: Literal["truncate", "mask"]
+    limit: float
+
+    @classmethod
+    def of(
+        cls, kind: Literal["none", "truncate", "mask"], limit: float | None
+    ) -> Correction | None:
+        """As the recipe says it."""
+        return None if kind == "none" else cls(kind, _LIMIT if limit is None else limit)
+
+    def weights(self, rollout: Rollout, logprobs: Tensor, mask: Tensor) -> Tensor:
+        """[B, T] what the policy's loss of each token is multiplied with."""
+        assert rollout.logprobs is not None  # conflicts.py refuses a sampler without them
+        own = padded_rows(rollout.logprobs, like=logprobs)
+        return importance_weights(own, logprobs, mask, kind=self.kind, limit=self.limit)
+
+
+def padded_rows(rows: Sequence[Sequence[float]], *, like: Tensor) -> Tensor:
+    """[B, T] numbers of each response, 0 in the padding."""
+    found = torch.zeros_like(like)
+    for number, row in enumerate(rows):
+        found[number, : len(row)] = torch.tensor(row, dtype=torch.float64)
+    return found
+
+
+@dataclass(frozen=True)
 class ExperienceBuilder:
     """Turns an evaluated rollout and its scores into experience.
 
@@ -99,6 +140,7 @@ class ExperienceBuilder:
       credit: makes advantages and returns.
       reduce: sums a tensor over ranks.
       penalty: whether -β KL goes into the rewards.
+      correction: for a sampler of another distribution; None for none.
     """
 
     credit: CreditAssignment
@@ -106,6 +148,7 @@ class ExperienceBuilder:
     penalty: bool
     whiten_rewards: bool
     whiten_advantages: bool
+    correction: Correction | None = None
 
     @torch.no_grad()
     def build(
@@ -151,6 +194,9 @@ class ExperienceBuilder:
                 score_moments=self._score_moments(scores, mask),
             )
         )
+        importance = None
+        if self.correction is not None:
+            importance = self.correction.weights(rollout, evaluation.logprobs, mask)
         advantages = credit.advantages
         if self.whiten_advantages:
             advantages = whiten(advantages, mask, center=True, over=self._moments(advantages, mask))
@@ -166,6 +212,7 @@ class ExperienceBuilder:
             update=rollout.update,
             values=values,
             returns=credit.returns,
+            importance=importance,
         )
 
     def _mask(self, rollout: Rollout, scores: Scores) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlframe.data.chat import end_ids
-from rlframe.distributed.runtime import Runtime, out_of_memory
+from rlframe.distributed.runtime import Runtime
+from rlframe.engine.sampling import Request, ResponseSampler
 from rlframe.engine.streams import Shuffled
-from rlframe.engine.updater import MemoryWarning
-from rlframe.errors import RunError
-from rlframe.rollout.sampler import Request, Sampler
 from rlframe.types import Prompt, Rollout
 
 
@@ -32,8 +29,8 @@ class RolloutGenerator:
       runtime: the processes, and where their tensors lie.
     """
 
-    sampler: Sampler
-    reference_sampler: Sampler
+    sampler: ResponseSampler
+    reference_sampler: ResponseSampler
     prompts: Shuffled[Prompt]
     heldout_prompts: Sequence[Prompt]
     prompts_per_update: int
@@ -44,18 +41,21 @@ class RolloutGenerator:
         """Responses to the prompts of an update."""
         prompts = self.prompts.take(update * self.prompts_per_update, self.prompts_per_update)
         requests = self._requests(prompts)
-        return self._sampled(self.sampler, requests, update=update, purpose="rollout")
+        return self.sampler.sample(requests, update=update, purpose="rollout", version=update)
 
-    def heldout(self) -> Rollout | None:
+    def heldout(self, updates: int) -> Rollout | None:
         """Responses to held-out prompts, always with the same random numbers.
 
         As many per prompt as in training, so that a reward that compares them can. None where there are
         fewer prompts than ranks, and none for this one.
+
+        Args:
+          updates: done so far.
         """
         requests = self._requests(self.heldout_prompts)
         if not requests:
             return None
-        return self._sampled(self.sampler, requests, update=0, purpose="heldout")
+        return self.sampler.sample(requests, update=0, purpose="heldout", version=updates)
 
     def of_reference(self, rollout: Rollout) -> Rollout:
         """A response of the reference to the prompt of each response."""
@@ -65,9 +65,13 @@ class RolloutGenerator:
                 rollout.prompts, rollout.samples, rollout.group_ids, strict=True
             )
         ]
-        return self._sampled(
-            self.reference_sampler, requests, update=rollout.update, purpose="reference"
+        return self.reference_sampler.sample(
+            requests, update=rollout.update, purpose="reference", version=0
         )
+
+    def close(self) -> None:
+        """PPO is over: let the sampler release what it holds."""
+        self.sampler.close()
 
     def _requests(self, prompts: Sequence[Prompt]) -> list[Request]:
         """Every sample of this rank's prompts, one group per prompt."""
@@ -78,29 +82,6 @@ class RolloutGenerator:
             for group in shard
             for sample in range(samples)
         ]
-
-    def _sampled(self, sampler: Sampler, requests: list[Request], **which: Any) -> Rollout:
-        """Responses, fewer at a time if memory runs out: they are the same."""
-        while True:
-            try:
-                return sampler.sample(requests, device=self.runtime.device, **which)
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                at_a_time = min(sampler.batch or len(requests), len(requests))
-                if at_a_time == 1:
-                    raise RunError(
-                        f"no memory was left to sample a single response: {error}. Make "
-                        "rollout.max_new_tokens smaller, or choose another runtime.strategy or "
-                        "runtime.frozen: `rlframe plan RECIPE` says what fits"
-                    ) from error
-            sampler.batch = at_a_time // 2  # outside of `except`: the traceback holds memory
-            warnings.warn(
-                f"no memory was left to sample {at_a_time} responses at a time: from here on it is "
-                f"{sampler.batch} (rollout.generation_batch)",
-                MemoryWarning,
-                stacklevel=2,
-            )
 
 
 def list_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -127,7 +127,7 @@ class HeldoutEvaluator:
           updates: done so far.
         """
         with self._models.gathered():
-            rollout = self._generator.heldout()
+            rollout = self._generator.heldout(updates)
             mine = [] if rollout is None else _answers(rollout, self._scorer.heldout(rollout))
             found = [answer for shard in self._gather(mine) for answer in shard]
         seen = HeldOut(tuple(sorted(found, key=lambda answer: answer.sample)))

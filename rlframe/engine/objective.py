@@ -140,7 +140,7 @@ class Objective:
         if self.kl_loss is not None:
             estimate = kl_estimators.ESTIMATORS[self.kl_loss](now.logprobs, exp.reference)
             kl = kl_estimators.straight_through(estimate, now.logprobs, exp.reference, ratio)
-            loss = loss + kl_coefficient * self._weighed(kl, mask)
+            loss = loss + kl_coefficient * self._weighed(kl, exp)
             meter.tokens("loss/kl_avg", kl, mask)
         total = loss / max(over.policy, 1)  # 0 / 1 in a step without a valid response
         if now.values is not None:
@@ -158,12 +158,18 @@ class Objective:
             meter.tokens("ratio_square", (ratio.double() - 1) ** 2, mask)
         return total
 
-    def _weighed(self, loss: Tensor, mask: Tensor) -> Tensor:
-        """Σ of the weights of tokens times their loss."""
+    def _weighed(self, loss: Tensor, exp: Experience) -> Tensor:
+        """Σ of the weights of tokens times their loss.
+
+        The weights that correct for another sampler are not counted: Σ_t w_t loss_t / Σ_t 1 estimates
+        the policy's own mean, since E_q[w] = 1.
+        """
         weights, _ = token_weights(
-            mask, reduction=self.reduction, max_new_tokens=self.max_new_tokens
+            exp.mask, reduction=self.reduction, max_new_tokens=self.max_new_tokens
         )
-        return masked_sum(weights.to(loss.dtype) * loss, mask)
+        if exp.importance is not None:
+            loss = exp.importance * loss
+        return masked_sum(weights.to(loss.dtype) * loss, exp.mask)
 
     def _policy_loss(self, now: TokenOutputs, exp: Experience, meter: Meter) -> Tensor:
         batch = PolicyLossBatch(now.logprobs, exp.logprobs, exp.advantages, now.entropy, exp.mask)
@@ -174,7 +180,7 @@ class Objective:
         meter.tokens("loss/policy_avg", term.loss, exp.mask)
         if term.clipped is not None:
             meter.tokens("policy/clipfrac_avg", term.clipped, exp.mask)
-        return self._weighed(term.loss, exp.mask)
+        return self._weighed(term.loss, exp)
 
     def _value_loss(self, values: Tensor, exp: Experience, meter: Meter) -> Tensor:
         """Σ of the critic's loss over tokens."""

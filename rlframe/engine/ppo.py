@@ -10,7 +10,6 @@
 
 Schulman et al. 2017 (https://arxiv.org/abs/1707.06347) as Ziegler et al. 2019
 (https://arxiv.org/abs/1909.08593) and Ouyang et al. 2022 (https://arxiv.org/abs/2203.02155) use it.
-What is left out: importance correction for a sampler whose weights differ from the policy's.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from rlframe.engine.scoring import Scores
-from rlframe.rollout.sampler import pack
+from rlframe.rollout.packing import pack
 from rlframe.types import Prompt, Rollout, StopReason
 
 
@@ -136,6 +136,7 @@ def _as_rollout(responses: list[_Response], like: Rollout) -> Rollout:
         logprobs=(
             None if like.logprobs is None else tuple(r.logprobs for r in responses if r.logprobs)
         ),
+        retried=like.retried,
     )
 
 

@@ -114,6 +114,7 @@ class RewardScorer:
       runtime: the processes.
       updates: how many there will be.
       seed: of the run.
+      logprobs: whether a reward asks for those of the sampler.
     """
 
     def __init__(
@@ -125,7 +126,9 @@ class RewardScorer:
         runtime: Runtime,
         updates: int,
         seed: int,
+        logprobs: bool = False,
     ) -> None:
+        self._logprobs = logprobs
         self._rewards = rewards
         self._relay = relay
         self._sample_reference = sample_reference
@@ -283,6 +286,7 @@ class RewardScorer:
             update=rollout.update,
             generator=stream(self._seed, "reward", rollout.update, self._runtime.rank),
             updates=self._updates,
+            logprobs=rollout.logprobs if self._logprobs else None,
         )
         draw = self._sample_reference
         if draw is None:

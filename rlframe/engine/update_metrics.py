@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlframe.engine.experience import Experience
+from rlframe.engine.experience import Experience, padded_rows
 from rlframe.engine.metrics import Clock, Meter
 from rlframe.engine.scoring import Scores
 from rlframe.functional.masked import Moments, explained_variance, moments, row_sums
 from rlframe.types import KLMeasurement, KLState, Rollout, StopReason
 
 Reduce = Callable[[Tensor], Tensor]
+
+_CHANGED = 1e-3
+"""A weight that differs from its ratio by more than this share was bounded; less is rounding."""
 
 _WORK = ("rollout", "reward", "experience", "learn")
 """Phases that work on tokens."""
@@ -116,15 +119,25 @@ def _responses(meter: Meter, update: Update, *, penalty: bool) -> None:
 
 
 def _sampler(meter: Meter, update: Update) -> None:
-    """How far the distribution that was sampled is from the policy, where filters truncate it."""
-    exp, logprobs = update.experience, update.rollout.logprobs
-    if logprobs is None:
+    """How far the distribution that was sampled is from the policy, as far as the sampler says."""
+    exp, rollout = update.experience, update.rollout
+    if rollout.retried is not None:
+        meter.add("sampler/retried_share", rollout.retried, len(rollout))
+    if rollout.logprobs is None:
         return
-    count, total = len(logprobs), sum(sum(row) for row in logprobs)
+    count, own = len(rollout), padded_rows(rollout.logprobs, like=exp.logprobs).double()
+    total = own.sum()
     meter.add("sampler/logprob", total, count)
     for name, other in (("policy", exp.logprobs), ("reference", exp.reference)):
-        away = total - row_sums(other, exp.sampled).double().sum()
-        meter.add(f"sampler/kl_to_{name}", away, count)
+        meter.add(
+            f"sampler/kl_to_{name}", total - row_sums(other, exp.sampled).double().sum(), count
+        )
+    ratio = (exp.logprobs.double() - own).exp()
+    meter.tokens("sampler/ratio", ratio, exp.sampled)
+    if exp.importance is not None:
+        meter.tokens("sampler/importance", exp.importance, exp.mask)
+        changed = (exp.importance - ratio).abs() > _CHANGED * ratio
+        meter.tokens("sampler/bounded_share", changed, exp.mask)
 
 
 def _deviations(update: Update, reduce: Reduce) -> dict[str, float]:

@@ -225,6 +225,17 @@ class Policy(nn.Module):
         (found,) = token_logprobs.in_chunks(statistics, *rows, chunk=self.chunk, keep_last=False)
         return found.new_zeros(wanted.shape).masked_scatter(wanted, found)
 
+    @property
+    def rows(self) -> int:
+        """The number of ids that the head has, with a token or without."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    def without_token(self) -> list[int]:
+        """The ids that the head has and the tokenizer has not."""
+        if self.vocabulary is None:
+            return []
+        return sorted(set(range(self.rows)) - set(self.vocabulary.ids(self.rows)))
+
     def has_token(self, logprobs: Tensor) -> Tensor:
         """[..., V] -> [V] bool: which of these columns belong to an id that has a token."""
         columns, device = logprobs.shape[-1], logprobs.device

@@ -69,8 +69,7 @@ class Shape:
     heads: int
     kv_heads: int
     head_dim: int
-    vocabulary: int
-    """0 for a model with a scalar head."""
+    vocabulary: int  # 0 for a model with a scalar head
     rms_norm: bool
     """Llama's norm, which autograd sees as five operations; else a fused LayerNorm."""
     mlp: MLP
@@ -97,8 +96,7 @@ class Workload:
     prompt_tokens: int
     """The longest."""
     mean_prompt_tokens: float
-    response_tokens: int
-    """At most."""
+    response_tokens: int  # at most
     generation_batch: int | None
     sorts: bool
     """Whether the sampler sorts the vocabulary (top_p)."""
@@ -110,6 +108,8 @@ class Workload:
     """Padded tokens an optimiser step of each auxiliary loss with data of its own, over all ranks."""
     placement: Placement = "replicate"
     """Of the models that are not trained."""
+    cache_tokens: int | None = None
+    """The most that the sampler keeps; None for all of a batch."""
 
     @property
     def trained(self) -> Trained:
@@ -253,9 +253,9 @@ def cache(work: Workload, gpus: int, mode: Mode) -> int:
     """
     rows = min(share(work, gpus), work.generation_batch or share(work, gpus))
     pair = {"float32": 8, "bfloat16": 4, "autocast": 6}[mode]
-    policy = work.policy
     tokens = rows * (work.prompt_tokens + work.response_tokens)
-    return tokens * pair * policy.layers * policy.kv_heads * policy.head_dim
+    each = pair * work.policy.layers * work.policy.kv_heads * work.policy.head_dim
+    return min(tokens, work.cache_tokens or tokens) * each
 
 
 Parts = Mapping[str, int]

@@ -103,7 +103,7 @@ def _halved(work: Workload, moment: str, gpus: int) -> tuple[str, int, Workload]
     longest = work.prompt_tokens + work.response_tokens
     rows = min(share(work, gpus), work.microbatch_tokens // longest)
     if moment == "sampling":
-        if batch == 1:
+        if batch == 1 or work.cache_tokens is not None:  # a sampler with a bound of its own
             return None
         return "rollout.generation_batch", batch // 2, replace(work, generation_batch=batch // 2)
     if moment in ("step", "end of backward"):

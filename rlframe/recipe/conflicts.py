@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from rlframe.api.algorithm import AdvantageEstimator
 from rlframe.api.component import Component, KLController, PluginConfig, RewardProvider
 from rlframe.api.contract import out_of_bounds
+from rlframe.api.sampling import Sampler, checked_capabilities
 from rlframe.errors import PluginError, did_you_mean, listed
 from rlframe.recipe.document import Path_
 from rlframe.recipe.references import initials
@@ -47,7 +48,7 @@ def conflicts(recipe: Recipe, chosen: Mapping[Path_, Named]) -> list[tuple[Path_
     found = [*_architecture(recipe)]
     if recipe.ppo is not None:
         found += [*_rewards(recipe, chosen), *_losses(recipe), *_kl(recipe, chosen)]
-        found += _critic(recipe, chosen)
+        found += [*_critic(recipe, chosen), *_sampler(recipe, chosen)]
     return found
 
 
@@ -63,6 +64,64 @@ def has_critic(chosen: Mapping[Path_, Named]) -> bool | None:
         SystemExit,
     ):  # reported as a mistake of the plugin, where all needs are asked
         return None
+
+
+def _sampler(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, str]]:
+    """What the recipe asks of its sampler that the sampler cannot do."""
+    section, algorithm = recipe.rollout, recipe.algorithm
+    correction = algorithm.importance_correction
+    if correction == "none" and algorithm.importance_limit is not None:
+        yield (
+            ("algorithm", "importance_limit"),
+            "nothing reads this without `importance_correction: truncate` or `mask`",
+        )
+    found = chosen.get(("rollout", "sampler"))
+    if found is None or not issubclass(found.component, Sampler):
+        return
+    try:
+        able = checked_capabilities(found.component.capabilities(found.config))
+    except Exception as error:
+        yield (
+            ("rollout", "sampler"),
+            f"`capabilities` of the sampler raised {type(error).__name__}: {error}",
+        )
+        return
+    cannot, other = f"sampler {section.sampler.type!r} cannot", "rollout.sampler.type=builtin"
+    for key in ("top_k", "top_p", "min_p"):
+        if getattr(section, key) is not None and key not in able.filters:
+            yield ("rollout", key), f"{cannot} apply {key}. Remove it, or use {other}"
+    if section.stop_strings and not able.stop_strings:
+        problem = f"{cannot} end responses at stop strings. Remove them, or use {other}"
+        yield ("rollout", "stop_strings"), problem
+    if section.generation_batch is not None and not able.smaller_batches:
+        problem = f"nothing reads this: {cannot} sample fewer responses at a time. Remove it"
+        yield ("rollout", "generation_batch"), problem
+    if section.reproducible and not able.per_sample_seeds:
+        yield (
+            ("rollout", "sampler"),
+            f"{cannot} promise equal responses for equal seeds: they depend on each other and on the "
+            f"number of processes. Write rollout.reproducible=false to accept that, or use {other}",
+        )
+    filters = any(getattr(section, key) is not None for key in ("top_k", "top_p", "min_p"))
+    sampled = able.logprobs == "filtered" or (able.logprobs == "policy" and not filters)
+    if correction != "none" and not sampled:
+        yield (
+            ("algorithm", "importance_correction"),
+            f"{cannot} return log-probabilities of what it samples from, which this needs. Write none, "
+            f"or use {other}",
+        )
+    if able.logprobs == "none":
+        for path, one in chosen.items():
+            if path[0] == "rewards" and _needs_logprobs(one):
+                problem = f"it needs the log-probabilities of sampled tokens, which {cannot} return"
+                yield path, f"{problem}. Use {other}"
+
+
+def _needs_logprobs(named: Named) -> bool:
+    try:
+        return bool(named.component.needs(named.config).logprobs)
+    except Exception:  # reported as a mistake of the plugin, where all needs are asked
+        return False
 
 
 def _critic(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, str]]:

@@ -138,9 +138,20 @@ class RewardModelStage(FineTuning):
     )
 
 
+class SamplerSpec(ComponentSpec):
+    """The sampler."""
+
+    kind: ClassVar[str] = "samplers"
+    type: str = "builtin"
+
+
 class RolloutSection(RecipeSection):
     """How responses are sampled."""
 
+    sampler: SamplerSpec = Field(SamplerSpec(), description="what writes the responses")
+    reproducible: bool = Field(
+        True, description="whether equal seeds must give equal responses on any number of processes"
+    )
     prompts_per_update: Count = 64
     samples_per_prompt: Count = 1
     max_new_tokens: Count = 64
@@ -226,6 +237,12 @@ class Algorithm(RecipeSection):
     value_loss: ValueLossSpec | None = Field(
         ValueLossSpec(), description="null where the advantage estimator has no critic"
     )
+    importance_correction: Literal["none", "truncate", "mask"] = Field(
+        "none", description="weigh each token's loss by pi / q, where q is what was sampled from"
+    )
+    importance_limit: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="largest weight, or the range of it for `mask`; 2 if left out"
+    )
     reduction: Literal["token", "sequence", "constant"] = Field(
         "token",
         description="every token weighs the same, or every response, or a token 1 / max_new_tokens",
@@ -285,8 +302,7 @@ class Evaluation(RecipeSection):
     """Evaluation on held-out prompts."""
 
     prompts: Count = Field(
-        16,
-        description="held-out prompts that are answered; all, and a note says so, if there are fewer",
+        16, description="held-out prompts that are answered; all, with a note, if there are fewer"
     )
     every: PositiveInt | None = Field(None, description="updates; before and after if left out")
     table_rows: Count = 8

@@ -23,6 +23,7 @@ from rlframe.recipe.schema import (
     LossSpec,
     PolicyLossSpec,
     RewardEntry,
+    SamplerSpec,
     TransformSpec,
     ValueLossSpec,
 )
@@ -53,6 +54,9 @@ def component_slots(data: dict[str, Any]) -> Iterator[tuple[Path_, type[Componen
     kl = data.get("kl")
     if isinstance(kl, dict) and "controller" in kl:
         yield ("kl", "controller"), KLControllerSpec
+    rollout = data.get("rollout")
+    if isinstance(rollout, dict) and rollout.get("sampler") is not None:
+        yield ("rollout", "sampler"), SamplerSpec
     algorithm = data.get("algorithm")
     written: dict[str, Any] = algorithm if isinstance(algorithm, dict) else {}
     parts: dict[str, type[ComponentSpec]] = {

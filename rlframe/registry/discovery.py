@@ -32,6 +32,7 @@ from rlframe.api.component import (
     RewardProvider,
 )
 from rlframe.api.functions import reward_from_function
+from rlframe.api.sampling import Sampler
 from rlframe.errors import PluginError, RecipeError, did_you_mean, listed
 from rlframe.registry.lint import misfits, unfit
 from rlframe.registry.local import is_local, local_component, why
@@ -47,6 +48,7 @@ KINDS: dict[str, tuple[type[Component[Any]], str]] = {
     "advantage_estimators": (AdvantageEstimator, "advantage estimator"),
     "policy_losses": (PolicyLoss, "policy loss"),
     "value_losses": (ValueLoss, "value loss"),
+    "samplers": (Sampler, "sampler"),
     "hooks": (HookPlugin, "hook plugin"),
 }
 """Kind, the last part of its entry-point group -> (base class, what people call it)."""

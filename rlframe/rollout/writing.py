@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rlframe.api.sampling import SampledPolicy
 from rlframe.types import StopReason
 
 # Rows are dropped from the batch when this share of them is done: each drop copies the cache.
 _DROP_SHARE = 1 / 8
-
-
-class Decoder(Protocol):
-    """What writes responses; see `models.policy.Policy`."""
-
-    @property
-    def padded(self) -> bool:
-        """Whether rows may have padding on the left."""
-        ...
-
-    def memory(self, *, capacity: int) -> Any:
-        """What `next_logits` remembers; its `select(rows)` says whether it dropped the others."""
-        ...
-
-    def next_logits(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Any
-    ) -> Tensor:
-        """[B, V] of the token after the last column."""
-        ...
 
 
 class Writing:
@@ -45,7 +26,9 @@ class Writing:
       policy: writes them.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], draws: Tensor, policy: Decoder) -> None:
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], draws: Tensor, policy: SampledPolicy
+    ) -> None:
         device = draws.device
         width = max(map(len, prompts))
         gaps = torch.tensor([width - len(ids) for ids in prompts], device=device)

@@ -60,6 +60,8 @@ class PPOStage:
         except BaseException as error:
             observers.tell("run_finished", RunFinished(error))
             raise
+        finally:
+            self.run.generator.close()
         observers.tell("run_finished", RunFinished(None))
         return done
 

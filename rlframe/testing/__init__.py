@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         PolicyLossSuite,
         RewardProviderSuite,
         RewardTransformSuite,
+        SamplerSuite,
         ValueLossSuite,
     )
     from rlframe.testing.world import reward_batch, tiny_context, tiny_policy
@@ -49,6 +50,7 @@ _HOMES = {
     "PolicyLossSuite": "suites",
     "RewardProviderSuite": "suites",
     "RewardTransformSuite": "suites",
+    "SamplerSuite": "suites",
     "ValueLossSuite": "suites",
     "credit_batch": "batches",
     "policy_loss_batch": "batches",
@@ -71,6 +73,7 @@ __all__ = [
     "Result",
     "RewardProviderSuite",
     "RewardTransformSuite",
+    "SamplerSuite",
     "Subject",
     "ValueLossSuite",
     "check_component",

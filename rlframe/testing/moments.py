@@ -34,6 +34,7 @@ from rlframe.api.events import (
     RunStarted,
     ScoredResponse,
 )
+from rlframe.api.sampling import SampleRequest, SamplingParams, checked_samples
 from rlframe.api.spec import Specification
 from rlframe.api.transform_contract import transformed
 from rlframe.batches import Credit, TokenLoss
@@ -46,9 +47,11 @@ from rlframe.builtin.policy_losses import Clip
 from rlframe.builtin.reward_transforms import RunningStandardize
 from rlframe.builtin.value_losses import Clipped
 from rlframe.engine.streams import token_batch
+from rlframe.models.policy import Policy
+from rlframe.rollout.builtin import Builtin
 from rlframe.testing.batches import credit_batch, policy_loss_batch, score_batch, value_loss_batch
 from rlframe.testing.recorded import METRICS, RESOLVED
-from rlframe.testing.world import reward_batch, tiny_policy
+from rlframe.testing.world import reward_batch, sampled_policy, tiny_policy
 from rlframe.types import KLMeasurement, KLState, RewardBatch
 
 REWARDS = ((1.0, -0.5, 0.25), (0.5,), (-1.0, 2.0), (0.0, 0.0, 1.5))
@@ -120,6 +123,7 @@ def component_calls(context: Context, reward: str) -> Iterator[Call]:
         component.name = name
         return component
 
+    yield _sampling(built(Builtin, "sampler"))
     judge = built(Length, reward, target_tokens=20)
     yield Call("rlframe_score", judge, "score", asked, lambda answer: token_scores(answer, lengths))
     gate = built(EosPenalty, reward, penalty=1.0, mode="replace")
@@ -137,6 +141,32 @@ def component_calls(context: Context, reward: str) -> Iterator[Call]:
     given = {"state": controller.initial(), "measured": MEASURED}
     yield Call("rlframe_update_kl", controller, "update", given, refuse_bad_state)
     yield from _learning(context, built)
+
+
+def _sampling(sampler: Builtin) -> Call:
+    """The call that writes responses."""
+    policy = sampled_policy(0.8)
+    sampler.connect(policy)
+    params = SamplingParams(
+        max_new_tokens=4, eos_ids=frozenset({2}), temperature=0.8, logprobs=True
+    )
+    given = {
+        "requests": tuple(SampleRequest((1, 5, 9), seed) for seed in range(4)),
+        "params": params,
+        "seed": 0,
+    }
+    return Call("rlframe_sample", sampler, "sample", given, partial(_read_samples, policy, given))
+
+
+def _read_samples(policy: Policy, given: Mapping[str, Any], answer: Any) -> object:
+    return checked_samples(
+        answer,
+        given["requests"],
+        given["params"],
+        version=0,
+        missing=frozenset(policy.without_token()),
+        rows=policy.rows,
+    )
 
 
 def _learning(context: Context, built: Callable[..., Any]) -> Iterator[Call]:
@@ -247,7 +277,15 @@ def _unusual_losses(call: Call) -> Iterator[tuple[str, Call]]:
     yield "no `clipped`", call.answered(lambda batch: TokenLoss(bare(batch).loss))
 
 
+def _unusual_samples(call: Call) -> Iterator[tuple[str, Call]]:
+    params = replace(call.given["params"], logprobs=False)
+    read = partial(_read_samples, call.component.policy, {**call.given, "params": params})  # type: ignore[attr-defined]
+    without = replace(call, read=read)
+    yield "no log-probabilities", without.answered(call.component.sample, params=params)  # type: ignore[attr-defined]
+
+
 _UNUSUAL = {
+    "rlframe_sample": _unusual_samples,
     "rlframe_score": _unusual_scores,
     "rlframe_gate": _unusual_gates,
     "rlframe_transform_reward": _unusual_transforms,

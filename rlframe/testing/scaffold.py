@@ -19,6 +19,7 @@ SUMMARIES = {
     "advantage": "Advantages from discounted Monte-Carlo returns",
     "policy_loss": "A policy loss whose ratio is bounded from above alone",
     "value_loss": "A value loss that is squared for small errors and linear for large ones",
+    "sampler": "A sampler that writes with transformers' `generate`",
     "generator": "A data generator that makes sums with their answers",
     "hook": "A hook plugin that measures how long each reward takes",
 }

@@ -163,6 +163,12 @@ class ValueLossSuite(Suite):
     kind = "value_losses"
 
 
+class SamplerSuite(Suite):
+    """Tests that a sampler keeps its contract."""
+
+    kind = "samplers"
+
+
 class HookPluginSuite(Suite):
     """Tests that a hook plugin keeps its contract."""
 

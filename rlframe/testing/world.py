@@ -26,6 +26,7 @@ from rlframe.data.tokenizer import train_tokenizer
 from rlframe.models.loading import new_language_model, scalar_model_from
 from rlframe.models.policy import Policy
 from rlframe.models.pretrained import Pretrained
+from rlframe.models.vocabulary import vocabulary_of
 from rlframe.registry.discovery import Registry
 from rlframe.registry.nested import NestedReward
 from rlframe.stage_table import STAGES, referred
@@ -147,6 +148,19 @@ def tiny_policy(*, seed: int = 0) -> Policy:
     model = new_language_model(wide, tiny_tokenizer(), dtype=torch.float64, seed=seed)
     model.config.pad_token_id = None  # or GPT-2 warns of padding that the mask leaves out anyway
     return Policy(model, temperature=1.0, chunk=512)
+
+
+def sampled_policy(temperature: float) -> Policy:
+    """A policy to sample from: a one-layer Llama in float32, whose head has rows without a token."""
+    tokenizer = tiny_tokenizer()
+    model = new_language_model(_SHAPE, tokenizer, dtype=torch.float32, seed=0)
+    size = len(tokenizer)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model.resize_token_embeddings(size + 20, mean_resizing=False)
+        head = model.get_output_embeddings().weight
+        head[size:] = 2 * head[:20]  # they would be sampled, and often
+    vocabulary = vocabulary_of(tokenizer)
+    return Policy(model, temperature=temperature, chunk=64, vocabulary=vocabulary)
 
 
 def reward_batch(

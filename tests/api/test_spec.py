@@ -14,6 +14,7 @@ from rlframe.api import (
     PolicyLoss,
     RewardProvider,
     RewardTransform,
+    Sampler,
     ValueLoss,
     events,
     hookimpl,
@@ -32,6 +33,7 @@ def recording(base, method, calls):
 
 
 HOOKS = {
+    "rlframe_sample": (Sampler, "sample", "sampler", ("requests", "params", "seed")),
     "rlframe_score": (RewardProvider, "score", "provider", ("batch",)),
     "rlframe_gate": (RewardProvider, "gate", "provider", ("batch",)),
     "rlframe_transform_reward": (RewardTransform, "apply", "transform", ("state", "scores")),

@@ -33,8 +33,8 @@ from rlframe.models.actor_critic import Critic
 from rlframe.models.policy import Policy
 from rlframe.models.profile import Profile
 from rlframe.models.reduced import reduced_model
-from rlframe.rollout.sampler import Request, Sampler, SamplingParams, pack
-from rlframe.types import Prompt
+from rlframe.rollout.packing import pack
+from tests.sampling import sampled
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
 BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
@@ -165,10 +165,7 @@ class NoText:
 
 def greedy(policy: Policy, prompts: list[list[int]], *, tokens: int = 8) -> str:
     """Whether the sampler, always taking the likeliest token, writes what `generate` writes."""
-    params = SamplingParams(max_new_tokens=tokens, top_k=1)
-    sampler = Sampler(policy, NoText(), eos_ids=frozenset({-1}), params=params, seed=0)  # type: ignore[arg-type]
-    requests = [Request(Prompt("", tuple(ids)), row, row) for row, ids in enumerate(prompts)]
-    ours = sampler.sample(requests, update=0, purpose="rollout", device=torch.device("cpu"))
+    ours = sampled(policy, NoText(), prompts, eos_ids={-1}, max_new_tokens=tokens, top_k=1)
     wanted = GenerationConfig(
         do_sample=False, max_new_tokens=tokens, eos_token_id=None, pad_token_id=0, use_cache=True
     )

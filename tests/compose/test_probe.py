@@ -16,9 +16,8 @@ from rlframe.models.cache import GrowingCache, OwnCache
 from rlframe.models.policy import Policy
 from rlframe.models.profile import Profile
 from rlframe.models.reduced import reduced_model
-from rlframe.rollout.sampler import Request, Sampler, SamplingParams
 from rlframe.rollout.writing import Writing
-from rlframe.types import Prompt
+from tests.sampling import sampled
 
 GROWING = Profile()
 OWN = Profile(cache="own", packs=False)
@@ -92,15 +91,8 @@ def test_the_likeliest_tokens_are_those_that_generate_writes(
         do_sample=False, max_new_tokens=6, eos_token_id=None, pad_token_id=0
     )
     prompts = [(5, 9, 17), (30,), (40, 41, 42)]
-    sampler = Sampler(
-        policy_of(model, FAMILIES[kind][0]),
-        tokenizer,
-        eos_ids=frozenset({-1}),
-        params=SamplingParams(max_new_tokens=6, top_k=1),
-        seed=0,
-    )
-    requests = [Request(Prompt("", ids), n, n) for n, ids in enumerate(prompts)]
-    found = sampler.sample(requests, update=0, purpose="rollout", device=torch.device("cpu"))
+    policy = policy_of(model, FAMILIES[kind][0])
+    found = sampled(policy, tokenizer, prompts, eos_ids={-1}, max_new_tokens=6, top_k=1)
     for ids, mine in zip(prompts, found.response_ids(), strict=True):
         read = torch.tensor([ids])
         with probe._in_silence():
@@ -116,17 +108,14 @@ def test_without_padding_the_same_tokens_come_out_whatever_the_batch(
 ) -> None:
     policy = policy_of(small("mamba"), ALONE)
     prompts = [(5, 9, 17), (30,), (40, 41, 42), (7, 7), (30,), (8, 8)]
-    requests = [Request(Prompt("", ids), n, n) for n, ids in enumerate(prompts)]
+    ends = set(range(10, 40))  # some rows end early
 
-    def sampled(batch: int | None) -> Any:
-        ends = frozenset(range(10, 40))  # some rows end early
-        params = SamplingParams(max_new_tokens=8, batch=batch)
-        sampler = Sampler(policy, tokenizer, eos_ids=ends, params=params, seed=0)
-        return sampler.sample(requests, update=0, purpose="rollout", device=torch.device("cpu"))
+    def written(batch: int | None) -> Any:
+        return sampled(policy, tokenizer, prompts, eos_ids=ends, max_new_tokens=8, batch=batch)
 
-    assert sampled(size).response_ids() == sampled(None).response_ids()
-    assert sampled(size).stop_reasons == sampled(None).stop_reasons
-    assert len({len(ids) for ids in sampled(None).response_ids()}) > 1
+    assert written(size).response_ids() == written(None).response_ids()
+    assert written(size).stop_reasons == written(None).stop_reasons
+    assert len({len(ids) for ids in written(None).response_ids()}) > 1
 
 
 # What is refused

@@ -203,7 +203,9 @@ def test_a_truncated_sampler_is_declared_and_measured(
     assert len([line for line in display.said if "rollout.top_k: responses are drawn" in line]) == 1
     for row in (first, second):
         names = {name for name in row if name.startswith("sampler/")}
-        assert names == {"sampler/logprob", "sampler/kl_to_policy", "sampler/kl_to_reference"}
+        found = {"sampler/logprob", "sampler/kl_to_policy", "sampler/kl_to_reference"}
+        assert names == {*found, "sampler/ratio"}
+        assert 0 < row["sampler/ratio"] < 1
         assert all(map(documented, names))
         assert row["sampler/kl_to_policy"] > 0
         # With k1 the KL of the sampler is that of the policy, and its own to the policy.

@@ -65,7 +65,7 @@ def test_observers_are_given_the_answers_of_all_ranks_after_they_are_kept() -> N
     relay = Relay([Instance("o", "observer", Observer(PluginConfig(), nothing))])
     parts: dict[str, Any] = {
         "models": SimpleNamespace(gathered=nullcontext),
-        "generator": SimpleNamespace(heldout=lambda: None),
+        "generator": SimpleNamespace(heldout=lambda updates: None),
         "scorer": nothing,
         "gather": lambda mine: [BEFORE.answers[1:], mine, BEFORE.answers[:1]],
         "directory": SimpleNamespace(samples=lambda name, rows: seen.append((name, len([*rows])))),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlframe.engine.rebalancing import Rebalancer, fair
 from rlframe.engine.scoring import Scores
-from rlframe.rollout.sampler import pack
+from rlframe.rollout.packing import pack
 from rlframe.types import Prompt, Rollout, StopReason
 
 CPU = torch.device("cpu")

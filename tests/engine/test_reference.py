@@ -123,10 +123,20 @@ FACTORS: dict[str, list[dict[str, Any]]] = {
     ],
     "none": [
         {},
-        {"rewards.even.every": 3, "rewards.tokens.every": 2},
+        {"rewards.even.every": 3, "rewards.tokens.every": 4},
         {"rewards.even.every": 4, "rewards.even.on_none": "invalid"},
     ],
     "stop": [{}, {"ppo.stop_approx_kl": 1e-5}],
+    "sampler": [
+        {},
+        {"rollout.top_k": 40},
+        {"rollout.top_k": 40, "algorithm.importance_correction": "truncate"},
+        {
+            "rollout.top_k": 200,
+            "algorithm.importance_correction": "mask",
+            "algorithm.importance_limit": 1.5,
+        },
+    ],
     "discount": [
         {"algorithm.advantages": {"type": "gae", "gamma": 1.0, "lam": 0.95}},
         {"algorithm.advantages": {"type": "gae", "gamma": 0.9, "lam": 0.6}},
@@ -381,6 +391,9 @@ def reference_of(parts: PPOParts, plain: Any) -> reference.PPO:
         **{name: getattr(ppo, name) for name in type(ppo).model_fields},
         seed=recipe.seed,
         temperature=recipe.rollout.temperature,
+        top_k=recipe.rollout.top_k,
+        correction=algorithm.importance_correction,
+        limit=algorithm.importance_limit or 2.0,
         estimator=recipe.kl.estimator,
         placement=recipe.kl.placement,
         unit=options.get("unit", "nats_per_response"),

@@ -27,7 +27,7 @@ from rlframe.builtin.reward_transforms import ClipReward, RunningScale, RunningS
 from rlframe.engine.scoring import RewardScorer, Scores, WeightedReward
 from rlframe.errors import RunError
 from rlframe.registry.relay import Relay
-from rlframe.rollout.sampler import pack
+from rlframe.rollout.packing import pack
 from rlframe.types import Rollout
 from tests.playing import part
 

@@ -15,7 +15,7 @@ from rlframe.engine.experience import Experience
 from rlframe.engine.metrics import Clock, Meter
 from rlframe.engine.scoring import Scores
 from rlframe.engine.update_metrics import Update, update_metrics
-from rlframe.rollout.sampler import pack
+from rlframe.rollout.packing import pack
 from rlframe.types import KLMeasurement, KLState, Prompt, Rollout, StopReason
 
 LENGTHS = (2, 3, 1)
@@ -200,6 +200,7 @@ def test_what_the_samplers_own_probabilities_say_where_filters_truncate() -> Non
         "sampler/logprob": pytest.approx(-6 / 3),
         "sampler/kl_to_policy": pytest.approx((-6 + 11) / 3),
         "sampler/kl_to_reference": pytest.approx((-6 + 14) / 3),
+        "sampler/ratio": pytest.approx((2 * math.exp(-0.5) + 3 * math.exp(-1) + math.exp(-1)) / 6),
     }
     assert not any(name.startswith("sampler/") for name in measured(update()))
 

@@ -48,7 +48,7 @@ from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.loading import scalar_model_from, value_head
 from rlframe.models.policy import Policy
 from rlframe.registry.relay import Relay
-from rlframe.rollout.sampler import pack
+from rlframe.rollout.packing import pack
 from rlframe.types import Prompt, Rollout, StopReason
 from tests.playing import part
 

@@ -12,7 +12,7 @@ from rlframe.errors import RecipeError
 from rlframe.models import loading
 from rlframe.models.actor_critic import ActorCritic, Critic, SharedCritic
 from rlframe.models.policy import Policy
-from rlframe.rollout.sampler import pack
+from rlframe.rollout.packing import pack
 from tests import foreign
 
 

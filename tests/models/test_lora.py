@@ -14,7 +14,7 @@ from rlframe.models import lora
 from rlframe.models.cache import GrowingCache
 from rlframe.models.loading import weights_hash
 from rlframe.models.policy import Policy, exact_kl
-from rlframe.rollout.sampler import pack
+from rlframe.rollout.packing import pack
 from rlframe.types import Sequences
 
 HEAD = ["q_proj", "lm_head"]

@@ -13,7 +13,7 @@ from rlframe.errors import RecipeError
 from rlframe.models.cache import GrowingCache
 from rlframe.models.policy import Policy, exact_kl
 from rlframe.models.vocabulary import Vocabulary
-from rlframe.rollout.sampler import pack
+from rlframe.rollout.packing import pack
 from rlframe.types import Sequences
 
 CPU = torch.device("cpu")

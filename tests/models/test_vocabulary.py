@@ -8,9 +8,9 @@ import torch
 from rlframe.functional import logprobs
 from rlframe.models.policy import Policy, exact_kl
 from rlframe.models.vocabulary import Vocabulary, vocabulary_of
-from rlframe.rollout.sampler import Request, Sampler, SamplingParams, pack
-from rlframe.types import Prompt
+from rlframe.rollout.packing import pack
 from tests import foreign
+from tests.sampling import sampled
 
 CPU = torch.device("cpu")
 HOLES = Vocabulary(40, (3, 17))
@@ -67,15 +67,13 @@ def test_an_id_without_a_token_is_never_sampled_however_likely(
     with torch.no_grad():
         head = policy.model.lm_head
         head.weight[gone] = head.weight[gone[0]] * 50  # they hold nearly all of the mass
-    requests = [Request(Prompt("", (1, 5)), n, n) for n in range(40)]
+    prompts = [(1, 5)] * 40
     for options in ({}, {"top_k": 5}, {"top_p": 0.9}):
-        params = SamplingParams(max_new_tokens=6, **options)
-        sampler = Sampler(policy, tokenizer, eos_ids=frozenset({2}), params=params, seed=0)
-        rollout = sampler.sample(requests, update=0, purpose="rollout", device=CPU)
+        how = {"eos_ids": {2}, "max_new_tokens": 6, **options}
+        rollout = sampled(policy, tokenizer, prompts, **how)
         assert not set(gone) & {token for row in rollout.response_ids() for token in row}
     free = Policy(policy.model, temperature=0.7, chunk=3)
-    sampler = Sampler(free, tokenizer, eos_ids=frozenset({2}), params=params, seed=0)
-    rollout = sampler.sample(requests, update=0, purpose="rollout", device=CPU)
+    rollout = sampled(free, tokenizer, prompts, **how)
     assert set(gone) & {token for row in rollout.response_ids() for token in row}
 
 

@@ -231,6 +231,7 @@ def test_a_recipe_knows_its_components_by_their_paths(load, minimal):
         "rewards.better": "rlframe/preference_difference",
         "rewards.better.reward": "rlframe/keyword",
         "kl.controller": "rlframe/adaptive",
+        "rollout.sampler": "rlframe/builtin",
         "algorithm.advantages": "rlframe/gae",
         "algorithm.policy_loss": "rlframe/clip",
         "algorithm.value_loss": "rlframe/clipped",

@@ -241,9 +241,10 @@ def test_the_owner_of_an_exception_is_whose_code_raised_it(case: Case) -> None:
     assert stamp_of(cause) is None
 
 
-@pytest.mark.parametrize("case", [c for c in CASES.values() if c.told], ids=str)
-def test_of_a_nested_reward_the_innermost_owner_stays(case: Case) -> None:
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.told])
+def test_of_a_nested_reward_the_innermost_owner_stays(name: str) -> None:
     """The wrappers are around both; the outer reward itself is right."""
+    case = CASES[name]
     relay = relay_of(())
     inner = Judge("all.inner", case.reward)
     nested = NestedReward(inner, lambda: relay)

@@ -6,18 +6,17 @@ from typing import Any
 import pytest
 import torch
 
+from rlframe.engine.sampling import Request
 from rlframe.errors import RunError
 from rlframe.models.policy import Policy
-from rlframe.rollout.sampler import Request, Sampler, SamplingParams, pack
-from rlframe.rollout.seeds import uniforms
+from rlframe.rollout.packing import pack
+from rlframe.rollout.seeds import seed_of, uniforms
 from rlframe.types import Prompt, Rollout, StopReason
+from tests.sampling import response_sampler, sampled
 
 CPU = torch.device("cpu")
 PROMPTS = [(1, 5, 9, 17), (1, 30), (1, 40, 41), (1,), (1, 7, 7, 7, 7, 7, 8), (1, 99, 100)] * 3
-REQUESTS = [
-    Request(Prompt("".join(map(str, ids)), ids), sample, sample)
-    for sample, ids in enumerate(PROMPTS)
-]
+REQUESTS = [Request(Prompt("", ids), sample, sample) for sample, ids in enumerate(PROMPTS)]
 
 
 @pytest.fixture
@@ -27,14 +26,9 @@ def sample(language_model: Any, tokenizer: Any) -> Callable[..., Rollout]:
     def run(
         requests: list[Request] = REQUESTS, *, seed: int = 3, update: int = 0, **params: Any
     ) -> Rollout:
-        sampler = Sampler(
-            policy,
-            tokenizer,
-            eos_ids=frozenset({2, 50, 51, 52, 53, 54, 55}),
-            params=SamplingParams(**{"max_new_tokens": 12, **params}),
-            seed=seed,
-        )
-        return sampler.sample(requests, update=update, purpose="rollout", device=CPU)
+        how = {"eos_ids": {2, 50, 51, 52, 53, 54, 55}, "max_new_tokens": 12, **params}
+        sampler = response_sampler(policy, tokenizer, seed=seed, **how)
+        return sampler.sample(requests, update=update, purpose="rollout", version=0)
 
     return run
 
@@ -75,7 +69,7 @@ def test_tokens_are_the_inverse_cdf_of_the_model_at_their_uniforms(
     model, rollout = language_model(), sample()
     for row, ids in enumerate(rollout.response_ids()):
         prompt = list(PROMPTS[row])
-        draws = uniforms(3, "rollout", 0, row, tokens=12)
+        draws = uniforms(seed_of(3, "rollout", 0, row), tokens=12)
         for t, token in enumerate(ids):
             with torch.no_grad():
                 logits = model(torch.tensor([prompt + ids[:t]])).logits[0, -1] / 0.8
@@ -117,8 +111,9 @@ def test_packing_puts_prompt_and_response_side_by_side() -> None:
 
 
 def test_a_longer_request_for_uniforms_begins_with_the_shorter() -> None:
-    assert torch.equal(uniforms(1, "x", 2, 3, tokens=9)[:4], uniforms(1, "x", 2, 3, tokens=4))
-    assert not torch.equal(uniforms(1, "x", 2, 3, tokens=4), uniforms(1, "y", 2, 3, tokens=4))
+    assert torch.equal(uniforms(5, tokens=9)[:4], uniforms(5, tokens=4))
+    assert not torch.equal(uniforms(5, tokens=4), uniforms(6, tokens=4))
+    assert len({seed_of(1, "x", 2, 3), seed_of(1, "y", 2, 3), seed_of(1, "x", 2, 4)}) == 3
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -129,10 +124,8 @@ def test_a_policy_with_broken_weights_samples_nothing(
     with torch.no_grad():
         model.lm_head.weight[7] = bad
     policy = Policy(model, temperature=1.0, chunk=64)
-    params = SamplingParams(max_new_tokens=4)
-    sampler = Sampler(policy, tokenizer, eos_ids=frozenset({2}), params=params, seed=0)
     with pytest.raises(RunError, match="logits are not finite"):
-        sampler.sample(REQUESTS, update=0, purpose="rollout", device=CPU)
+        sampled(policy, tokenizer, PROMPTS, eos_ids={2}, max_new_tokens=4)
 
 
 @pytest.mark.parametrize("filters", [{"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.1}])

@@ -26,7 +26,13 @@ from rlframe.api import (
     TokenLoss,
     ValueLoss,
 )
-from tests.testing import generator_defects, hook_defects, stream_defects, transform_defects
+from tests.testing import (
+    generator_defects,
+    hook_defects,
+    sampler_defects,
+    stream_defects,
+    transform_defects,
+)
 from tests.testing.expected import (
     ALL_ALIKE,
     ASKED_BY_OTHERS,
@@ -1169,6 +1175,7 @@ RIGHT = (
     AbsoluteError,
     *stream_defects.RIGHT,
     *transform_defects.RIGHT,
+    *sampler_defects.RIGHT,
     *generator_defects.RIGHT,
     *hook_defects.RIGHT,
 )
@@ -1230,6 +1237,7 @@ PLANTED = {
         Planted(Sleeps, "time_per_thousand", TIME),
     ],
     "reward_transforms": transform_defects.PLANTED,
+    "samplers": sampler_defects.PLANTED,
     "kl_controllers": [
         Planted(CountsInTheState, "state_round_trip", REFUSED),
         Planted(WaitsToUpdate, "direction", REFUSED),

@@ -50,6 +50,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "advantage_estimators": ("algorithm", "advantages"),
     "policy_losses": ("algorithm", "policy_loss"),
     "value_losses": ("algorithm", "value_loss"),
+    "samplers": ("rollout", "sampler"),
     "hooks": ("hooks", "{}"),
 }
 """Kind -> where a component of it stands in a recipe; {} is its name there."""
@@ -121,6 +122,8 @@ def recipe(folder: Path, tried: Sequence[Tried], also: Mapping[str, Any]) -> Any
             _put(made, path, [*made["rewards"]["reward"].get("transforms", []), written])
             continue
         _put(made, path, written)
+        if kind == "samplers":
+            made["rollout"]["reproducible"] = False
         if kind == "advantage_estimators" and _without_critic(component):
             made["model"]["critic"] = None
     return made

@@ -14,6 +14,7 @@ from rlframe.testing.checks.hook import HOOK
 from rlframe.testing.checks.loss import LOSS
 from rlframe.testing.checks.policy_loss import POLICY_LOSS
 from rlframe.testing.checks.reward import REWARD
+from rlframe.testing.checks.sampler import SAMPLER
 from rlframe.testing.checks.transform import TRANSFORM
 from rlframe.testing.checks.value_loss import VALUE_LOSS
 
@@ -26,6 +27,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "advantage_estimators": ADVANTAGE,
     "policy_losses": POLICY_LOSS,
     "value_losses": VALUE_LOSS,
+    "samplers": SAMPLER,
     "hooks": HOOK,
 }
 """Kind -> its checks, in the order in which they are best read."""
