@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from rlframe.redaction import redacted
@@ -145,8 +146,15 @@ def place_of(error: BaseException, module: str) -> str:
     """
     if isinstance(error, SyntaxError):  # raised by the one who imports
         return f"{error.filename}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
     package = module.partition(".")[0]
-    own = [f for f in frames if package in (Path(f.filename).stem, *Path(f.filename).parts)]
-    last = (own or frames)[-1]
-    return f"{last.filename}:{last.lineno}"
+
+    def own(code: CodeType, name: str) -> bool:  # a local file is a module of a name of its own
+        path = Path(code.co_filename)
+        return package in (name.partition(".")[0], path.stem, *path.parts)
+
+    calls = [
+        (frame.f_code, line, frame.f_globals.get("__name__", ""))
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    code, line, _ = ([c for c in calls if own(c[0], c[2])] or calls)[-1]
+    return f"{code.co_filename}:{line}"
