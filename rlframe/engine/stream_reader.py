@@ -52,6 +52,7 @@ class StreamReader:
         self._fit = fit
         self._iterator: Iterator[TokenExample] | None = None
         self._step: tuple[int, list[TokenExample]] | None = None
+        self._restored: Mapping[str, Any] | None = None
         self._gave_any = False
         self._number = 0
         self.passes = 0
@@ -85,7 +86,12 @@ class StreamReader:
         Raises:
           RunError: the stream raised, or what it returned cannot be saved.
         """
-        cursor = component_states({self._path: self._stream})[self._path]
+        cursor: Mapping[str, Any]
+        if self._restored is not None:
+            # Until it is read, a `datasets.IterableDataset` has the state of before it was restored.
+            cursor = copy.deepcopy(self._restored)
+        else:
+            cursor = component_states({self._path: self._stream})[self._path]
         return {"passes": self.passes, "number": self._number, "cursor": cursor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -95,7 +101,7 @@ class StreamReader:
           RunError: the stream does not take its state back.
         """
         self._close()
-        self._step = None
+        self._step, self._restored = None, copy.deepcopy(state["cursor"])
         restore_states({self._path: self._stream}, {self._path: state["cursor"]})
         self.passes, self._number = state["passes"], state["number"]
 
@@ -113,7 +119,7 @@ class StreamReader:
         except ContractError as error:
             raise ContractError(f"{error} (pass {self.passes + 1} of {self._place()})") from None
         self._number += 1
-        self._gave_any = True
+        self._gave_any, self._restored = True, None
         return self._fit(example)
 
     def _begin_anew(self) -> None:

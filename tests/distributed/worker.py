@@ -361,7 +361,7 @@ def play(
 
 @cache
 def _registry() -> Registry:
-    """The installed components, `Likely` and `Streamed`; a look at the environment takes a fifth of a second."""
+    """The installed components and ours; a look at the environment takes a fifth of a second."""
     registry = Registry()
     registry.add("auxiliary_losses", "likely", Likely)
     registry.add("auxiliary_losses", "streamed", Streamed)
