@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,7 +36,7 @@ from rlframe.recipe import data, schema
 from rlframe.recipe.schema import Recipe
 from rlframe.registry.discovery import KINDS, Registry
 from rlframe.registry.relay import Relay
-from rlframe.testing import credit_batch
+from rlframe.testing import Subject, check_component, credit_batch
 from rlframe.testing.world import tiny_context, tiny_policy
 from rlframe.types import StopReason, TokenExample
 
@@ -214,6 +217,37 @@ def test_the_loss_of_the_guide_is_the_cross_entropy_with_the_teacher() -> None:
     term.total.backward()
     assert all(weight.grad is None for weight in loss.teacher.parameters())
     assert any(weight.grad is not None for weight in policy.parameters())
+
+
+def test_the_streams_of_the_guide_keep_their_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(9)))
+    module = ModuleType("guide")
+    monkeypatch.setitem(sys.modules, "guide", module)  # where pickle looks for the config
+    for text in snippets("docs/plugins.md", "python"):
+        if "class Lines" in text or "class Rows" in text:
+            exec(compile(text, "guide", "exec", dont_inherit=True), vars(module))
+    lines: Any = vars(module)["PTXFromFile"]
+
+    class RowsFromFile(lines):  # type: ignore[misc]
+        def examples(self) -> Any:
+            from datasets import load_dataset
+
+            files = {"data_files": self.config.file, "split": "train"}
+            dataset = load_dataset("json", streaming=True, **files)
+            return vars(module)["Rows"](dataset, self.context.tokenize)
+
+    tokens = []
+    for component in (lines, RowsFromFile):
+        subject: Any = Subject(component, config={"file": str(file)})
+        results = {r.check: r for r in check_component(subject)}
+        assert [r.message for r in results.values() if r.outcome != "ok"] == []
+        assert "where the first pass of 9 ends" in results["cursor_resumes"].message
+        tokens.append([example.ids for example in subject.build().examples()])
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0]) == 9
 
 
 def test_the_advantage_estimator_of_the_guide_sums_what_came_after() -> None:

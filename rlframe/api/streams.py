@@ -43,7 +43,7 @@ class ExampleStream(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put the cursor where `state_dict` said, perhaps in another process. `__iter__` comes next.
 
-        A stream that was read already is put back too: before the run, the engine reads a few examples,
-        goes back, and compares.
+        A stream that was read already is put back too: before PPO begins, the engine reads about a
+        thousand examples, goes back to some of the states, and compares.
         """
         ...

@@ -19,7 +19,12 @@ from rlframe.compose.project import Project
 from rlframe.data.fitting import Fitter
 from rlframe.engine.auxiliary import AuxiliaryData
 from rlframe.engine.kl_control import KLControl
-from rlframe.engine.stream_reader import EmptyPassError, StreamReader, refuse_lost_cursor
+from rlframe.engine.stream_reader import (
+    TRIED,
+    EmptyStreamError,
+    StreamReader,
+    refuse_lost_cursor,
+)
 from rlframe.engine.streams import Shuffled, digest
 from rlframe.errors import PluginError, RecipeError, RlframeError, RunError
 from rlframe.registry.owners import component_errors, in_words
@@ -98,8 +103,8 @@ def _streamed(loss: Loss, stream: ExampleStream, project: Project) -> StreamRead
     """A stream of which the first examples were read, and which then was put back."""
     reader = _reader(loss, stream, project)
     try:
-        refuse_lost_cursor(reader, reader, states=3, after=2)
-    except EmptyPassError as error:
+        refuse_lost_cursor(reader, reader, tried=TRIED, after=2)
+    except EmptyStreamError as error:
         raise RecipeError(
             f"losses.{loss.name}: the loss {loss} has no examples to train on: {error}"
         ) from error

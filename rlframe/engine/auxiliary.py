@@ -44,6 +44,9 @@ class AuxiliaryData:
         except ContractError as error:
             raise RunError(f"auxiliary loss {self.instance}: {error}") from error
         if self.stream is not None:  # which each rank has read for itself
-            what = f"what the stream of loss {self.instance} gave in optimiser step {step}"
-            agree(f"the sha256 of {what}", digest(found))
+            agree(
+                f"the sha256 of what the stream of loss {self.instance} gave in optimiser step {step}, "
+                "which may depend neither on the rank nor on global random state,",
+                digest(found),
+            )
         return found

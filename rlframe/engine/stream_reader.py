@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,13 @@ from rlframe.types import TokenExample
 _END: Any = object()
 
 
-class EmptyPassError(ContractError):
-    """A stream gave no example from its beginning to its end."""
+class EmptyStreamError(ContractError):
+    """A stream gave no example at all."""
+
+
+TRIED = (0, 1, *(2**n for n in range(1, 11)))
+"""After how many examples a stream is tried before a run. A buffer whose content is no part of the
+state shows once it was refilled; those that shuffle hold about a thousand examples."""
 
 
 class StreamReader:
@@ -47,6 +52,8 @@ class StreamReader:
         self._fit = fit
         self._iterator: Iterator[TokenExample] | None = None
         self._step: tuple[int, list[TokenExample]] | None = None
+        self._restored: Mapping[str, Any] | None = None
+        self._gave_any = False
         self._number = 0
         self.passes = 0
         """Passes that have ended."""
@@ -79,7 +86,12 @@ class StreamReader:
         Raises:
           RunError: the stream raised, or what it returned cannot be saved.
         """
-        cursor = component_states({self._path: self._stream})[self._path]
+        cursor: Mapping[str, Any]
+        if self._restored is not None:
+            # Until it is read, a `datasets.IterableDataset` has the state of before it was restored.
+            cursor = copy.deepcopy(self._restored)
+        else:
+            cursor = component_states({self._path: self._stream})[self._path]
         return {"passes": self.passes, "number": self._number, "cursor": cursor}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -89,7 +101,7 @@ class StreamReader:
           RunError: the stream does not take its state back.
         """
         self._close()
-        self._step = None
+        self._step, self._restored = None, copy.deepcopy(state["cursor"])
         restore_states({self._path: self._stream}, {self._path: state["cursor"]})
         self.passes, self._number = state["passes"], state["number"]
 
@@ -107,17 +119,18 @@ class StreamReader:
         except ContractError as error:
             raise ContractError(f"{error} (pass {self.passes + 1} of {self._place()})") from None
         self._number += 1
+        self._gave_any, self._restored = True, None
         return self._fit(example)
 
     def _begin_anew(self) -> None:
         """After the end of a pass. One that was resumed at its very end has a number above 0."""
         self._iterator = None
+        if self._number == 0 and self.passes == 0 and not self._gave_any:
+            raise EmptyStreamError(f"`examples` returned an empty stream ({self._place()})")
         if self._number == 0:
-            before = "" if self.passes == 0 else f", after {self.passes} with examples"
-            cursor = "" if self.passes == 0 else ". Put the cursor back where a pass ends"
-            raise EmptyPassError(
-                f"`examples` returned a stream that gave no example in a whole pass{before} "
-                f"({self._place()}){cursor}"
+            raise ContractError(
+                f"`examples` returned a stream of which pass {self.passes + 1} gave no example "
+                f"({self._place()}). Put the cursor back to the beginning where a pass ends"
             )
         self._number = 0
         self.passes += 1
@@ -152,32 +165,36 @@ class StreamReader:
 
 
 def refuse_lost_cursor(
-    reader: StreamReader, again: StreamReader, *, states: int, after: int
+    reader: StreamReader, again: StreamReader, *, tried: Sequence[int], after: int
 ) -> None:
     """Raise unless a stream goes on from each of its states as it did when it had that state.
 
     Args:
       reader: of the stream, which is put back in the end to where it is now.
       again: the same reader, or that of the same stream in another process.
-      states: taken one before each of so many examples.
-      after: the most examples to compare after each of them.
+      tried: after how many examples to try it, 0 first and in order.
+      after: examples to compare after each state.
 
     Raises:
       ContractError: other examples come, or the stream breaks its contract otherwise.
       RunError: a state cannot be saved, or is not taken back.
     """
-    found: list[dict[str, Any]] = []
-    expected: list[TokenExample] = []
-    for _ in range(states):
-        found.append(copy.deepcopy(reader.state_dict()))  # it may be changed when it is read on
-        expected += reader.read(1)
-    for number, state in enumerate(found):
+    states: dict[int, dict[str, Any]] = {}
+    expected: dict[int, TokenExample] = {}
+    compared = {start + offset for start in tried for offset in range(after)}
+    for place in range(tried[-1] + after):
+        if place in tried:  # a copy: the stream may go on working on what it returned
+            states[place] = copy.deepcopy(reader.state_dict())
+        (example,) = reader.read(1)
+        if place in compared:
+            expected[place] = example
+    for start, state in states.items():
         again.load_state_dict(copy.deepcopy(state))
-        for wanted in expected[number : number + after]:
+        for place in range(start, start + after):
             (example,) = again.read(1)
-            if example != wanted:
-                raise ContractError(_lost(state, example, wanted))
-    reader.load_state_dict(found[0])
+            if example != expected[place]:
+                raise ContractError(_lost(state, example, expected[place]))
+    reader.load_state_dict(states[0])
 
 
 def _lost(state: Mapping[str, Any], found: TokenExample, wanted: TokenExample) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -34,6 +34,7 @@ from rlframe.engine.experience import Experience, ExperienceBuilder
 from rlframe.engine.metrics import Meter
 from rlframe.engine.objective import NothingCountedWarning, Objective
 from rlframe.engine.scoring import Scores
+from rlframe.engine.stream_reader import StreamReader
 from rlframe.engine.streams import Shuffled, token_batch
 from rlframe.engine.updater import (
     MemoryWarning,
@@ -89,6 +90,24 @@ EXAMPLES = [TokenExample((1, *range(10, 10 + n), 2), n // 2) for n in (3, 11, 1,
 def language_model(language_model: Any) -> Any:
     """With weights of a usual size: at 0.5, attention alone turns float32's rounding into 1.3e-6."""
     return partial(language_model, initializer_range=0.2)
+
+
+class Stream:
+    """Examples one after the other, from a cursor, without an end that is reached."""
+
+    def __init__(self, given: list[TokenExample]) -> None:
+        self.given, self.cursor = given, 0
+
+    def __iter__(self) -> Iterator[TokenExample]:
+        while self.cursor < len(self.given):
+            self.cursor += 1
+            yield self.given[self.cursor - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.cursor = state["cursor"]
 
 
 def auxiliaries() -> list[AuxiliaryData]:
@@ -301,6 +320,49 @@ def test_auxiliary_data_that_just_fits_takes_no_pass_of_its_own(
     ]
     batches, _ = updater._divide(experience, experience.schedule.steps(0)[0])
     assert len(batches) == passes
+
+
+def test_a_step_that_is_made_again_reads_no_further_in_a_stream_and_a_state_has_its_place(
+    language_model: Any,
+) -> None:
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    experience = experience_of(models, models.policy, budget=10_000)
+    (passes,) = experience.schedule.steps(0)
+    streams = [Stream([TokenExample((1, 3 + n), 0) for n in range(50)]) for _ in range(2)]
+    updaters = [updater_of(models, budget=192) for _ in range(2)]
+    ptx = PTX(PTXConfig(data="x", gamma=0.5, examples_per_step=4), None)  # type: ignore[arg-type]
+    for updater, stream in zip(updaters, streams, strict=True):
+        reader = StreamReader(stream, path="losses.ptx", vocabulary=99)
+        updater._auxiliary = [AuxiliaryData(Instance("ptx", "ptx", ptx), reader)]
+
+    def tokens(updater: PolicyUpdater) -> list[int]:
+        batches, _ = updater._divide(experience, passes)
+        return [
+            int(t) for b in batches if "ptx" in b.auxiliary for t in b.auxiliary["ptx"].tokens[:, 1]
+        ]
+
+    first, again = updaters
+    assert tokens(first) == tokens(first) == [3, 4, 5, 6]
+    assert streams[0].cursor == 4
+    first._steps = 1
+    assert tokens(first) == [7, 8, 9, 10]
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    again._steps = 2
+    assert tokens(again) == [11, 12, 13, 14]
+
+
+def test_a_checkpoint_without_the_state_of_a_stream_begins_it(language_model: Any) -> None:
+    """As where the loss had a coefficient of 0, or a list, until then."""
+    models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
+    updater = updater_of(models, budget=192)
+    before = updater.state_dict()
+    assert before["streams"] == {}
+    stream = Stream([TokenExample((1, 3), 0)])
+    reader = StreamReader(stream, path="losses.ptx", vocabulary=99)
+    own: Any = updater._auxiliary[0].instance
+    updater._auxiliary = [AuxiliaryData(own, reader)]
+    updater.load_state_dict(before)
+    assert updater.state_dict()["streams"][own.name]["number"] == 0
 
 
 def test_auxiliary_losses_add_their_coefficient_times_their_mean_per_token(

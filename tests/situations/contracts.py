@@ -69,6 +69,30 @@ def loss(body: str, more: str = "") -> Any:
     return local(lambda mine: {"losses": {"mine": {"type": mine}}}, source)
 
 
+STREAM = """
+    examples_per_step = 2
+
+    def examples(self):
+        return Counts()
+
+
+class Counts:
+    at = 1
+
+    def __iter__(self):
+        while True:
+            self.at = self.at % 99 + 1
+            yield TokenExample((1, self.at), 0)
+
+    def state_dict(self):
+        return {{"at": self.at}}
+
+    def load_state_dict(self, state):
+        {restored}
+"""
+"""The rest of a loss that learns from a stream: how its cursor is restored is left open."""
+
+
 def estimator(returned: str) -> Any:
     """An advantage estimator of one expression of `rewards`, `values`, `mask` and `batch`."""
     source = f"""
@@ -242,6 +266,32 @@ SITUATIONS = [
         ),
         4,
         ("losses.mine", "[50000] as tokens", "ints from 0 to 299"),
+    ),
+    Situation(
+        "a loss whose data can be read once only",
+        loss(
+            "return None",
+            "    examples_per_step = 1\n    def examples(self):\n"
+            "        return iter([TokenExample((1, 2), 0)])\n",
+        ),
+        4,
+        ("losses.mine", "`examples` returned", "ExampleStream", "`state_dict`"),
+    ),
+    Situation(
+        "a stream of examples that is not resumed where it was",
+        loss("return None", STREAM.format(restored="pass")),
+        4,
+        (
+            "losses.mine",
+            "is not resumed where it was. Its state before number 0 of pass 1",
+            "before `yield`",
+        ),
+    ),
+    Situation(
+        "a stream of examples that does not take its state back",
+        loss("return None", STREAM.format(restored="self.at = state['position']")),
+        1,
+        ("losses.mine: load_state_dict of Counts raised KeyError: 'position'", "mine.py:"),
     ),
     Situation(
         "a loss with the name of one of PPO's own",

@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 from rlframe.api import AuxiliaryLoss, LossTerm, PluginConfig
-from tests.testing.expected import CHANCE, GLOBAL, INPUT, REFUSED, RESUMED, Planted
+from tests.testing.expected import CHANCE, GLOBAL, REFUSED, Planted
 
 
 class Stream:
@@ -157,8 +157,8 @@ PLANTED = [
     Planted(SavesNoCursor, "cursor_resumes", REFUSED),
     Planted(MovesItsCursorLate, "cursor_resumes", REFUSED),
     Planted(ReadsAhead, "cursor_resumes", REFUSED),
-    Planted(NeverPutBack, "cursor_resumes", INPUT),
-    Planted(ForgetsTheOrderOfItsPass, "cursor_resumes", RESUMED),
+    Planted(NeverPutBack, "cursor_resumes", REFUSED),
+    Planted(ForgetsTheOrderOfItsPass, "cursor_resumes", REFUSED),
     Planted(KeepsATuple, "cursor_resumes", REFUSED),
     Planted(StreamsContext, "examples_can_be_learned_from", REFUSED),
     Planted(StreamsRows, "examples_can_be_learned_from", REFUSED),

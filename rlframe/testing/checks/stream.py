@@ -8,7 +8,7 @@ from typing import Any
 from rlframe.api.answers import ContractError
 from rlframe.api.component import AuxiliaryLoss
 from rlframe.api.streams import ExampleStream
-from rlframe.engine.stream_reader import StreamReader, refuse_lost_cursor
+from rlframe.engine.stream_reader import TRIED, StreamReader, refuse_lost_cursor
 from rlframe.errors import RunError
 from rlframe.testing.check import Broken, DoesNotApply, check
 from rlframe.testing.subject import Subject
@@ -16,10 +16,10 @@ from rlframe.types import TokenExample
 
 Loss = Subject[AuxiliaryLoss[Any]]
 
-STATES, AFTER = 16, 4
-"""From how many states a stream is resumed, and how many examples are compared after each."""
+BEGINNING, AFTER = 20, 4
+"""How many examples of a stream are looked at, and how many are compared after it was resumed."""
 
-LONGEST_PASS = 500
+LONGEST_PASS = 1000
 """How many examples are read to find the end of a pass, where most cursors are wrong."""
 
 
@@ -29,7 +29,7 @@ def own_examples(subject: Loss, loss: AuxiliaryLoss[Any]) -> Sequence[TokenExamp
     if not isinstance(own, ExampleStream):
         return own
     try:
-        return _reader(subject, own).read(STATES + AFTER)
+        return _reader(subject, own).read(BEGINNING)
     except ContractError as error:
         raise Broken(str(error)) from None
 
@@ -51,17 +51,16 @@ def cursor_resumes(subject: Loss) -> str:
     """Checkpoints keep the cursor; an example that is lost or learned from twice is never noticed."""
     reader, elsewhere = (_stream_of(subject) for _ in range(2))
     try:
-        refuse_lost_cursor(reader, reader, states=STATES, after=AFTER)
-        refuse_lost_cursor(reader, elsewhere, states=STATES, after=AFTER)
+        refuse_lost_cursor(reader, reader, tried=TRIED, after=AFTER)
+        refuse_lost_cursor(reader, elsewhere, tried=TRIED, after=AFTER)
         length = _first_pass(reader)
         if length is None:
-            return f"{STATES} states; the first pass did not end within {LONGEST_PASS} examples"
-        reader = _stream_of(subject)
-        reader.read(max(0, length - AFTER))
-        refuse_lost_cursor(reader, elsewhere, states=2 * AFTER, after=AFTER)
+            return f"no pass ended within {LONGEST_PASS} examples"
+        tried = range(max(1, length - AFTER), length + AFTER)
+        refuse_lost_cursor(_stream_of(subject), elsewhere, tried=[0, *tried], after=AFTER)
     except (ContractError, RunError) as error:
         raise Broken(str(error)) from None
-    return f"{STATES} states at the beginning and {2 * AFTER} where the pass of {length} ends"
+    return f"in the first {TRIED[-1]} examples, and where the first pass of {length} ends"
 
 
 def _stream_of(subject: Loss) -> StreamReader:
