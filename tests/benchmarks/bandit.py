@@ -1,6 +1,6 @@
 """Every estimator and loss on a bandit whose best policy is known, KL in the reward and as a loss.
 
-    python -m tests.benchmarks.bandit                       # about 15 minutes of one core
+    python -m tests.benchmarks.bandit                       # 46 CPU minutes of one core
     python -m tests.benchmarks.bandit --only rloo --beta 0.2
 
 Eight actions with rewards 0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6 and 1 under a uniform reference
