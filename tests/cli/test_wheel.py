@@ -36,6 +36,8 @@ reward_to_go = "acme_rl:RewardToGo"
 unbounded = "acme_rl:Unbounded"
 [project.entry-points."rlframe.value_losses"]
 absolute = "acme_rl:Absolute"
+[project.entry-points."rlframe.samplers"]
+gumbel = "acme_rl:Gumbel"
 [project.entry-points."rlframe.reward_transforms"]
 shifted = "acme_rl:Shifted"
 
@@ -48,11 +50,13 @@ import os
 import signal
 from dataclasses import replace
 
+import torch
 from pydantic import PositiveFloat
 
 from rlframe.api import (
     AdvantageEstimator, AuxiliaryLoss, Credit, KLController, KLState, LossTerm, PluginConfig,
-    PolicyLoss, RewardProvider, RewardTransform, TokenLoss, ValueLoss,
+    PolicyLoss, RewardProvider, RewardTransform, Sampler, SamplerCapabilities, Samples, StopReason,
+    TokenLoss, ValueLoss,
 )
 
 
@@ -65,7 +69,7 @@ async def finished(completions, completion_ids, log_extra, trainer_state, most: 
     if os.environ.get("ACME_DIES_AT") == str(trainer_state.global_step):
         os.kill(os.getpid(), signal.SIGKILL)
     log_extra("letters", [len(text) for text in completions])
-    return [1.0 if len(ids) < most else None for ids in completion_ids]
+    return [1.0 if ids[0] % most < most // 2 else None for ids in completion_ids]
 
 
 class BangBangConfig(PluginConfig):
@@ -114,6 +118,30 @@ class Absolute(ValueLoss[PluginConfig]):
         return TokenLoss((batch.values - batch.returns).abs())
 
 
+class Gumbel(Sampler[PluginConfig]):
+    @classmethod
+    def capabilities(cls, config):
+        return SamplerCapabilities(per_sample_seeds=True, exact=True)
+
+    def sample(self, requests, params, seed):
+        ids = [self.written(request, params) for request in requests]
+        ended = [row[-1] in params.eos_ids for row in ids]
+        reasons = [StopReason.EOS if end else StopReason.LENGTH for end in ended]
+        return Samples(ids, reasons, weight_version=self.version)
+
+    def written(self, request, params):
+        noise = torch.Generator().manual_seed(request.seed)
+        read, ids, first = torch.tensor([request.prompt_ids]), [], 0
+        cache = self.policy.memory(capacity=read.shape[1] + params.max_new_tokens)
+        while len(ids) < params.max_new_tokens and not params.eos_ids.intersection(ids[-1:]):
+            positions = torch.arange(first, first + read.shape[1])[None]
+            logits = self.policy.next_logits(read, positions, None, cache)[0].double()
+            uniform = torch.rand(len(logits), generator=noise, dtype=torch.float64)
+            ids.append(int((logits - (-uniform.log()).log()).argmax()))
+            first, read = first + read.shape[1], torch.tensor([ids[-1:]])
+        return ids
+
+
 class Shifted(RewardTransform[PluginConfig]):
     def initial(self):
         return {"seen": 0}
@@ -138,7 +166,7 @@ RECIPE = (
     + "losses: {own: {type: own_words}}\ncheckpoints: {every: 1}\nalgorithm: "
     + "{advantages: {type: reward_to_go}, policy_loss: {type: unbounded}, "
     + "value_loss: {type: absolute}}\n"
-)
+).replace("rollout: {", "rollout: {sampler: {type: gumbel}, ")
 
 
 FILE = """\
@@ -195,8 +223,10 @@ def test_it_trains_by_its_names_with_no_other_change(outside: Path) -> None:
     first, second = [row for row in rows if "kl/coefficient" in row]
     assert second["kl/coefficient"] in (first["kl/coefficient"] * 2, first["kl/coefficient"] / 2)
     assert 0 < first["reward/sound/raw"] < 1
-    assert first["reward/ended/raw"] == 1
-    assert 0 < first["reward/ended/judged_share"] < 1
+    judged = [row for row in (first, second) if row["reward/ended/judged_share"] > 0]
+    assert judged
+    assert all(row["reward/ended/raw"] == 1 for row in judged)
+    assert min(row["reward/ended/judged_share"] for row in (first, second)) < 1
     assert first["reward/ended/letters"] > 5
     assert -1 < first["reward/brief/raw"] < 0
     assert first["loss/own_avg"] > 0
@@ -211,6 +241,7 @@ def test_it_trains_by_its_names_with_no_other_change(outside: Path) -> None:
         "rewards.sound.transforms.0",
         "kl.controller",
         "losses.own",
+        "rollout.sampler",
         *(f"algorithm.{part}" for part in ("advantages", "policy_loss", "value_loss")),
     }
     assert used["algorithm.advantages"]["version"] == "1.2"
