@@ -119,6 +119,8 @@ RESOLVED: dict[str, Any] = {
         "truncate": "error",
     },
     "rollout": {
+        "sampler": {"type": "builtin"},
+        "reproducible": True,
         "prompts_per_update": 16,
         "samples_per_prompt": 1,
         "max_new_tokens": 16,
@@ -152,6 +154,8 @@ RESOLVED: dict[str, Any] = {
         "advantages": {"type": "gae", "gamma": 1.0, "lam": 0.95, "bootstrap": False},
         "policy_loss": {"type": "clip", "clip": 0.2, "clip_high": None, "dual_clip": None},
         "value_loss": {"type": "clipped", "coefficient": 0.1, "clip": 0.2},
+        "importance_correction": "none",
+        "importance_limit": None,
         "reduction": "token",
         "whiten_advantages": True,
         "whiten_rewards": False,

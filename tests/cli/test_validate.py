@@ -23,6 +23,7 @@ def test_json_is_json_alone(rlframe, recipe):
         "stages": ["sft", "ppo"],
         "plugins": {
             "data.reviews.generator": "rlframe/product_reviews",
+            "rollout.sampler": "rlframe/builtin",
             "rewards.brevity": "rlframe/length",
             "kl.controller": "rlframe/fixed",
             "algorithm.advantages": "rlframe/gae",
