@@ -36,7 +36,7 @@ class ExampleStream(Protocol):
         """The cursor after the example that was given out last, as plain data or tensors.
 
         Also called before the first example. What is kept of a permutation or a buffer belongs to it:
-        the stream must go on from this state exactly as it would have gone on by itself.
+        from this state the stream must continue exactly as it would have continued by itself.
         """
         ...
 

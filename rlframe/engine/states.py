@@ -56,7 +56,7 @@ def component_states(components: Mapping[str, Stateful]) -> dict[str, dict[str, 
 
 
 def _state(path: str, component: Stateful) -> dict[str, Any]:
-    with component_errors(f"{path}: {in_words(component)}", component, "state_dict"):
+    with component_errors(_who(path, component), component, "state_dict"):
         state: Any = component.state_dict()
     if not isinstance(state, Mapping):
         raise RunError(
@@ -85,9 +85,14 @@ def restore_states(
     for path in components.keys() & states.keys():
         component = components[path]
         with component_errors(
-            f"{path}: {in_words(component)}",
+            _who(path, component),
             component,
             "load_state_dict",
             hint=". Has its code changed since the checkpoint?",
         ):
             component.load_state_dict(states[path])
+
+
+def _who(path: str, component: Stateful) -> str:
+    stream = f"stream (class {type(component).__qualname__})"
+    return f"{path}: {in_words(component) if isinstance(component, Component) else stream}"

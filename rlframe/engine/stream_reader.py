@@ -12,8 +12,7 @@ from rlframe.api.answers import ContractError, shown
 from rlframe.api.contract import refuse_bad_examples
 from rlframe.api.streams import ExampleStream
 from rlframe.engine.states import component_states, restore_states
-from rlframe.errors import place_of
-from rlframe.registry.owners import exit_told
+from rlframe.registry.owners import raised
 from rlframe.types import TokenExample
 
 _END: Any = object()
@@ -148,13 +147,8 @@ class StreamReader:
         try:
             yield
         except (Exception, SystemExit) as error:
-            at = f"at number {self._number} of pass {self.passes + 1}"
-            if isinstance(error, SystemExit):
-                raise ContractError(f"{exit_told(error, '`examples`')} ({at})") from error
-            place = place_of(error, type(self._stream).__module__)
-            raise ContractError(
-                f"the stream of `examples` raised {type(error).__name__} {at}: {error} [{place}]"
-            ) from error
+            who = f"its stream, at number {self._number} of pass {self.passes + 1},"
+            raise ContractError(raised(error, who, self._stream, "__iter__")) from error
 
     def _place(self) -> str:
         """Which class it is and where its examples are made: name and FILE:LINE."""
@@ -167,7 +161,7 @@ class StreamReader:
 def refuse_lost_cursor(
     reader: StreamReader, again: StreamReader, *, tried: Sequence[int], after: int
 ) -> None:
-    """Raise unless a stream goes on from each of its states as it did when it had that state.
+    """Raise unless a stream continues from each of its states as it did when it had that state.
 
     Args:
       reader: of the stream, which is put back in the end to where it is now.

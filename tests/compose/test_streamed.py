@@ -139,8 +139,8 @@ def test_a_line_that_is_none_is_told_with_loss_number_and_place(
     Path("texts.jsonl").write_text("\n".join([*rows[:7], "{", *rows[8:]]) + "\n")
     line = guide().splitlines().index("                yield self.tokenize(json.loads(line))") + 1
     told = (
-        r"auxiliary loss 'mine' of type \./mine\.py:Streamed .*the stream of `examples` raised "
-        rf"JSONDecodeError at number 7 of pass 1: .*mine\.py:{line}\]"
+        r"auxiliary loss 'mine' of type \./mine\.py:Streamed .*: its stream, at number 7 of pass 1, "
+        rf"raised JSONDecodeError in `__iter__`: .*mine\.py:{line}\]"
     )
     kind = PluginError if tried == TRIED else RunError
     with pytest.raises(kind, match=told) as caught:

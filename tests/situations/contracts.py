@@ -291,7 +291,10 @@ SITUATIONS = [
         "a stream of examples that does not take its state back",
         loss("return None", STREAM.format(restored="self.at = state['position']")),
         1,
-        ("losses.mine:", "Counts", "raised KeyError in `load_state_dict`: 'position'", "mine.py:"),
+        (
+            "losses.mine: stream (class Counts) raised KeyError in `load_state_dict`: 'position'",
+            "mine.py:",
+        ),
     ),
     Situation(
         "a loss with the name of one of PPO's own",

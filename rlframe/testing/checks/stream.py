@@ -40,8 +40,8 @@ def _reader(subject: Loss, stream: ExampleStream) -> StreamReader:
 
 
 @check(
-    expected="a stream that goes on from any of its states as it did from there the first time, pass "
-    "after pass and in another process",
+    expected="a stream that continues from any of its states as it did the first time, pass after pass "
+    "and in another process",
     likely="the cursor is moved after `yield`, counts what was only read ahead, is not put back at the "
     "end of a pass, or is not all that the next examples depend on",
     do="move the cursor before `yield`, put it back where `__iter__` ends, and let `state_dict` and "
