@@ -97,8 +97,28 @@ def _not_plain(value: Any) -> str:
         text.encode()
     except (TypeError, ValueError) as error:
         return str(error)
-    back = json.loads(text)
-    return "" if back == value else f"{shown(back)} comes back"
+    return _first_change(value, json.loads(text), "")
+
+
+def _first_change(value: Any, back: Any, at: str) -> str:
+    """Where a value differs from what JSON made of it; nothing if it does not."""
+    if value == back:
+        return ""
+    if isinstance(value, Mapping) and isinstance(back, Mapping):
+        for key in value:
+            if key not in back:
+                return f"the key {key!r}{_place(at)} comes back from JSON as text"
+            if found := _first_change(value[key], back[key], f"{at}[{key!r}]"):
+                return found
+    if isinstance(value, list) and isinstance(back, list):
+        for index, (one, other) in enumerate(zip(value, back, strict=True)):
+            if found := _first_change(one, other, f"{at}[{index}]"):
+                return found
+    return f"{shown(value)}{_place(at)} comes back from JSON as {shown(back)}"
+
+
+def _place(at: str) -> str:
+    return f" at {at}" if at else ""
 
 
 _PLAIN = {type(None), bool, int}

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from rlframe.api import ContractError
-from rlframe.api.rows import generated_rows
+from rlframe.api.rows import generated_rows, refuse_odd_values
 
 ROWS = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+2=", "answer": "4"}]
 
@@ -56,3 +56,23 @@ def test_the_message_names_the_method_and_the_error_the_row():
     with pytest.raises(ContractError, match="as row 2 of `heldout_rows`") as caught:
         generated_rows([*ROWS[:1], 3], "heldout_rows")
     assert caught.value.row == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ((1, 2), r"(1, 2) comes back from JSON as [1, 2]"),
+        ({"a": [{"b": (1,)}]}, r"(1,) at ['a'][0]['b'] comes back from JSON as [1]"),
+        ({"a": 1, 2: "b"}, "the key 2 comes back from JSON as text"),
+        ({"a": {True: 1}}, "the key True at ['a'] comes back from JSON as text"),
+    ],
+    ids=["tuple", "deep", "key", "deep key"],
+)
+def test_what_a_row_cannot_keep_is_named_by_its_place(value, told):
+    with pytest.raises(ContractError, match=re.escape(told) + "$"):
+        refuse_odd_values({"rows": [{"prompt": "1+1=", "meta": value}]})
+
+
+@pytest.mark.parametrize("value", [None, True, 1, 0.1, -0.0, "é\n", [], {"a": [1.5, {"b": None}]}])
+def test_plain_data_passes(value):
+    refuse_odd_values({"rows": [{"prompt": "1+1=", "meta": value}]})

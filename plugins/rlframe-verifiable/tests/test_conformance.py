@@ -1,8 +1,13 @@
 from rlframe_verifiable import COLUMN, Scorer, Tasks
 
-from rlframe.testing import RewardProviderSuite
+from rlframe.testing import DataGeneratorSuite, RewardProviderSuite
 
 ROWS = Tasks.rows(Tasks.Config.model_validate({"task": "chain_sum", "rows": 6}))
+
+
+class TestTasks(DataGeneratorSuite):
+    component = Tasks
+    config = {"task": "chain_sum", "rows": 20, "heldout_rows": 5}  # noqa: RUF012
 
 
 class TestScorer(RewardProviderSuite):

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import reasoning_gym  # type: ignore[import-untyped]
 import torch
 from pydantic import ValidationError
-from rlframe_verifiable import COLUMN, HELDOUT_SEED, Scorer, Tasks
+from reasoning_gym.factory import DATASETS  # type: ignore[import-untyped]
+from rlframe_verifiable import COLUMN, HELDOUT_SEED, Scorer, Tasks, _question
 
 from rlframe.api import Prompt, RewardBatch, Row, StopReason
 from rlframe.errors import RecipeError
@@ -85,11 +88,29 @@ def test_an_answer_that_the_scorer_can_not_read_is_wrong() -> None:
     assert scores(rows, ["zzz"]) == [0.0]
 
 
-def test_a_row_that_no_answer_can_be_scored_on_stops_the_run() -> None:
-    (row,) = Tasks.rows(tasks("prime_factorization", rows=1))
-    broken = {**row, COLUMN: {**row[COLUMN], "entry": {"answer": "zzz", "metadata": {}}}}
-    with pytest.raises(ValueError, match="invalid literal for int"):
-        scores([broken], ["2 x 3"])
+def test_a_scorer_that_refuses_the_right_answer_too_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = Tasks.rows(tasks("prime_factorization", rows=1))
+
+    def broken(*given: Any) -> float:
+        raise ValueError("this scorer is broken")
+
+    monkeypatch.setattr(DATASETS["prime_factorization"][0], "score_answer", broken)
+    with pytest.raises(ValueError, match="this scorer is broken"):
+        scores(rows, ["2 x 3"])
+
+
+@pytest.mark.parametrize("task", ["chain_sum", "rubiks_cube", "graph_color", "number_sequence"])
+def test_rows_are_plain_and_the_scorer_has_the_question_with_all_its_metadata(task: str) -> None:
+    config = tasks(task, rows=3, seed=5)
+    rows = Tasks.rows(config)
+    assert json.loads(json.dumps(rows)) == rows
+    whole = reasoning_gym.create_dataset(task, size=3, seed=5)
+    for index in (2, 0, 1):
+        judged = _question(**rows[index][COLUMN])[1]
+        assert judged == whole[index]
+        assert judged["question"] == rows[index]["prompt"]
 
 
 def test_a_task_without_one_right_answer_gives_prompts_and_scores_alone() -> None:

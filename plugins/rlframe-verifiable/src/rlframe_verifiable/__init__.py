@@ -15,7 +15,8 @@ from rlframe.api import Context, DataGenerator, PluginConfig, RewardBatch, Rewar
 from rlframe.errors import RecipeError, did_you_mean
 
 COLUMN = "reasoning_gym"
-"""The column that holds what a scorer needs: the task, its config, the entry with its metadata."""
+"""The column with the arguments of `_question`, by which the scorer makes the question again: its
+metadata hold tuples and other objects that no row can keep."""
 
 HELDOUT_SEED = 10**9
 """Item i of a data set with seed s is item 0 of seed s + i, so two seeds must lie farther apart than
@@ -51,7 +52,7 @@ class TasksConfig(PluginConfig):
             if key not in known:
                 raise ValueError(f"{self.task} has no key {key!r}.{did_you_mean(key, known)}")
         try:
-            _scorer(self.task, json.dumps(self.config, sort_keys=True))
+            _data_set(self.task, json.dumps(self.config, sort_keys=True), 1, 0)
         except (AssertionError, TypeError, ValueError) as error:
             raise ValueError(f"{self.task} refuses this config: {error}") from error
         return self
@@ -75,12 +76,12 @@ class Tasks(DataGenerator[TasksConfig]):
 
 
 def _questions(config: TasksConfig, *, size: int, seed: int) -> list[Row]:
-    data = reasoning_gym.create_dataset(config.task, size=size, seed=seed, **config.config)
+    asked = {"task": config.task, "config": json.dumps(config.config, sort_keys=True)}
     rows: list[Row] = []
     for index in range(size):
-        entry = data[index]
-        judged = {"task": config.task, "config": config.config, "entry": entry}
-        row = {"prompt": entry["question"], COLUMN: judged}
+        named = {**asked, "size": size, "seed": seed, "index": index}
+        _, entry = _question(**named)
+        row = {"prompt": entry["question"], COLUMN: named}
         rows.append(row if entry["answer"] is None else {**row, "response": entry["answer"]})
     return rows
 
@@ -96,7 +97,7 @@ class Scorer(RewardProvider[ScorerConfig]):
     """The task's own score of a response, mostly 1 for right and 0 for wrong.
 
     An answer that the scorer cannot even read ("zzz" as a list of prime factors raises ValueError) is
-    a wrong answer and scores 0. It is told from a broken scorer or row by letting the same scorer judge
+    a wrong answer and scores 0. It is told from a broken scorer by letting the same scorer judge
     the right answer: if that raises as well, the run stops. A response without the tag scores what the
     scorer gives no answer, which is 0.
     """
@@ -116,17 +117,24 @@ class Scorer(RewardProvider[ScorerConfig]):
         return [self._score(row, response) for row, response in judged]
 
     def _score(self, row: dict[str, Any], response: str) -> float:
-        scorer = _scorer(row["task"], json.dumps(row["config"], sort_keys=True))
-        tag, entry = self.config.answer_tag, row["entry"]
+        data, entry = _question(**row)
+        tag = self.config.answer_tag
         answer = response.strip() if tag is None else extract_answer(response, tag_name=tag)
         try:
-            return float(scorer.score_answer(answer, entry))
+            return float(data.score_answer(answer, entry))
         except Exception:
-            scorer.score_answer(entry["answer"], entry)  # raises if it is not the response's fault
+            data.score_answer(entry["answer"], entry)  # raises if it is not the response's fault
             return 0.0
 
 
+@lru_cache(maxsize=16_384)  # some tasks take a second for a question
+def _question(*, task: str, config: str, size: int, seed: int, index: int) -> tuple[Any, Any]:
+    """A question, and the data set whose method scores it: some read the config that made it."""
+    data = _data_set(task, config, size, seed)
+    return data, data[index]
+
+
 @lru_cache(maxsize=64)
-def _scorer(task: str, config: str) -> Any:
-    """The data set whose method scores: some scorers read the config that made the question."""
-    return reasoning_gym.create_dataset(task, size=1, seed=0, **json.loads(config))
+def _data_set(task: str, config: str, size: int, seed: int) -> Any:
+    """A data set of reasoning_gym, which makes equal questions of equal arguments."""
+    return reasoning_gym.create_dataset(task, size=size, seed=seed, **json.loads(config))
