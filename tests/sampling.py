@@ -31,16 +31,14 @@ def response_sampler(
     **params: Any,
 ) -> ResponseSampler:
     """The sampler in the box, or another one, as the engine uses it."""
-    context = cast(Context, SimpleNamespace(device=CPU, tokenizer=tokenizer))
+    context = cast(Context, SimpleNamespace(device=CPU, tokenizer=tokenizer, seed=seed))
     asked = SamplingParams(eos_ids=frozenset(eos_ids), temperature=policy.temperature, **params)
     return ResponseSampler(
         Instance("sampler", "of a test", sampler or Builtin(PluginConfig(), context)),
         Relay(),
         policy,
         params=replace(asked, logprobs=asked.logprobs or asked.truncated),
-        tokenizer=tokenizer,
-        seed=seed,
-        device=CPU,
+        context=context,
         probe=probe,
     )
 

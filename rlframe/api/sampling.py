@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ROUNDING = 1e-4
 """Nats by which a log-probability may be above 0."""
 
+FILTERS = ("top_k", "top_p", "min_p")
+"""Fields of `SamplingParams` that take tokens away, in the order in which they are applied."""
+
 Distribution = Literal["none", "policy", "filtered"]
 """Which log-probabilities a sampler returns."""
 
@@ -92,9 +95,12 @@ class SamplerCapabilities:
     logprobs: Distribution = "none"
     """Whether it returns log-probabilities: of the whole policy, or of what the filters leave, which is
     the distribution that was sampled from."""
+    shares_weights: bool = False
+    """Whether it samples with `self.policy` itself. The run then tries it on the architecture before
+    any stage trains. One with weights of its own has to prove in `push` that they have arrived."""
     exact: bool = False
-    """Whether it computes what the trainer computes, with the trainer's weights, but for rounding. Else
-    the run logs how far the two are apart, and says if nothing corrects for it."""
+    """Whether it shares the weights and computes what the trainer computes, but for rounding. Else the
+    run logs how far the two are apart, and says if nothing corrects for it."""
     smaller_batches: bool = False
     """Whether `SamplingParams.batch` bounds its memory, and changes nothing else."""
     cache_tokens: int | None = None
@@ -170,9 +176,9 @@ class Sampler(Component[C]):
           probe: a few texts of two tokens and more.
 
         Returns:
-          For a sampler with weights of its own, the log-probability at temperature 1 of each token of
-          `probe` after the first: the engine compares them with its own, and ends the run if
-          the weights did not arrive. None for a sampler that uses `self.policy` itself.
+          The log-probability at temperature 1 of each token of `probe` after the first: the engine
+          compares them with its own, and ends the run if the weights did not arrive. None for a sampler
+          that declares `shares_weights`.
         """
         self.version = version
         return None
@@ -311,28 +317,42 @@ def checked_capabilities(answer: Any) -> SamplerCapabilities:
         raise ContractError(
             f"returned {shown(answer)} from `capabilities`; it must be SamplerCapabilities(...)"
         )
-    unknown = set(answer.filters) - {"top_k", "top_p", "min_p"}
+    unknown = set(answer.filters) - set(FILTERS)
     if unknown or answer.logprobs not in ("none", "policy", "filtered"):
         what = f"the filter {min(unknown)!r}" if unknown else f"logprobs={answer.logprobs!r}"
         raise ContractError(
             f"declared {what}; filters are top_k, top_p and min_p, and log-probabilities are none, "
             "policy or filtered"
         )
+    if answer.exact and not answer.shares_weights:
+        raise ContractError(
+            "declared `exact` without `shares_weights`: what computes with other weights is not exact"
+        )
     return answer
 
 
-def checked_proof(answer: Any, probe: Sequence[Sequence[int]]) -> list[list[float]]:
-    """What a sampler with weights of its own returns from `push`, as the contract wants it.
+def checked_proof(
+    answer: Any, probe: Sequence[Sequence[int]], able: SamplerCapabilities
+) -> list[list[float]] | None:
+    """What a sampler returned from `push`, as the contract wants it.
+
+    Args:
+      answer: what it returned.
+      probe: what it was given.
+      able: its capabilities.
 
     Raises:
-      ContractError: it is anything else.
+      ContractError: it is anything else, or a sampler with weights of its own proved nothing.
     """
+    if answer is None and able.shares_weights:
+        return None
     lengths = [len(row) - 1 for row in probe]
     rows = answer if isinstance(answer, list | tuple) else []
     given = [list(row) if isinstance(row, list | tuple) else [] for row in rows]
     if [len(row) for row in given] != lengths or any(_bad_logprobs(r, len(r)) for r in given):
         raise ContractError(
             f"returned {shown(answer)} from `push`; it must return one log-probability per token of "
-            f"the probe after the first: {lengths} of them, as plain numbers"
+            f"the probe after the first: {lengths} of them, as plain numbers. None is for a sampler "
+            "that declares `shares_weights`"
         )
     return given

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from rlframe.api.component import PluginConfig
+from rlframe.api.component import Context, PluginConfig
 from rlframe.api.sampling import (
     SampledPolicy,
     Sampler,
@@ -24,6 +24,7 @@ from rlframe.api.sampling import (
     Samples,
     SamplingParams,
 )
+from rlframe.errors import RecipeError
 from rlframe.types import StopReason
 
 _ATTEMPTS = 5
@@ -64,8 +65,25 @@ class Continuous(Sampler[ContinuousConfig]):
         return SamplerCapabilities(
             filters=frozenset({"top_k", "top_p"}),
             logprobs="filtered",
+            shares_weights=True,
             cache_tokens=config.cache_tokens,
         )
+
+    @classmethod
+    def check(cls, config: ContinuousConfig, context: Context) -> None:
+        """The longest prompt and response fit into the cache."""
+        cls._refuse_longer(config, (p.ids for p in context.prompts()), context.max_new_tokens)
+
+    @staticmethod
+    def _refuse_longer(
+        config: ContinuousConfig, prompts: Iterable[Sequence[int]], new_tokens: int
+    ) -> None:
+        longest = max(map(len, prompts), default=0) + new_tokens
+        if longest > config.cache_tokens:
+            raise RecipeError(
+                f"a prompt and its response can have {longest} tokens, and cache_tokens is "
+                f"{config.cache_tokens}; make it larger"
+            )
 
     def connect(self, policy: SampledPolicy) -> None:
         """Keep the policy, if the library can run it."""
@@ -80,12 +98,7 @@ class Continuous(Sampler[ContinuousConfig]):
         self, requests: Sequence[SampleRequest], params: SamplingParams, seed: int
     ) -> Samples:
         """One response to each request, by the seed of the call."""
-        longest = max(len(r.prompt_ids) for r in requests) + params.max_new_tokens
-        if longest > self.config.cache_tokens:
-            raise ValueError(
-                f"a prompt and its response can have {longest} tokens, and cache_tokens is "
-                f"{self.config.cache_tokens}; make it larger"
-            )
+        self._refuse_longer(self.config, (r.prompt_ids for r in requests), params.max_new_tokens)
         found = [_Writing(list(r.prompt_ids)) for r in requests]
         retried = 0
         with _quiet(), _random_state_kept(self.context.device):
@@ -94,10 +107,8 @@ class Continuous(Sampler[ContinuousConfig]):
                 if not left:
                     break
                 retried += len(left) if attempt else 0
-                dropped = self._write(left, params, seed + attempt)
-                if (
-                    dropped
-                ):  # their tokens are not known, and to sample them alone favours short ones
+                if self._write(left, params, seed + attempt):
+                    # What the lost ones held is not known, and to sample them alone favours short ones.
                     found = [_Writing(list(r.prompt_ids)) for r in requests]
         left = [one for one in found if not one.finished(params)]
         if left:
@@ -117,35 +128,18 @@ class Continuous(Sampler[ContinuousConfig]):
     def _write(self, left: Sequence[_Writing], params: SamplingParams, seed: int) -> bool:
         """Let the library write on; returns whether it reported nothing of some response."""
         model = self.policy.model
-        manager = model.continuous_batching_context_manager(
+        session = model.continuous_batching_context_manager(
             generation_config=self._generation(params),
             continuous_batching_config=self._batching(left, params, seed),
             block=True,
         )
         attention = model.config._attn_implementation
-        waiting: dict[str, _Writing] = {}
         try:
-            with manager as running:
-                for one in left:
-                    name = running.add_request(
-                        [*one.prompt, *one.ids],
-                        max_new_tokens=params.max_new_tokens - len(one.ids),
-                        eos_token_id=sorted(params.eos_ids),
-                    )
-                    if name is not None:
-                        waiting[name] = one
-                accepted = len(waiting)
-                while waiting:
-                    output = running.get_result(timeout=1)
-                    if output is None:
-                        if not running.is_running():
-                            break
-                    elif output.is_finished():
-                        waiting.pop(output.request_id).take(output)
+            with session as manager:
+                return _collect(manager, left, params)
         finally:
             if model.config._attn_implementation != attention:  # the library died before it did so
                 model.set_attn_implementation(attention)
-        return accepted < len(left) or bool(waiting)
 
     def _generation(self, params: SamplingParams) -> Any:
         from transformers import GenerationConfig
@@ -177,6 +171,29 @@ class Continuous(Sampler[ContinuousConfig]):
             use_cuda_graph=False,
             use_async_batching=False,
         )
+
+
+def _collect(manager: Any, left: Sequence[_Writing], params: SamplingParams) -> bool:
+    """Hand in the requests and take what comes back; returns whether some are never reported."""
+    waiting: dict[str, _Writing] = {}
+    refused = False
+    for one in left:
+        name = manager.add_request(
+            [*one.prompt, *one.ids],
+            max_new_tokens=params.max_new_tokens - len(one.ids),
+            eos_token_id=sorted(params.eos_ids),
+        )
+        if name is None:
+            refused = True
+        else:
+            waiting[name] = one
+    while waiting:
+        output = manager.get_result(timeout=1)
+        if output is None and not manager.is_running():
+            return True
+        if output is not None and output.is_finished():
+            waiting.pop(output.request_id).take(output)
+    return refused
 
 
 class _Writing:

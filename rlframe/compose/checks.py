@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-from rlframe.api.sampling import Sampler
 from rlframe.builtin.reward_model import RewardModelConfig
 from rlframe.compose.places import at
 from rlframe.compose.preflight import columns_of
@@ -44,44 +41,13 @@ def check(project: Project) -> None:
             if isinstance(chosen.config, RewardModelConfig):
                 check_read_as_trained(project, chosen.config)
     problems.tell()
-    project.notes += [*_truncation(project), *remarks(project)]
+    project.notes += remarks(project)
 
 
 def _check_component(project: Project, chosen: Chosen) -> None:
     who = offered(chosen.offer)
     with component_errors(who, chosen.component, "check", raises=PluginError):
         chosen.component.check(chosen.config, project.context)
-
-
-def _truncation(project: Project) -> list[str]:
-    """What filters of the sampler, and another sampler, mean for the figures of a run."""
-    section = project.recipe.rollout
-    if project.recipe.ppo is None:
-        return []
-    corrected = project.recipe.algorithm.importance_correction != "none"
-    remedy = "" if corrected else ". Nothing corrects for it: see algorithm.importance_correction"
-    found = project.loaded.chosen["rollout", "sampler"]
-    able = cast(type[Sampler[Any]], found.component).capabilities(found.config)
-    if not able.exact:
-        measured = able.logprobs != "none"
-        how = (
-            "sampler/kl_to_policy is how far apart"
-            if measured
-            else "nothing measures how far apart"
-        )
-        return [
-            f"rollout.sampler: {section.sampler.type!r} computes other numbers than the trainer; {how} "
-            f"the two are{remedy}"
-        ]
-    filters = {"top_k": section.top_k, "top_p": section.top_p, "min_p": section.min_p}
-    given = " and ".join(f"rollout.{key}" for key, value in filters.items() if value is not None)
-    if not given:
-        return []
-    return [
-        f"{given}: responses are drawn from a truncated distribution, while log-probabilities, KL and "
-        "the ratios that are learned from are those of the whole policy; sampler/kl_to_policy is how "
-        f"far apart the two are{remedy}"
-    ]
 
 
 def placed(project: Project, message: str) -> str:

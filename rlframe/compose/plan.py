@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from rlframe.api.sampling import Sampler
 from rlframe.builtin.reward_model import RewardModel
 from rlframe.compose.components import longest_example
 from rlframe.compose.project import Project
+from rlframe.compose.sampling import sampler_capabilities
 from rlframe.errors import RecipeError
 from rlframe.models import loading
 from rlframe.models.pretrained import Pretrained, new
@@ -69,7 +69,7 @@ def workload(loaded: LoadedRecipe, registry: Registry) -> Workload:
         mean_prompt_tokens=sum(prompts) / len(prompts),
         response_tokens=rollout.max_new_tokens,
         generation_batch=rollout.generation_batch,
-        cache_tokens=_cache_tokens(loaded),
+        cache_tokens=sampler_capabilities(loaded).cache_tokens,
         sorts=rollout.top_p is not None and rollout.top_p < 1,
         epochs=ppo.epochs,
         minibatches=ppo.minibatches,
@@ -78,13 +78,6 @@ def workload(loaded: LoadedRecipe, registry: Registry) -> Workload:
         auxiliary=tuple(_auxiliary(project)),
         placement=recipe.runtime.frozen,
     )
-
-
-def _cache_tokens(loaded: LoadedRecipe) -> int | None:
-    """The most tokens whose keys and values the sampler keeps, if it has a bound."""
-    found = loaded.chosen["rollout", "sampler"]
-    sampler = cast(type[Sampler[Any]], found.component)
-    return sampler.capabilities(found.config).cache_tokens
 
 
 def strategy(recipe: Recipe) -> Strategy:

@@ -12,6 +12,7 @@ from rlframe.api.component import Instance
 from rlframe.compose.components import auxiliary_data, coefficient_of
 from rlframe.compose.probe import check_policy
 from rlframe.compose.project import Project
+from rlframe.compose.sampler_probe import check_sampler
 from rlframe.compose.sampling import needs_logprobs, policy_sampler, reference_sampler
 from rlframe.engine.advantages import CreditAssignment
 from rlframe.engine.batching import Scheduler
@@ -124,6 +125,7 @@ class PPOParts:
             lora.add(model, **recipe.model.lora.model_dump(), base=self._base(), seed=recipe.seed)
         policy = self._policy("model.policy", model)
         check_policy(policy, name="model.policy")
+        check_sampler(self.project, policy)
         reference = self._reference(policy)
         trained = ActorCritic(policy, critic)
         training = runtime.train(

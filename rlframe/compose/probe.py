@@ -35,7 +35,7 @@ TOLERANCE = 1e-3
 """Nats, in float32. Sound architectures differ by at most 2e-5 (docs/architectures.md), which is the
 rounding of sums in another order. Wrong positions, masks or caches show at 1e-2 and more."""
 
-_OWN_TOLERANCE = 1e-2
+OWN_TOLERANCE = 1e-2
 """Nats. Some activations of published weights are a thousand times the others, and so is rounding."""
 
 _OWN_TEXTS = 4
@@ -76,7 +76,7 @@ def profile_of(
       RecipeError: its log-probabilities, or its samples, are not those of a plain forward pass in any
         way that rlframe has, or no critic can be made from it.
     """
-    with torch.random.fork_rng(devices=[]), _in_silence():
+    with torch.random.fork_rng(devices=[]), in_silence():
         torch.default_generator.manual_seed(0)
         model, _ = reduced_model(config, length=length)
         if model is None:
@@ -88,7 +88,7 @@ def profile_of(
 
 
 @contextmanager
-def _in_silence() -> Iterator[None]:
+def in_silence() -> Iterator[None]:
     """What an architecture remarks about a model that nobody trains is nobody's concern."""
     loudness = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -193,11 +193,11 @@ def texts_for(policy: Policy, *, count: int = len(_LENGTHS)) -> list[Text]:
         response = min(response, most - prompt)
         drawn = torch.randint(len(ids), (prompt + response,), generator=generator)
         tokens = ids[drawn].tolist()
-        texts.append(Text(tokens[:prompt], tokens[prompt:], _plain(policy, tokens)))
+        texts.append(Text(tokens[:prompt], tokens[prompt:], plain_logprobs(policy, tokens)))
     return texts
 
 
-def _plain(policy: Policy, tokens: Sequence[int]) -> Tensor:
+def plain_logprobs(policy: Policy, tokens: Sequence[int]) -> Tensor:
     """[n, V] log-probabilities after each token: the whole model, one text, no cache, no padding."""
     device = next(policy.parameters()).device
     read = torch.tensor([list(tokens)], device=device)
@@ -222,7 +222,9 @@ def _check_causal(model: Any, texts: list[Text], who: str) -> None:
         ("changing", other, half),
         ("removing", tokens[:quarter], quarter),  # so much that a limit of the rotation is undercut
     ):
-        nats = _largest(_plain(_policy(model, Profile()), changed)[:kept], text.expected[:kept])
+        nats = _largest(
+            plain_logprobs(_policy(model, Profile()), changed)[:kept], text.expected[:kept]
+        )
         if nats > TOLERANCE:
             raise RecipeError(
                 f"{who} is not causal: {change} later tokens changes the log-probabilities of "
@@ -347,7 +349,7 @@ def check_policy(policy: Policy, *, name: str) -> None:
         ("log-probabilities that are trained", learning_difference(asked, texts)),
         ("distributions that are sampled from", sampling_difference(asked, texts)),
     ):
-        if found.failure is not None or found.nats > _OWN_TOLERANCE:
+        if found.failure is not None or found.nats > OWN_TOLERANCE:
             raise RecipeError(
                 f"{name} ({type(policy.model).__name__}): the {what} are not those of the whole model "
                 f"(difference in nats: {found}), so that nothing would be learned from what was "

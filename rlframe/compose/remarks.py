@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from rlframe.compose.project import Project
+from rlframe.compose.sampling import sampling_remark
 from rlframe.recipe.conflicts import DROPOUT, ROUTER
 from rlframe.recipe.schema import NewModel
 from rlframe.stage_table import running
@@ -23,6 +24,9 @@ def remarks(project: Project) -> Iterator[str]:
     shape = _shape(project)
     yield from _router(shape)
     if project.recipe.ppo is not None:
+        sampling = sampling_remark(project)
+        if sampling is not None:
+            yield sampling
         yield from _dropout(project, shape)
         yield from _heldout(project)
 

@@ -14,6 +14,7 @@ from rlframe.compose.inputs import inputs_of
 from rlframe.compose.machine import saver_of
 from rlframe.compose.ppo import check_adapters
 from rlframe.compose.project import Project
+from rlframe.compose.sampler_probe import check_sampler_of_architecture
 from rlframe.engine.generation import list_ends
 from rlframe.errors import RlframeError, RunError, Stopped, keep_traceback
 from rlframe.recipe import LoadedRecipe
@@ -78,6 +79,7 @@ def run_recipe(
     check_controller(project)
     for note in (*project.notes, *project.profiles.probe()):
         display.say(note)
+    check_sampler_of_architecture(project)
     facts: dict[str, Any] = {
         "resolved": loaded.resolved(),
         "plugins": plugins,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from rlframe.api.component import Instance, PluginConfig
-from rlframe.api.sampling import Sampler, SamplingParams
+from rlframe.api.sampling import FILTERS, Sampler, SamplerCapabilities, SamplingParams
 from rlframe.compose.project import Project
 from rlframe.engine.generation import ends_of
 from rlframe.engine.sampling import ResponseSampler
@@ -28,6 +28,30 @@ def reference_sampler(project: Project, policy: Policy, relay: Relay) -> Respons
     """What samples the reference, which never changes and is in this process."""
     built = Builtin(PluginConfig(), project.context)
     return _connected(project, Instance("reference", "builtin (rlframe)", built), policy, relay)
+
+
+def sampler_capabilities(loaded: LoadedRecipe) -> SamplerCapabilities:
+    """What the recipe's sampler can do, as was checked when the recipe was read."""
+    found = loaded.chosen["rollout", "sampler"]
+    return cast(type[Sampler[Any]], found.component).capabilities(found.config)
+
+
+def sampling_remark(project: Project) -> str | None:
+    """What another sampler than that in the box, or filters, mean for the metrics of a run."""
+    section, able = project.recipe.rollout, sampler_capabilities(project.loaded)
+    given = " and ".join(f"rollout.{k}" for k in FILTERS if getattr(section, k) is not None)
+    if able.exact and not given:
+        return None
+    what = (
+        f"{given}: responses are drawn from a truncated distribution, while log-probabilities, KL and "
+        "the ratios that are learned from are those of the whole policy"
+        if able.exact
+        else f"rollout.sampler: {section.sampler.type!r} computes other numbers than the trainer"
+    )
+    measured = "sampler/kl_to_policy is" if able.logprobs != "none" else "nothing measures"
+    corrected = project.recipe.algorithm.importance_correction != "none"
+    remedy = "" if corrected else ". Nothing corrects for it: see algorithm.importance_correction"
+    return f"{what}; {measured} how far apart the two are{remedy}"
 
 
 def needs_logprobs(loaded: LoadedRecipe) -> bool:
@@ -63,9 +87,7 @@ def _connected(
         instance,
         relay,
         policy,
+        context=project.context,
         params=replace(params, logprobs=wanted),
-        tokenizer=tokenizer,
-        seed=project.recipe.seed,
-        device=project.runtime.device,
         probe=[p.ids[:_PROBE_TOKENS] for p in prompts if len(p.ids) > 1][:_PROBE_TEXTS],
     )

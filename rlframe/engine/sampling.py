@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from rlframe.api.answers import ContractError
-from rlframe.api.component import Instance
+from rlframe.api.component import Context, Instance
 from rlframe.api.sampling import (
     Sampler,
-    SamplerCapabilities,
     SampleRequest,
     Samples,
     SamplingParams,
@@ -54,10 +52,8 @@ class ResponseSampler:
       instance: the component, which is connected here.
       relay: it is called through it.
       policy: whose responses are sampled.
+      context: that of the component: tokenizer, device and seed.
       params: how, for all rollouts.
-      tokenizer: for the text of the responses.
-      seed: of the run.
-      device: where the policy is.
       probe: texts on which a sampler with weights of its own is compared with the policy.
 
     Raises:
@@ -70,22 +66,20 @@ class ResponseSampler:
         relay: Relay,
         policy: Policy,
         *,
+        context: Context,
         params: SamplingParams,
-        tokenizer: PreTrainedTokenizerBase,
-        seed: int,
-        device: torch.device,
         probe: Sequence[Sequence[int]] = (),
     ) -> None:
         self._instance = instance
         self._relay = relay
         self._policy = policy
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._device = device
+        self._context = context
         self._probe = probe
         self._version: int | None = None
         self._no_memory = ""
         self._missing = frozenset(policy.without_token())
+        self.capabilities = instance.component.capabilities(instance.component.config)
+        """What the sampler can do."""
         self.params = params
         """How responses are sampled; fewer at a time once memory has run out."""
         with relay.named("sampler", instance, "connect"):
@@ -95,12 +89,6 @@ class ResponseSampler:
     def component(self) -> Sampler[Any]:
         """What samples."""
         return self._instance.component
-
-    @property
-    def capabilities(self) -> SamplerCapabilities:
-        """What the sampler can do."""
-        component = self._instance.component
-        return component.capabilities(component.config)
 
     @torch.no_grad()
     def sample(
@@ -118,15 +106,17 @@ class ResponseSampler:
           RunError: the sampler raised, broke its contract, or has other weights; or memory ran out.
         """
         self._push(version)
-        key = (self._seed, purpose, update)
+        key = (self._context.seed, purpose, update)
         asked = [SampleRequest(r.prompt.ids, seed_of(*key, r.sample)) for r in requests]
         found = self._sampled(asked, seed_of(*key, "from", requests[0].sample))
         ids = [list(row) for row in found.ids]
         stops = self.params.stop_strings
         return Rollout(
-            sequences=pack([r.prompt.ids for r in requests], ids, device=self._device),
+            sequences=pack([r.prompt.ids for r in requests], ids, device=self._context.device),
             prompts=tuple(r.prompt for r in requests),
-            texts=tuple(response_text(self._tokenizer, row, stop_strings=stops) for row in ids),
+            texts=tuple(
+                response_text(self._context.tokenizer, row, stop_strings=stops) for row in ids
+            ),
             stop_reasons=tuple(found.stop_reasons),
             group_ids=tuple(r.group for r in requests),
             samples=tuple(r.sample for r in requests),
@@ -196,19 +186,19 @@ class ResponseSampler:
         with self._relay.named("sampler", self._instance, "push"):
             proof = self._instance.component.push(version, self._probe)
         self._version = version
-        if proof is not None:
-            self._refuse_other_weights(proof, version)
+        try:
+            given = checked_proof(proof, self._probe, self.capabilities)
+        except ContractError as error:
+            raise RunError(f"sampler {self._instance} {error}") from error
+        if given is not None:
+            self._refuse_other_weights(given, version)
 
-    def _refuse_other_weights(self, proof: Any, version: int) -> None:
+    def _refuse_other_weights(self, given: list[list[float]], version: int) -> None:
         """Compare what the sampler's weights say about the probe with what the policy says.
 
         Raises:
-          RunError: they say something else, or the sampler does not say it for each token.
+          RunError: they say something else.
         """
-        try:
-            given = checked_proof(proof, self._probe)
-        except ContractError as error:
-            raise RunError(f"sampler {self._instance} {error}") from error
         away = [
             abs(own - float(theirs))
             for text, row in zip(self._probe, given, strict=True)
@@ -225,6 +215,6 @@ class ResponseSampler:
             )
 
     def _logprobs(self, text: Sequence[int]) -> list[float]:
-        tokens = torch.tensor([list(text)], device=self._device)
+        tokens = torch.tensor([list(text)], device=self._context.device)
         found: list[float] = self._policy.logprobs(tokens)[0].tolist()
         return found

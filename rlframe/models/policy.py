@@ -156,14 +156,7 @@ class Policy(nn.Module):
     def next_logits(
         self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Memory
     ) -> Tensor:
-        """Logits [B, V] of the token after the last column, at the sampler's temperature.
-
-        Args:
-          tokens: [B, n] the columns that `cache` does not hold yet.
-          positions: [B, n] their positions.
-          mask: [B, held + n] 1 on real tokens, or None if there is no padding.
-          cache: of `memory`, changed in place.
-        """
+        """[B, V] of the token after the last column; `SampledPolicy.next_logits` has the arguments."""
         read, given = cache.reading(tokens, positions, mask)
         output = self.hidden(read, **given)
         cache.keep(output)

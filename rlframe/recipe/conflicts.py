@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from rlframe.api.algorithm import AdvantageEstimator
+from rlframe.api.answers import ContractError
 from rlframe.api.component import Component, KLController, PluginConfig, RewardProvider
 from rlframe.api.contract import out_of_bounds
-from rlframe.api.sampling import Sampler, checked_capabilities
+from rlframe.api.sampling import FILTERS, Sampler, SamplerCapabilities, checked_capabilities
 from rlframe.errors import PluginError, did_you_mean, listed
 from rlframe.recipe.document import Path_
 from rlframe.recipe.references import initials
-from rlframe.recipe.schema import NewModel, Recipe
+from rlframe.recipe.schema import NewModel, Recipe, RolloutSection
 from rlframe.registry.owners import component_errors, in_words
 from rlframe.stage_table import running
 
@@ -48,7 +49,7 @@ def conflicts(recipe: Recipe, chosen: Mapping[Path_, Named]) -> list[tuple[Path_
     found = [*_architecture(recipe)]
     if recipe.ppo is not None:
         found += [*_rewards(recipe, chosen), *_losses(recipe), *_kl(recipe, chosen)]
-        found += [*_critic(recipe, chosen), *_sampler(recipe, chosen)]
+        found += [*_critic(recipe, chosen), *_sampler(recipe, chosen), *_unread(recipe)]
     return found
 
 
@@ -59,35 +60,18 @@ def has_critic(chosen: Mapping[Path_, Named]) -> bool | None:
         return None
     try:
         return bool(found.component.needs(found.config).critic)
-    except (
-        Exception,
-        SystemExit,
-    ):  # reported as a mistake of the plugin, where all needs are asked
-        return None
+    except (Exception, SystemExit):
+        return None  # reported as a mistake of the plugin, where all needs are asked
 
 
 def _sampler(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, str]]:
     """What the recipe asks of its sampler that the sampler cannot do."""
-    section, algorithm = recipe.rollout, recipe.algorithm
-    correction = algorithm.importance_correction
-    if correction == "none" and algorithm.importance_limit is not None:
-        yield (
-            ("algorithm", "importance_limit"),
-            "nothing reads this without `importance_correction: truncate` or `mask`",
-        )
     found = chosen.get(("rollout", "sampler"))
     if found is None or not issubclass(found.component, Sampler):
         return
-    try:
-        able = checked_capabilities(found.component.capabilities(found.config))
-    except Exception as error:
-        yield (
-            ("rollout", "sampler"),
-            f"`capabilities` of the sampler raised {type(error).__name__}: {error}",
-        )
-        return
+    section, able = recipe.rollout, _capabilities(found)
     cannot, other = f"sampler {section.sampler.type!r} cannot", "rollout.sampler.type=builtin"
-    for key in ("top_k", "top_p", "min_p"):
+    for key in FILTERS:
         if getattr(section, key) is not None and key not in able.filters:
             yield ("rollout", key), f"{cannot} apply {key}. Remove it, or use {other}"
     if section.stop_strings and not able.stop_strings:
@@ -102,26 +86,55 @@ def _sampler(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Pa
             f"{cannot} promise equal responses for equal seeds: they depend on each other and on the "
             f"number of processes. Write rollout.reproducible=false to accept that, or use {other}",
         )
-    filters = any(getattr(section, key) is not None for key in ("top_k", "top_p", "min_p"))
-    sampled = able.logprobs == "filtered" or (able.logprobs == "policy" and not filters)
-    if correction != "none" and not sampled:
-        yield (
-            ("algorithm", "importance_correction"),
-            f"{cannot} return log-probabilities of what it samples from, which this needs. Write none, "
-            f"or use {other}",
-        )
     if able.logprobs == "none":
         for path, one in chosen.items():
             if path[0] == "rewards" and _needs_logprobs(one):
                 problem = f"it needs the log-probabilities of sampled tokens, which {cannot} return"
                 yield path, f"{problem}. Use {other}"
+    if recipe.algorithm.importance_correction != "none" and not _says_what_it_drew(section, able):
+        yield (
+            ("algorithm", "importance_correction"),
+            f"{cannot} return log-probabilities of what it samples from, which this needs. Write none, "
+            f"or use {other}",
+        )
+
+
+def _capabilities(found: Named) -> SamplerCapabilities:
+    """What a sampler declares.
+
+    Raises:
+      PluginError: it raised, or declared what there is not.
+    """
+    who = f"rollout.sampler: {in_words(found.component)}"
+    with component_errors(who, found.component, "capabilities", raises=PluginError):
+        answer = cast(type[Sampler[Any]], found.component).capabilities(found.config)
+    try:
+        return checked_capabilities(answer)
+    except ContractError as error:
+        raise PluginError(f"{who} {error}") from error
+
+
+def _says_what_it_drew(section: RolloutSection, able: SamplerCapabilities) -> bool:
+    filters = any(getattr(section, key) is not None for key in FILTERS)
+    return able.logprobs == "filtered" or (able.logprobs == "policy" and not filters)
 
 
 def _needs_logprobs(named: Named) -> bool:
     try:
         return bool(named.component.needs(named.config).logprobs)
-    except Exception:  # reported as a mistake of the plugin, where all needs are asked
-        return False
+    except (Exception, SystemExit):
+        return False  # reported as a mistake of the plugin, where all needs are asked
+
+
+def _unread(recipe: Recipe) -> Iterator[tuple[Path_, str]]:
+    if (
+        recipe.algorithm.importance_correction == "none"
+        and recipe.algorithm.importance_limit is not None
+    ):
+        yield (
+            ("algorithm", "importance_limit"),
+            "nothing reads this without `importance_correction: truncate` or `mask`",
+        )
 
 
 def _critic(recipe: Recipe, chosen: Mapping[Path_, Named]) -> Iterator[tuple[Path_, str]]:

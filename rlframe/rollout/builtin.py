@@ -29,6 +29,7 @@ class Builtin(Sampler[PluginConfig]):
             stop_strings=True,
             filters=frozenset({"top_k", "top_p", "min_p"}),
             logprobs="filtered",
+            shares_weights=True,
             exact=True,
             smaller_batches=True,
         )

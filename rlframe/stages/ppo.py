@@ -59,11 +59,18 @@ class PPOStage:
             done = self._align()
         except BaseException as error:
             observers.tell("run_finished", RunFinished(error))
+            self._close_after(error)
             raise
-        finally:
-            self.run.generator.close()
+        self.run.generator.close()
         observers.tell("run_finished", RunFinished(None))
         return done
+
+    def _close_after(self, error: BaseException) -> None:
+        """Close the sampler; what ended the run stays what is reported."""
+        try:
+            self.run.generator.close()
+        except RunError as second:
+            error.add_note(str(second))
 
     def _align(self) -> Aligned:
         run = self.run

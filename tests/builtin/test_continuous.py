@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ import torch
 
 from rlframe.api import Context, SampledPolicy, SampleRequest, SamplingParams, StopReason
 from rlframe.builtin.continuous import Continuous, ContinuousConfig
+from rlframe.errors import RecipeError
 from rlframe.testing import SamplerSuite
 from rlframe.testing.world import sampled_policy, tiny_tokenizer
 
@@ -64,55 +67,54 @@ def test_equal_seeds_of_the_call_give_equal_responses() -> None:
 
 def test_a_prompt_that_cannot_fit_is_refused_with_the_key() -> None:
     sampler, _ = connected(cache_tokens=20)
-    with pytest.raises(ValueError, match="29 tokens, and cache_tokens is 20"):
+    with pytest.raises(RecipeError, match="29 tokens, and cache_tokens is 20"):
         sampler.sample(REQUESTS, PARAMS, 0)
 
 
-class Failing:
-    """transformers' manager, which fails or drops some requests the first time."""
+class Spoilt:
+    """transformers' manager, some of whose answers are spoilt."""
 
-    def __init__(self, manager: Any, spoil: Any) -> None:
-        self._manager, self._spoil = manager, spoil
+    def __init__(self, manager: Any, **spoilt: Any) -> None:
+        self._manager = manager
+        vars(self).update(spoilt)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._manager, name)
 
-    def get_result(self, timeout: float) -> Any:
-        output = self._manager.get_result(timeout=timeout)
-        return output if output is None else self._spoil(output)
 
-
-def with_faults(sampler: Continuous, monkeypatch: Any, spoil: Any) -> None:
-    """Let `spoil` change what the library reports in its first session."""
-    from contextlib import contextmanager
-
+def with_faults(sampler: Continuous, monkeypatch: Any, spoil: Any, *, sessions: int = 1) -> None:
+    """Let `spoil` change the manager of so many sessions."""
     model: Any = sampler.policy.model
     sound = model.continuous_batching_context_manager
-    sessions: list[int] = []
+    begun: list[int] = []
 
     @contextmanager
-    def manager(**given: Any) -> Any:
-        sessions.append(1)
-        with sound(**given) as running:
-            yield running if len(sessions) > 1 else Failing(running, spoil)
+    def session(**given: Any) -> Iterator[Any]:
+        begun.append(1)
+        with sound(**given) as manager:
+            yield spoil(manager) if len(begun) <= sessions else manager
 
-    monkeypatch.setattr(model, "continuous_batching_context_manager", manager)
+    monkeypatch.setattr(model, "continuous_batching_context_manager", session)
 
 
 def test_a_request_that_failed_is_continued_from_its_own_tokens(monkeypatch: Any) -> None:
     sampler, policy = connected()
     halves: dict[int, list[int]] = {}
 
-    def spoil(output: Any) -> Any:
-        number = int(output.request_id.rpartition("_")[2])
-        if number % 3 == 0 and len(output.generated_tokens) > 4:
-            output.generated_tokens = output.generated_tokens[:4]
-            output.logprobs = output.logprobs[:4]
-            output.error = "no memory"
-            halves[number] = list(output.generated_tokens)
-        return output
+    def failing(manager: Any) -> Any:
+        def get_result(timeout: float) -> Any:
+            output = manager.get_result(timeout=timeout)
+            number = -1 if output is None else int(output.request_id.rpartition("_")[2])
+            if number >= 0 and number % 3 == 0 and len(output.generated_tokens) > 4:
+                output.generated_tokens = output.generated_tokens[:4]
+                output.logprobs = output.logprobs[:4]
+                output.error = "no memory"
+                halves[number] = list(output.generated_tokens)
+            return output
 
-    with_faults(sampler, monkeypatch, spoil)
+        return Spoilt(manager, get_result=get_result)
+
+    with_faults(sampler, monkeypatch, failing)
     found = sampler.sample(REQUESTS, PARAMS, 3)
     assert halves
     assert found.retried == len(halves)
@@ -122,47 +124,36 @@ def test_a_request_that_failed_is_continued_from_its_own_tokens(monkeypatch: Any
     assert away(policy, found) < 1e-4
 
 
-class Dead:
-    """A manager whose thread has ended, and which reports nothing."""
-
-    def __init__(self, manager: Any) -> None:
-        self._manager = manager
-
-    def add_request(self, *args: Any, **given: Any) -> Any:
-        return self._manager.add_request(*args, **given)
-
-    def get_result(self, timeout: float) -> None:
-        return None
-
-    def is_running(self) -> bool:
-        return False
+def dead(manager: Any) -> Any:
+    """Its thread has ended, and it reports nothing."""
+    return Spoilt(manager, get_result=lambda timeout: None, is_running=lambda: False)
 
 
-@pytest.mark.parametrize("sessions_lost", [1, 99])
-def test_requests_of_which_nothing_is_reported_are_sampled_again_all_of_them(
-    monkeypatch: Any, sessions_lost: int
-) -> None:
-    from contextlib import contextmanager
+def full(manager: Any) -> Any:
+    """It takes no request but the first."""
+    taken: list[int] = []
 
+    def add_request(*given: Any, **named: Any) -> Any:
+        taken.append(1)
+        return manager.add_request(*given, **named) if len(taken) == 1 else None
+
+    return Spoilt(manager, add_request=add_request)
+
+
+@pytest.mark.parametrize("spoil", [dead, full])
+def test_where_requests_are_lost_all_are_sampled_again(monkeypatch: Any, spoil: Any) -> None:
     sampler, policy = connected()
-    model: Any = sampler.policy.model
-    sound = model.continuous_batching_context_manager
-    asked: list[int] = []
-
-    @contextmanager
-    def manager(**given: Any) -> Any:
-        asked.append(1)
-        with sound(**given) as running:
-            yield Dead(running) if len(asked) <= sessions_lost else running
-
-    monkeypatch.setattr(model, "continuous_batching_context_manager", manager)
-    if sessions_lost > 5:
-        with pytest.raises(RuntimeError, match="24 of 24 responses unfinished in 5 attempts"):
-            sampler.sample(REQUESTS, PARAMS, 3)
-        return
+    with_faults(sampler, monkeypatch, spoil)
     found = sampler.sample(REQUESTS, PARAMS, 3)
     assert found.retried == len(REQUESTS)
     assert away(policy, found) < 1e-4
+
+
+def test_requests_that_are_lost_again_and_again_end_the_run(monkeypatch: Any) -> None:
+    sampler, _ = connected()
+    with_faults(sampler, monkeypatch, dead, sessions=99)
+    with pytest.raises(RuntimeError, match="24 of 24 responses unfinished in 5 attempts"):
+        sampler.sample(REQUESTS, PARAMS, 3)
 
 
 def test_a_model_without_continuous_batching_is_refused() -> None:

@@ -121,7 +121,7 @@ class Absolute(ValueLoss[PluginConfig]):
 class Gumbel(Sampler[PluginConfig]):
     @classmethod
     def capabilities(cls, config):
-        return SamplerCapabilities(per_sample_seeds=True, exact=True)
+        return SamplerCapabilities(per_sample_seeds=True, shares_weights=True, exact=True)
 
     def sample(self, requests, params, seed):
         ids = [self.written(request, params) for request in requests]

@@ -52,7 +52,7 @@ def small() -> Callable[[str], Any]:
 
     def model(kind: str) -> Any:
         if kind not in made:
-            with torch.random.fork_rng(devices=[]), probe._in_silence():
+            with torch.random.fork_rng(devices=[]), probe.in_silence():
                 torch.manual_seed(0)
                 config = AutoConfig.for_model(kind, **FAMILIES.get(kind, (None, {}))[1])
                 made[kind], reasons = reduced_model(config, length=None)
@@ -72,7 +72,7 @@ def test_a_family_is_run_so_that_sampler_and_log_probabilities_are_those_of_the_
     small: Callable[[str], Any], kind: str
 ) -> None:
     model = small(kind)
-    with probe._in_silence():
+    with probe.in_silence():
         profile = probe.profile_by(model, name=kind, samples=True)
     assert profile == FAMILIES[kind][0]
     policy = policy_of(model, profile)
@@ -95,7 +95,7 @@ def test_the_likeliest_tokens_are_those_that_generate_writes(
     found = sampled(policy, tokenizer, prompts, eos_ids={-1}, max_new_tokens=6, top_k=1)
     for ids, mine in zip(prompts, found.response_ids(), strict=True):
         read = torch.tensor([ids])
-        with probe._in_silence():
+        with probe.in_silence():
             theirs = model.generate(
                 read, attention_mask=torch.ones_like(read), generation_config=wanted
             )

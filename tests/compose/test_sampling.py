@@ -121,7 +121,7 @@ def test_a_sampler_without_log_probabilities_is_refused_where_one_asks(
     class Mute(Builtin):
         @classmethod
         def capabilities(cls, config: Any) -> SamplerCapabilities:
-            return SamplerCapabilities(per_sample_seeds=True)
+            return SamplerCapabilities(per_sample_seeds=True, shares_weights=True)
 
     registry.add("samplers", "mute", Mute)
     asked = ["rollout.sampler={type: mute}", "rewards.surprise={type: surprise}"]

@@ -26,7 +26,9 @@ EOS = 2
 class Scripted(Sampler[PluginConfig]):
     """Answers what it is told to."""
 
-    able = SamplerCapabilities(filters=frozenset({"top_k"}), logprobs="filtered")
+    able = SamplerCapabilities(
+        filters=frozenset({"top_k"}), logprobs="filtered", shares_weights=True
+    )
 
     def __init__(self, **changes: Any) -> None:
         super().__init__(PluginConfig(), None)  # type: ignore[arg-type]
@@ -151,7 +153,7 @@ def test_a_sampler_that_raises_is_named(connected: Any) -> None:
 class Hungry(Scripted):
     """Has memory for one response."""
 
-    able = SamplerCapabilities(smaller_batches=True, logprobs="filtered")
+    able = SamplerCapabilities(smaller_batches=True, logprobs="filtered", shares_weights=True)
 
     def sample(self, requests: Any, params: Any, seed: int) -> Any:
         if params.batch != 1:
@@ -169,7 +171,7 @@ def test_fewer_responses_at_a_time_where_memory_runs_out(connected: Any) -> None
 
 def test_a_sampler_that_cannot_take_fewer_ends_the_run(connected: Any) -> None:
     class Rigid(Hungry):
-        able = SamplerCapabilities(logprobs="filtered")
+        able = SamplerCapabilities(logprobs="filtered", shares_weights=True)
 
     with pytest.raises(RunError, match="cannot sample fewer at a time"):
         ask(connected(Rigid()))
@@ -178,6 +180,7 @@ def test_a_sampler_that_cannot_take_fewer_ends_the_run(connected: Any) -> None:
 class Copying(Scripted):
     """Has weights of its own, as an inference server has."""
 
+    able = SamplerCapabilities(logprobs="filtered")
     spoil: Callable[[Any], None] = staticmethod(lambda model: None)
 
     def push(self, version: int, probe: Sequence[Sequence[int]]) -> Any:
@@ -206,6 +209,14 @@ def test_weights_that_did_not_arrive_are_noticed(connected: Any, spoil: Any) -> 
         return
     with pytest.raises(RunError, match="has other weights than the policy after `push`"):
         ask(asked)
+
+
+def test_weights_of_its_own_have_to_be_proven(connected: Any) -> None:
+    class Silent(Scripted):
+        able = SamplerCapabilities(logprobs="filtered")
+
+    with pytest.raises(RunError, match=r"returned None from `push`.*declares `shares_weights`"):
+        ask(connected(Silent(), probe=[(1, 5, 9, 17)]))
 
 
 def test_a_proof_of_another_shape_is_none(connected: Any) -> None:

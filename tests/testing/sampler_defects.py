@@ -12,7 +12,7 @@ import torch
 from rlframe.api import SampledPolicy, SampleRequest, Samples, SamplingParams, StopReason
 from rlframe.models.policy import Policy
 from rlframe.rollout.builtin import Builtin
-from tests.testing.expected import GLOBAL, MEANING, PARTITION, REFUSED, Planted, Refused
+from tests.testing.expected import GLOBAL, MEANING, PARTITION, REFUSED, Planted
 
 
 class Decodes(Builtin):
@@ -155,6 +155,20 @@ class SavesAGenerator(Decodes):
         return {"random": torch.Generator().get_state()}
 
 
+class ProvesNothing(Decodes):
+    """As a server that says nothing of its weights."""
+
+    @classmethod
+    def capabilities(cls, config: Any) -> Any:
+        return replace(super().capabilities(config), shares_weights=False, exact=False)
+
+
+class ExactWithOtherWeights(Decodes):
+    @classmethod
+    def capabilities(cls, config: Any) -> Any:
+        return replace(super().capabilities(config), shares_weights=False)
+
+
 class ProvesTooLittle(Decodes):
     def push(self, version: int, probe: Sequence[Sequence[int]]) -> Any:
         super().push(version, probe)
@@ -164,7 +178,9 @@ class ProvesTooLittle(Decodes):
 RIGHT = (Decodes,)
 
 PLANTED = [
-    Planted(SaysNothing, "declares_what_it_can", Refused(says="it must be SamplerCapabilities")),
+    Planted(SaysNothing, "declares_what_it_can", REFUSED),
+    Planted(ExactWithOtherWeights, "declares_what_it_can", REFUSED),
+    Planted(ProvesNothing, "one_response_per_request", REFUSED),
     Planted(OnlyTokens, "one_response_per_request", REFUSED),
     Planted(OneTooFew, "one_response_per_request", REFUSED),
     Planted(PadsBehindTheEnd, "one_response_per_request", REFUSED),

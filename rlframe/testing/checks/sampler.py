@@ -56,11 +56,11 @@ def _connected(subject: Subjects) -> tuple[Sampler[Any], Policy]:
 
 
 def _pushed(sampler: Sampler[Any], policy: Policy, version: int) -> None:
-    proof = sampler.push(version, PROMPTS[:3])
+    able = sampler.capabilities(sampler.config)
+    with kept():
+        proof = checked_proof(sampler.push(version, PROMPTS[:3]), PROMPTS[:3], able)
     if proof is None:
         return
-    with kept():
-        proof = checked_proof(proof, PROMPTS[:3])
     own = [policy.logprobs(torch.tensor([text]))[0].tolist() for text in PROMPTS[:3]]
     away = max(
         abs(a - b) for x, y in zip(own, proof, strict=True) for a, b in zip(x, y, strict=True)
