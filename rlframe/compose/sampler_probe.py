@@ -10,26 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlframe.api.sampling import Sampler, SampleRequest, SamplingParams
+from rlframe.api.answers import ContractError
+from rlframe.api.sampling import SampleRequest, SamplingParams
 from rlframe.compose.probe import (
     OWN_TOLERANCE,
     TOLERANCE,
-    Text,
     in_silence,
     plain_logprobs,
     texts_for,
 )
 from rlframe.compose.project import Project
 from rlframe.compose.sampling import sampler_capabilities
-from rlframe.errors import RecipeError
+from rlframe.engine.sampling import ResponseSampler
+from rlframe.errors import PluginError, RecipeError, RunError
 from rlframe.models.policy import Policy
 from rlframe.models.reduced import reduced_model
+from rlframe.registry.relay import Relay
 from rlframe.rollout.builtin import Builtin
 
 
@@ -37,7 +37,8 @@ def check_sampler_of_architecture(project: Project) -> None:
     """Ask the sampler about a small model of the policy's architecture, before any stage trains.
 
     Raises:
-      RecipeError: it draws from another distribution, or fails.
+      RecipeError: it draws from another distribution.
+      PluginError: it raised, or broke its contract.
     """
     if not _has_to_be_asked(project):
         return
@@ -47,26 +48,23 @@ def check_sampler_of_architecture(project: Project) -> None:
             project.lengths.config("model.policy"), length=project.lengths.longest_text
         )
         if model is not None:
-            profile = project.profiles.of("model.policy", model)
-            policy = Policy(model, temperature=1.0, chunk=64, profile=profile)
-            _Asked(project, policy).refuse_beyond(TOLERANCE)
+            policy = Policy(
+                model.to(project.runtime.device),
+                temperature=project.recipe.rollout.temperature,
+                chunk=64,
+                profile=project.profiles.of("model.policy", model),
+            )
+            _compare(project, policy, TOLERANCE)
 
 
 def check_sampler(project: Project, policy: Policy) -> None:
     """The same of the policy as PPO starts.
 
     Raises:
-      RecipeError: the sampler draws from another distribution, or fails.
+      RlframeError: as of `check_sampler_of_architecture`.
     """
     if _has_to_be_asked(project):
-        plain = Policy(
-            policy.model,
-            temperature=1.0,
-            chunk=policy.chunk,
-            profile=policy.profile,
-            vocabulary=policy.vocabulary,
-        )
-        _Asked(project, plain).refuse_beyond(OWN_TOLERANCE)
+        _compare(project, policy, OWN_TOLERANCE)
 
 
 def _has_to_be_asked(project: Project) -> bool:
@@ -76,85 +74,88 @@ def _has_to_be_asked(project: Project) -> bool:
     return component is not Builtin and sampler_capabilities(project.loaded).shares_weights
 
 
-@dataclass
-class _Asked:
-    """A sampler of its own, connected to a policy at temperature 1."""
-
-    project: Project
-    policy: Policy
-
-    @torch.no_grad()
-    def refuse_beyond(self, tolerance: float) -> None:
-        name = self.project.recipe.rollout.sampler.type
-        model = self.policy.model
-        who = f"{type(model).__name__}, model_type {model.config.model_type!r}"
-        try:
-            away = self._difference()
-        except Exception as error:  # a library may raise anything for an architecture
-            said = " ".join(str(error).split())[:300]
-            problem = f"{type(error).__name__}: {said}"
-        else:
-            if away <= tolerance:
-                return
-            problem = (
-                f"tokens would come from another distribution than the one that is trained: {away:.2g} "
-                "nats from a plain forward pass"
-            )
+@torch.no_grad()
+def _compare(project: Project, policy: Policy, tolerance: float) -> None:
+    """Let a sampler of its own write with a policy, and read what it wrote."""
+    model = policy.model
+    instead = (
+        f"This may be the architecture ({type(model).__name__}, model_type "
+        f"{model.config.model_type!r}): rollout.sampler.type=builtin samples from it"
+    )
+    try:
+        away = _difference(project, policy)
+    except RunError as error:
+        if isinstance(error.__cause__, ContractError):
+            raise PluginError(f"rollout.sampler: {error}") from error
+        raise PluginError(f"rollout.sampler: {error}. {instead}") from error
+    if away > tolerance:
         raise RecipeError(
-            f"rollout.sampler: {name!r} cannot sample from this policy ({who}): {problem}. Use "
-            "rollout.sampler.type=builtin"
+            f"rollout.sampler: {project.recipe.rollout.sampler.type!r} samples from another "
+            f"distribution than the one that is trained, with a difference of {away:.2g} nats from a "
+            f"plain forward pass. {instead}"
         )
 
-    def _difference(self) -> float:
-        """The largest, in nats, of what the sampler says about its tokens, and of the likeliest token
-        from the one that it takes as the likeliest; 0 if it can do neither.
-        """
-        able = sampler_capabilities(self.project.loaded)
-        sampler = self.project.instance("rollout", "sampler").component
-        sampler.connect(self.policy)
-        sampler.push(0, ())
-        try:
-            away = 0.0
-            if able.logprobs != "none":
-                away = self._logprobs_away(sampler)
-            return max(away, self._greedy_away(sampler) if "top_k" in able.filters else 0.0)
-        finally:
-            sampler.close()
 
-    def _logprobs_away(self, sampler: Sampler[Any]) -> float:
-        params = replace(self._params, logprobs=True)
-        found = sampler.sample(self._requests, params, 0)
+def _difference(project: Project, policy: Policy) -> float:
+    """The larger of the differences that `_Asked` finds, in nats; 0 if the sampler can do neither."""
+    able = sampler_capabilities(project.loaded)
+    texts = texts_for(policy)
+    room = max(len(t.prompt) + len(t.response) for t in texts)
+    asked = _Asked(
+        policy,
+        [SampleRequest(tuple(t.prompt), seed) for seed, t in enumerate(texts)],
+        SamplingParams(
+            max_new_tokens=room - max(len(t.prompt) for t in texts),
+            eos_ids=frozenset({0}),
+            temperature=policy.temperature,
+        ),
+    )
+    sampler = ResponseSampler(
+        project.instance("rollout", "sampler"),
+        Relay(),
+        policy,
+        context=project.context,
+        params=asked.params,
+    )
+    try:
+        said = asked.of_what_it_says(sampler) if able.logprobs != "none" else 0.0
+        return max(said, asked.of_the_likeliest(sampler) if "top_k" in able.filters else 0.0)
+    finally:
+        sampler.close()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a sampler is asked, and how far its answers are from the policy's, in nats."""
+
+    policy: Policy
+    requests: list[SampleRequest]
+    params: SamplingParams
+
+    def of_what_it_says(self, sampler: ResponseSampler) -> float:
+        """Of the log-probabilities that it returns."""
+        sampler.params = replace(self.params, logprobs=True)
+        found = sampler.answer(self.requests, 0, version=0)
         return max(
             abs(float(logprobs[token]) - own)
             for request, ids, given in zip(
-                self._requests, found.ids, found.logprobs or (), strict=True
+                self.requests, found.ids, found.logprobs or (), strict=True
             )
             for logprobs, token, own in zip(self._plain(request, ids), ids, given, strict=True)
         )
 
-    def _greedy_away(self, sampler: Sampler[Any]) -> float:
-        found = sampler.sample(self._requests, replace(self._params, top_k=1), 0)
+    def of_the_likeliest(self, sampler: ResponseSampler) -> float:
+        """Of the tokens that it takes where it may take the likeliest only."""
+        sampler.params = replace(self.params, top_k=1)
+        found = sampler.answer(self.requests, 0, version=0)
         return max(
             float(logprobs.max() - logprobs[token])
-            for request, ids in zip(self._requests, found.ids, strict=True)
+            for request, ids in zip(self.requests, found.ids, strict=True)
             for logprobs, token in zip(self._plain(request, ids), ids, strict=True)
         )
 
     def _plain(self, request: SampleRequest, ids: Sequence[int]) -> Tensor:
         """[T, V] log-probabilities before each token of a response."""
         start = len(request.prompt_ids)
-        return plain_logprobs(self.policy, [*request.prompt_ids, *ids])[start - 1 : -1]
-
-    @cached_property
-    def _texts(self) -> list[Text]:
-        return texts_for(self.policy)
-
-    @property
-    def _requests(self) -> list[SampleRequest]:
-        return [SampleRequest(tuple(t.prompt), seed) for seed, t in enumerate(self._texts)]
-
-    @property
-    def _params(self) -> SamplingParams:
-        room = max(len(t.prompt) + len(t.response) for t in self._texts)
-        longest = max(len(t.prompt) for t in self._texts)
-        return SamplingParams(max_new_tokens=room - longest, eos_ids=frozenset({0}))
+        whole = plain_logprobs(self.policy, [*request.prompt_ids, *ids])
+        return (whole[start - 1 : -1] / self.policy.temperature).log_softmax(-1)

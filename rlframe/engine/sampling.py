@@ -90,7 +90,6 @@ class ResponseSampler:
         """What samples."""
         return self._instance.component
 
-    @torch.no_grad()
     def sample(
         self, requests: Sequence[Request], *, update: int, purpose: str, version: int
     ) -> Rollout:
@@ -105,10 +104,9 @@ class ResponseSampler:
         Raises:
           RunError: the sampler raised, broke its contract, or has other weights; or memory ran out.
         """
-        self._push(version)
         key = (self._context.seed, purpose, update)
         asked = [SampleRequest(r.prompt.ids, seed_of(*key, r.sample)) for r in requests]
-        found = self._sampled(asked, seed_of(*key, "from", requests[0].sample))
+        found = self.answer(asked, seed_of(*key, "from", requests[0].sample), version=version)
         ids = [list(row) for row in found.ids]
         stops = self.params.stop_strings
         return Rollout(
@@ -125,12 +123,27 @@ class ResponseSampler:
             retried=None if self.capabilities.exact else found.retried,
         )
 
+    @torch.no_grad()
+    def answer(self, requests: Sequence[SampleRequest], seed: int, *, version: int) -> Samples:
+        """What the sampler returns, checked.
+
+        Args:
+          requests: at least one.
+          seed: of the call.
+          version: updates that made the policy's weights.
+
+        Raises:
+          RunError: as of `sample`.
+        """
+        self._push(version)
+        return self._sampled(tuple(requests), seed)
+
     def close(self) -> None:
         """Let the sampler release what it holds."""
         with self._relay.named("sampler", self._instance, "close"):
             self._instance.component.close()
 
-    def _sampled(self, requests: list[SampleRequest], seed: int) -> Samples:
+    def _sampled(self, requests: tuple[SampleRequest, ...], seed: int) -> Samples:
         """The answer, checked. Fewer responses at a time if memory runs out: they are the same."""
         while (answer := self._answer(requests, seed)) is _NO_MEMORY:
             at_a_time = min(self.params.batch or len(requests), len(requests))
@@ -165,13 +178,13 @@ class ResponseSampler:
             around = self._relay.around("rlframe_sample")
             raise RunError(f"sampler {self._instance}{around} {error}") from error
 
-    def _answer(self, requests: list[SampleRequest], seed: int) -> Any:
+    def _answer(self, requests: tuple[SampleRequest, ...], seed: int) -> Any:
         """What the sampler returns; `_NO_MEMORY` if there was none for it."""
         component = self._instance.component
         with self._relay.named("sampler", self._instance, "sample"):
             try:
                 return self._relay.hook.rlframe_sample(
-                    sampler=component, requests=tuple(requests), params=self.params, seed=seed
+                    sampler=component, requests=requests, params=self.params, seed=seed
                 )
             except Exception as error:
                 if not out_of_memory(error):

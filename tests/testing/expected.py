@@ -29,6 +29,7 @@ class Unseen(StrEnum):
     TIME = "it takes long, which a run does not limit unless the recipe says so"
     NOT_IN_A_RECIPE = "no recipe can write such a config"
     NOBODY_READS = "what it changes is read by nobody else in this run"
+    UNIFORM = "the policy of these runs gives each token the same probability; another one shows it"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from rlframe.api import SampledPolicy, SampleRequest, Samples, SamplingParams, StopReason
 from rlframe.models.policy import Policy
 from rlframe.rollout.builtin import Builtin
-from tests.testing.expected import GLOBAL, MEANING, PARTITION, REFUSED, Planted
+from tests.testing.expected import GLOBAL, MEANING, PARTITION, REFUSED, Planted, Refused, Unseen
 
 
 class Decodes(Builtin):
@@ -186,9 +186,11 @@ PLANTED = [
     Planted(PadsBehindTheEnd, "one_response_per_request", REFUSED),
     Planted(AlwaysAtTheLimit, "one_response_per_request", REFUSED),
     Planted(AnyId, "one_response_per_request", REFUSED),
-    Planted(OtherOrder, "draws_from_the_policy", MEANING),
-    Planted(ForgetsTheTemperature, "draws_from_the_policy", MEANING),
-    Planted(OfAnotherTemperature, "logprobs_are_those_declared", MEANING),
+    Planted(OtherOrder, "draws_from_the_policy", Unseen.UNIFORM),
+    Planted(ForgetsTheTemperature, "draws_from_the_policy", Unseen.UNIFORM),
+    Planted(
+        OfAnotherTemperature, "logprobs_are_those_declared", Refused(says="a plain forward pass")
+    ),
     Planted(ForgetsTopP, "filters_are_applied", MEANING),
     Planted(ForgetsStopStrings, "stops_at_stop_strings", MEANING),
     Planted(OneRandomState, "equal_seeds_equal_responses", PARTITION),
