@@ -230,7 +230,6 @@ class PPOParts:
                 files,
                 self.relay,
                 every=recipe.evaluation.every,
-                updates=ppo.updates,
             ),
             metrics=(metrics := self._metrics(files, display)),
             checkpoints=self._checkpointer(files, saver, metrics),

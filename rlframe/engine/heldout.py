@@ -83,7 +83,6 @@ class HeldoutEvaluator:
       directory: keeps the answers.
       observers: are notified of every evaluation.
       every: updates between two evaluations; None for none between the first and the last.
-      updates: in the whole run.
     """
 
     def __init__(
@@ -96,7 +95,6 @@ class HeldoutEvaluator:
         observers: Relay,
         *,
         every: int | None,
-        updates: int,
     ) -> None:
         self._models = models
         self._generator = generator
@@ -105,17 +103,17 @@ class HeldoutEvaluator:
         self._directory = directory
         self._observers = observers
         self._every = every
-        self._updates = updates
 
-    def after(self, updates: int) -> HeldOut | None:
+    def after(self, updates: int, *, of: int) -> HeldOut | None:
         """The evaluation after an update, if one is due; that after the last update has its own name.
 
         Collective: call on all ranks.
 
         Args:
           updates: done so far.
+          of: updates of the whole run.
         """
-        if not self._every or updates % self._every or updates == self._updates:
+        if not self._every or updates % self._every or updates == of:
             return None
         return self.evaluate(f"update_{updates:06d}", updates)
 

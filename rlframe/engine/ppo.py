@@ -95,7 +95,7 @@ def train(run: Run, state: RunState) -> RunState:
         measured = run.control.measure(experience)
         state = RunState(number + 1, run.control.update(kl, measured))
         update = Update(number, rollout, scores, experience, meter, metrics, measured, kl, state.kl)
-        heldout = run.heldout.after(state.updates)
+        heldout = run.heldout.after(state.updates, of=run.updates)
         run.metrics.log(update, heldout)
         stopped = run.stop_reason() is not None
         with run.clock.phase("checkpoint"):

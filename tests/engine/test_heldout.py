@@ -70,8 +70,8 @@ def test_observers_are_given_the_answers_of_all_ranks_after_they_are_kept() -> N
         "gather": lambda mine: [BEFORE.answers[1:], mine, BEFORE.answers[:1]],
         "directory": SimpleNamespace(samples=lambda name, rows: seen.append((name, len([*rows])))),
     }
-    evaluator = HeldoutEvaluator(**parts, observers=relay, every=2, updates=6)
-    found = [evaluator.after(updates) for updates in (1, 2, 6)]
+    evaluator = HeldoutEvaluator(**parts, observers=relay, every=2)
+    found = [evaluator.after(updates, of=6) for updates in (1, 2, 6)]
     assert found == [None, BEFORE, None]
     name = "update_000002"
     assert seen == [(name, 3), HeldoutEvaluated(name, 2, BEFORE.answers)]

@@ -107,8 +107,8 @@ class Parts:
     def adapt(self, state: KLState, measured: Any) -> KLState:
         return KLState(state.coefficient * 2, {"seen": state.memory.get("seen", 0) + 1})
 
-    def heldout(self, done: int) -> Any:
-        self.calls.append(f"heldout({done})")
+    def heldout(self, done: int, *, of: int) -> Any:
+        self.calls.append(f"heldout({done} of {of})")
         return SimpleNamespace(mean=done / 10) if done in self.evaluated else None
 
 
@@ -121,7 +121,7 @@ def test_each_quantity_is_made_of_the_one_before() -> None:
         "evaluation(moved rollout0, schedule)",
         "build(moved rollout0, moved scores, ('evaluation', 'schedule'), 0.5)",
         "update(moved rollout0, 0.5)",
-        "heldout(1)",
+        "heldout(1 of 1)",
     ]
 
 

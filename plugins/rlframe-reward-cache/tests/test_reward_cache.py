@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rlframe_reward_cache import RewardCache
 
 from rlframe.api import (
     ContractError,
+    Needs,
     PluginConfig,
     Prompt,
     RewardBatch,
@@ -107,6 +109,20 @@ def test_another_question_ending_or_response_is_another_judgement(other: RewardB
     hook.rlframe_score(provider=length, batch=batch("a"))
     hook.rlframe_score(provider=length, batch=other)
     assert len(length.asked) == 2
+
+
+def test_log_probabilities_are_a_part_of_the_question_for_a_reward_that_needs_them() -> None:
+    class Sure(Counting):
+        @classmethod
+        def needs(cls, config: PluginConfig) -> Needs:
+            return Needs(logprobs=True)
+
+    for provider, asked in ((Sure(), 2), (Counting(), 1)):
+        hook = hooks(cache())
+        for logprob in (-1.0, -1.0, -2.0):
+            given = replace(batch("a"), logprobs=[[logprob]])
+            hook.rlframe_score(provider=provider, batch=given)
+        assert len(provider.asked) == asked
 
 
 def test_two_configs_do_not_share_scores_and_equal_ones_do() -> None:

@@ -37,8 +37,9 @@ class RewardCache(HookPlugin[RewardCacheConfig]):
     """Asks the listed rewards only about responses that they have not judged.
 
     A judgement is known by the reward's class and config, the prompt with its columns, the response's
-    tokens and why it ended. List no reward that looks at anything else: the other samples of the group,
-    the update's number, random numbers, a state of its own.
+    tokens, why it ended and, for a reward that needs them, the sampler's log-probabilities. List no
+    reward that looks at anything else: the other samples of the group, the update's number, random
+    numbers, a state of its own.
 
     A pluggy wrapper yields once and cannot hand on a smaller batch, so this is an implementation of
     the hook that answers in the component's place. Wrappers of other plugins stay around it.
@@ -116,10 +117,15 @@ def _keys(provider: RewardProvider[Any], batch: RewardBatch) -> list[str]:
         type(provider).__qualname__,
         provider.config.model_dump(mode="json"),
     ]
+    reads = provider.needs(provider.config).logprobs and batch.logprobs is not None
     return [
-        _digest([judge, prompt.text, prompt.columns, list(ids), reason.value])
-        for prompt, ids, reason in zip(
-            batch.prompts, batch.response_ids, batch.stop_reasons, strict=True
+        _digest([judge, prompt.text, prompt.columns, list(ids), reason.value, logprobs])
+        for prompt, ids, reason, logprobs in zip(
+            batch.prompts,
+            batch.response_ids,
+            batch.stop_reasons,
+            batch.logprobs if reads else [None] * len(batch),
+            strict=True,
         )
     ]
 
