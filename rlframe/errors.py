@@ -86,7 +86,7 @@ def keep_traceback(error: BaseException, directory: Path, name: str = "traceback
 
 
 class Problems:
-    """Mistakes that are found one by one and told together.
+    """Mistakes that are found one by one and reported together.
 
     Args:
       placed: puts the place where something was written in front of a message.

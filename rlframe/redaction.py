@@ -47,7 +47,7 @@ def conceal(value: str, shown: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """A text without the values that `conceal` has been told of, and without credentials in URLs."""
+    """A text without the values that `conceal` was given, and without credentials in URLs."""
     for value in sorted(_known, key=len, reverse=True):  # one may be a part of another
         text = text.replace(value, _known[value])
     return without_credentials(text)

@@ -88,12 +88,12 @@ class PPO:
         valid = sum(text.valid for text in texts)
         out["response/valid_share"] = valid / len(texts)
         for name, (weight, transform, _) in self.s.rewards.items():
-            told = [text for text in texts if text.scores[name] is not None]
-            raw, seen = [math.fsum(text.scores[name]) for text in told], self.history[name]
+            found = [text for text in texts if text.scores[name] is not None]
+            raw, seen = [math.fsum(text.scores[name]) for text in found], self.history[name]
             out |= {f"reward/{name}/raw": fmean(raw), f"reward/{name}/std": pstdev(raw)}
-            out[f"reward/{name}/judged_share"] = len(told) / len(texts)
-            told = [text for text in told if text.valid]
-            rows = [torch.tensor(text.scores[name], dtype=torch.float64) for text in told]
+            out[f"reward/{name}/judged_share"] = len(found) / len(texts)
+            found = [text for text in found if text.valid]
+            rows = [torch.tensor(text.scores[name], dtype=torch.float64) for text in found]
             raw = [float(row.sum()) for row in rows]
             seen += raw
             if transform != "none":
@@ -105,7 +105,7 @@ class PPO:
             out[f"reward/{name}/weighted"] = (
                 weight * math.fsum(float(r.sum()) for r in rows) / valid
             )
-            for text, row, plain in zip(told, rows, raw, strict=True):
+            for text, row, plain in zip(found, rows, raw, strict=True):
                 text.score, text.plain = text.score + weight * row, text.plain + weight * plain
 
     def credit(self, texts: Sequence[Any]) -> None:

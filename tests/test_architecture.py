@@ -191,8 +191,10 @@ def test_nothing_but_the_table_lists_the_stages() -> None:
                 parts = node.keys if isinstance(node, ast.Dict) else node.elts
                 inner = [word for part in parts if part is not None for word in ast.walk(part)]
                 texts = {str(word.value) for word in inner if isinstance(word, ast.Constant)}
-                told = {text.removeprefix("stage:") for text in texts} & names
-                assert len(told) < 2 or path.name in exceptions, f"{path}:{node.lineno}: {told}"
+                message = {text.removeprefix("stage:") for text in texts} & names
+                assert len(message) < 2 or path.name in exceptions, (
+                    f"{path}:{node.lineno}: {message}"
+                )
 
 
 def test_the_table_is_in_the_order_of_the_recipe_and_names_what_there_is() -> None:

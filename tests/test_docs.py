@@ -127,8 +127,8 @@ def commands() -> list[list[str]]:
     pages = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").iterdir()))]
     blocks = [b for page in pages for b in re.findall(r"```\w*\n(.*?)```", read(page), re.S)]
     lines = [line for block in blocks for line in block.splitlines()]
-    told = [line for line in lines if re.match(r"(\S*/)?rlframe ", line)]
-    return [shlex.split(re.sub(r"[\[\]]", "", line), comments=True)[1:] for line in told]
+    found = [line for line in lines if re.match(r"(\S*/)?rlframe ", line)]
+    return [shlex.split(re.sub(r"[\[\]]", "", line), comments=True)[1:] for line in found]
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
@@ -169,8 +169,8 @@ def test_the_hook_plugin_and_the_generator_of_the_guide_do_what_they_say(
     relay.tell("metrics", Metrics(3, {"objective/scores": 0.5}))
     answer = ScoredResponse(0, 0, "why?", "so", StopReason.EOS, 1.5, {"judge": 1.5})
     relay.tell("heldout_evaluated", HeldoutEvaluated("before", 0, (answer,)))
-    told = capsys.readouterr().out
-    assert re.fullmatch(r"judge [\d.e-]+\n3 0.5\nbefore 1.5 why\? so\n", told)
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"judge [\d.e-]+\n3 0.5\nbefore 1.5 why\? so\n", printed)
     assert relay.errors == 0
 
 
@@ -306,8 +306,10 @@ def test_every_exit_code_is_in_the_readme() -> None:
     from rlframe.cli.main import INTERRUPTED
     from rlframe.errors import PluginError, RecipeError, RunError, SetupError
 
-    (told,) = re.findall(r"The command ends with exit code(.*?)\n\n", read("README.md"), flags=re.S)
-    numbers = {int(found) for found in re.findall(r"\b\d+\b", told)}
+    (expected,) = re.findall(
+        r"The command ends with exit code(.*?)\n\n", read("README.md"), flags=re.S
+    )
+    numbers = {int(found) for found in re.findall(r"\b\d+\b", expected)}
     own = {error.exit_code for error in (RunError, RecipeError, PluginError, SetupError)}
     assert numbers == {0, 2, INTERRUPTED} | own
 

@@ -28,7 +28,7 @@ def refuse_bad_start(unit: object, state: Any) -> None:
     """Raise unless a KL controller can begin: with a unit that there is, and a finite state.
 
     Args:
-      unit: in which it wants to be told KL.
+      unit: in which it wants the KL.
       state: what `initial` returned.
 
     Raises:

@@ -5,11 +5,11 @@ these hooks; the implementation that does the work ships here and runs last. A w
 wrapper=True)`) can cache, time, retry or veto without the component knowing.
 
 The hooks that call a component are `firstresult`: the first implementation that returns something other
-than None decides. The rest are observers: they are told a frozen event, and what they return is thrown
+than None decides. The rest are observers: they get a frozen event, and what they return is thrown
 away. An observer that raises is warned about and counted; a wrapper that raises ends the run by name.
 
 Who may take part is said by the recipe's `hooks:`, in its order: the first one named is the outermost
-wrapper and the first observer to be told. Nothing is active because it is installed.
+wrapper and the first observer to be notified. Nothing is active because it is installed.
 """
 
 from __future__ import annotations

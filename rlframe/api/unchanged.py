@@ -1,4 +1,4 @@
-"""What a component must leave as it was: its arguments, and what the whole process shares.
+"""What a component must leave unchanged: its arguments, and what the whole process shares.
 
 Engine and conformance kit look in the same way, so that they notice the same.
 """

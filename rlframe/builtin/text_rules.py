@@ -45,7 +45,7 @@ class RegexConfig(PluginConfig):
 
 def _compiled(pattern: str, *, ignore_case: bool) -> Any:
     options = re2.Options()
-    options.log_errors = False  # on stderr; they are told as mistakes of the recipe
+    options.log_errors = False  # on stderr; they are reported as mistakes of the recipe
     options.case_sensitive = not ignore_case
     return re2.compile(pattern, options)
 

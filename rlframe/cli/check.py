@@ -41,7 +41,7 @@ ComponentName = Annotated[
     str,
     typer.Argument(
         help="What a recipe writes in `type:`: NAME, DISTRIBUTION/NAME or ./file.py:Class. A name "
-        f"of several kinds is told apart as KIND:NAME; KIND is one of {', '.join(KIND_WORDS)}.",
+        f"of several kinds is written as KIND:NAME; KIND is one of {', '.join(KIND_WORDS)}.",
         autocompletion=completion.components,
     ),
 ]
@@ -146,7 +146,7 @@ def _reasons(given: list[str]) -> dict[str, str]:
 
 
 def _print_json(offer: Offer, config: dict[str, Any], results: list[Result]) -> None:
-    told = {
+    report = {
         "component": offer.qualified,
         "kind": offer.kind,
         "version": offer.version,
@@ -154,7 +154,7 @@ def _print_json(offer: Offer, config: dict[str, Any], results: list[Result]) -> 
         "passed": all(result.outcome != "failed" for result in results),
         "checks": [vars(result) for result in results],
     }
-    say(json.dumps(told, default=str))
+    say(json.dumps(report, default=str))
 
 
 def _print_table(offer: Offer, results: list[Result]) -> None:

@@ -152,7 +152,7 @@ def main() -> None:
 
 
 def _outcome(reports: Path | None) -> int:
-    """The exit code of a command; what went wrong is told."""
+    """The exit code of a command; what went wrong is reported."""
     try:
         app()
     except SystemExit as end:  # the command line's library ends so, and nobody else

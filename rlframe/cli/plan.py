@@ -146,22 +146,22 @@ def _help(rows: list[dict[str, Any]]) -> str:
     """A paragraph for each strategy that something would help, and one for the others."""
     from rlframe.planning.remedies import MOST_GPUS
 
-    told, hopeless = [], []
+    advice, hopeless = [], []
     for row in rows:
         changes = [f"{h['change']} ({h['peak'] / GIB:.1f} GiB)" for h in row["helps"]]
         word = "does not fit" if row["verdict"] == "no" else "is tight"
         if changes:
-            told.append(
+            advice.append(
                 f"{row['strategy']} {word}: {_parts(row, 3)}. What would help: {'; or '.join(changes)}"
             )
         else:
             hopeless.append(f"{row['strategy']} ({_parts(row, 3)})")
     if hopeless:
-        told.append(
+        advice.append(
             "Neither offloading, frozen models elsewhere, smaller passes nor "
             f"{MOST_GPUS:,} GPUs would leave room with " + "; with ".join(hopeless)
         )
-    return "".join(f"\n{_filled(text)}\n" for text in told)
+    return "".join(f"\n{_filled(text)}\n" for text in advice)
 
 
 def _parts(row: dict[str, Any], most: int | None) -> str:
@@ -182,12 +182,12 @@ def _small_print(rows: list[dict[str, Any]], gpus: int) -> str:
 
     reached = Efficiency()
     asked = next(row for row in rows if row["recipe"])
-    told = (
+    limits = (
         f"fits: {MARGIN:.0%} stay free. Assumed are {reached.products:.0%} of a GPU's FLOP/s, "
         f"{reached.memory:.0%} of its memory's bandwidth and {reached.link:.0%} of its link's, every "
         "response of full length, and communication that nothing overlaps. How it is computed, and "
         "what is left out: docs/plan.md"
     )
     if gpus > PER_NODE:
-        told += f". More than {PER_NODE} GPUs are several machines, whose network is left out"
-    return f"{_filled(f'* the recipe as it is: {_parts(asked, None)}')}\n\n{_filled(told)}"
+        limits += f". More than {PER_NODE} GPUs are several machines, whose network is left out"
+    return f"{_filled(f'* the recipe as it is: {_parts(asked, None)}')}\n\n{_filled(limits)}"

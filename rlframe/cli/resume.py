@@ -48,8 +48,8 @@ def resume(
     from rlframe.runs.resuming import Allowance
 
     allowed = Allowance(force, allow_changed_plugins, frozenset(allow_changed or ()))
-    if (told := allowed.misspelt(directory)) is not None:
-        raise typer.BadParameter(told, param_hint="--allow-changed")
+    if (problem := allowed.misspelt(directory)) is not None:
+        raise typer.BadParameter(problem, param_hint="--allow-changed")
     recipe = allowed.begun(directory, overrides or [])
     loaded = load_recipe(recipe, overrides or [], registry=registry)
     given = [str(directory), *(overrides or [])]

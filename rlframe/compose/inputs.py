@@ -29,7 +29,7 @@ def inputs_of(project: Project, say: Callable[[str], None]) -> dict[str, dict[st
 
     Args:
       project: with its data sets read.
-      say: told when there is much to read.
+      say: called with a notice when there is much to read.
 
     Raises:
       SetupError: the ranks do not read the same.

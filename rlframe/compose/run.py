@@ -55,7 +55,7 @@ def run_recipe(
     Args:
       loaded: a validated recipe.
       directory: a new run directory, or that of the run to resume.
-      display: told what happens.
+      display: shows what happens.
       registry: the installed components; a fresh look at the environment if left out.
       resume: an earlier run is resumed, which may differ so far from the recipe and plugins it had.
 

@@ -46,8 +46,8 @@ def is_chat(
         return wanted == "chat", None
     if not prompts:
         texts = any(isinstance(row.get(key), str) for row in rows[:1] for key in ("text", "chosen"))
-        told = "its texts are read as they are, without the tokenizer's chat template"
-        return False, told if texts and not rows[0].get("messages") else None
+        note = "its texts are read as they are, without the tokenizer's chat template"
+        return False, note if texts and not rows[0].get("messages") else None
     written = sum(map(_Written(tokenizer), (row["prompt"] for row in rows if _prompted(row))))
     if 2 * written > prompts:
         return False, (

@@ -59,7 +59,7 @@ def launch(command: Sequence[str], *, processes: int, threads: int | None = None
 
     Rank 0 has this process's stdout and stderr. The others' stdout is dropped, and each line of
     their stderr is shown behind `[rank N]`. When a rank fails the others are ended, and its error is
-    told on stderr: that of the rank which failed first and not because of another. SIGINT, SIGTERM
+    reported on stderr: that of the rank which failed first and not because of another. SIGINT, SIGTERM
     and SIGHUP are passed on once, and then the ranks are waited for; a later SIGINT kills them. No
     rank outlives this process.
 
@@ -223,16 +223,16 @@ class _Rank:
 
     def _unreported(self, status: int, killed: bool) -> _Failure:
         if killed:
-            told = killed_by(SIGNAL_NAMES.get(status, str(status)))
-            told += ". Fewer --processes need less" if status == signal.SIGKILL else ""
+            message = killed_by(SIGNAL_NAMES.get(status, str(status)))
+            message += ". Fewer --processes need less" if status == signal.SIGKILL else ""
         elif status == 0:
-            told = ENDED_EARLY
+            message = ENDED_EARLY
         else:
-            told = f"ended with exit code {status}; see what it wrote"
+            message = f"ended with exit code {status}; see what it wrote"
         return _Failure(
             self.number,
             128 + status if killed else max(status, 1),
-            f"error: rank {self.number} {told}",
+            f"error: rank {self.number} {message}",
             time.monotonic(),
             consequence=killed and status == signal.SIGABRT,  # how C++ ends when a peer is gone
             reported=False,
@@ -296,12 +296,14 @@ class _Watch:
         by_all = len(failures) == len(self._ranks) and {f.message for f in failures} == {
             first.message
         }
-        told = {first.message: first.message if by_all else first.text()}
-        told |= {f.message: f.text() for f in others if not (f.consequence or f.message in told)}
+        reports = {first.message: first.message if by_all else first.text()}
+        reports |= {
+            f.message: f.text() for f in others if not (f.consequence or f.message in reports)
+        }
         # What a rank says when it is ended, or when its peer is gone, is not worth the reader's time.
         worth = {failure.rank for failure in own if not failure.consequence}
         held = [line for rank, line in self._held if rank.number in worth]
-        for text in (*told.values(), *held):
+        for text in (*reports.values(), *held):
             say(text, err=True)
         return Ended(first.exit_code, first.remedy if self._asked is None else None)
 

@@ -57,24 +57,24 @@ def watched(work: Callable[[], None]) -> None:
     signal.signal(
         signal.SIGCHLD, signal.SIG_DFL
     )  # where it is ignored, nobody learns how a child ends
-    heard, told = os.pipe()
+    heard, done = os.pipe()
     parent = os.getpid()
     child = os.fork()
     if child == 0:
         os.close(heard)
         os.setsid()
         die_with(parent)
-        _work(work, told)
-    os.close(told)
+        _work(work, done)
+    os.close(done)
     sys.exit(_outcome(*_ending(child), finished=bool(_all_of(heard))))
 
 
-def _work(work: Callable[[], None], told: int) -> None:
+def _work(work: Callable[[], None], done: int) -> None:
     try:
         work()
     except SystemExit as end:
         if not end.code:
-            os.write(told, b".")
+            os.write(done, b".")
         raise
 
 
@@ -127,5 +127,5 @@ def _outcome(code: int, passed: list[int], *, finished: bool) -> int:
 
 def killed_by(name: str) -> str:
     """The end of a sentence on a process that a signal has ended."""
-    told = f"was killed by {name}"
-    return f"{told} (out of memory? `dmesg` would say so)" if name == "SIGKILL" else told
+    message = f"was killed by {name}"
+    return f"{message} (out of memory? `dmesg` would say so)" if name == "SIGKILL" else message

@@ -62,7 +62,7 @@ class KLControl:
 
     @property
     def unit(self) -> str:
-        """Unit of the KL that the controller wants to be told."""
+        """Unit in which the controller wants the KL."""
         return self.controller.component.unit
 
     def initial(self) -> KLState:

@@ -61,7 +61,7 @@ class StreamReader:
         """The next examples; or the same ones again, where a step is made again with less memory.
 
         Args:
-          start: the number of the step's first example, by which steps are told apart.
+          start: the number of the step's first example, which identifies the step.
           count: examples of the step.
 
         Raises:

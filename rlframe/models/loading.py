@@ -67,10 +67,10 @@ def _read_something(model: Any) -> None:
     except Exception as error:
         settled = model.config.get_text_config().to_dict()
         sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-        told = ", ".join(f"{key} {settled[key]}" for key in sizes if settled.get(key))
+        used = ", ".join(f"{key} {settled[key]}" for key in sizes if settled.get(key))
         raise RuntimeError(
             f"a model of this shape cannot read a token: {error}. Usual cause: sizes that do not "
-            f"divide each other, and some have defaults (here: {told})"
+            f"divide each other, and some have defaults (here: {used})"
         ) from error
 
 

@@ -226,15 +226,15 @@ class Pretrained:
         with self._naming():
             weights = self._folder.weights()
             with _quiet(), _opening(f"the weights in {self.path} are not those of its config"):
-                probed, told = type(skeleton).from_pretrained(
+                probed, info = type(skeleton).from_pretrained(
                     None,
                     config=skeleton.config,
                     state_dict=dict(weights),
                     device_map="meta",
-                    ignore_mismatched_sizes=True,  # so that all of them are told; see `_check_whole`
+                    ignore_mismatched_sizes=True,  # so that all are reported; see `_check_whole`
                     output_loading_info=True,
                 )
-            fit = Fit(probed, weights, told, new_head=new_head)
+            fit = Fit(probed, weights, info, new_head=new_head)
             fit.check(self.path)
         return fit
 
@@ -259,7 +259,7 @@ class Pretrained:
         """
         fit = self._fit(head, labels=labels, new_head=new_head)
         with self._naming(), _quiet(), _opening(f"{self.path} cannot be loaded"):
-            model, told = type(fit.model).from_pretrained(
+            model, info = type(fit.model).from_pretrained(
                 self.path,
                 config=fit.model.config,
                 dtype=dtype,
@@ -268,7 +268,7 @@ class Pretrained:
                 ignore_mismatched_sizes=new_head,  # of the head alone: nothing else has passed
                 output_loading_info=True,
             )
-            Fit(model, fit.weights, told, new_head=new_head).check(self.path)
+            Fit(model, fit.weights, info, new_head=new_head).check(self.path)
         return model.eval()
 
     @contextmanager
@@ -303,7 +303,7 @@ def reload(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str, Tens
       RunError: a weight is missing, so that it would be random.
     """
     with _quiet():
-        found, told = type(model).from_pretrained(
+        found, info = type(model).from_pretrained(
             directory,
             dtype=dtype,
             use_safetensors=True,
@@ -311,7 +311,7 @@ def reload(model: Any, directory: Path, *, dtype: torch.dtype) -> dict[str, Tens
             output_loading_info=True,
         )
     try:
-        Fit(found, {}, told, new_head=False).check(str(directory))
+        Fit(found, {}, info, new_head=False).check(str(directory))
     except RecipeError as error:
         raise RunError(f"the checkpoint is damaged: {error}") from error
     weights: dict[str, Tensor] = found.state_dict()
@@ -338,9 +338,9 @@ def _opening(what: str) -> Iterator[None]:
     except RecipeError:
         raise
     except Exception as error:
-        told = " ".join(str(error).split())
-        told = told if len(told) <= 400 else told[:397] + "..."
-        raise RecipeError(f"{what}: {type(error).__name__}: {told}") from error
+        message = " ".join(str(error).split())
+        message = message if len(message) <= 400 else message[:397] + "..."
+        raise RecipeError(f"{what}: {type(error).__name__}: {message}") from error
 
 
 @contextmanager

@@ -18,22 +18,22 @@ class Fit:
     Args:
       model: with or without weights.
       weights: of the folder, by name.
-      told: transformers' loading info.
+      info: transformers' loading info.
       new_head: what stands on the trunk need not be there.
     """
 
     def __init__(
-        self, model: Any, weights: Mapping[str, Tensor], told: Mapping[str, Any], *, new_head: bool
+        self, model: Any, weights: Mapping[str, Tensor], info: Mapping[str, Any], *, new_head: bool
     ) -> None:
         self.model, self.weights = model, weights
         self._trunk = f"{model.base_model_prefix}."
         self._parts = {name for name, _ in model.base_model.named_children()}
-        missing, mismatched = sorted(told["missing_keys"]), sorted(told["mismatched_keys"])
+        missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
         if new_head:
             missing = [name for name in missing if self._in_trunk(name)]
             mismatched = [entry for entry in mismatched if self._in_trunk(entry[0])]
         self.missing, self.mismatched = missing, mismatched
-        self.unused = sorted(told["unexpected_keys"])
+        self.unused = sorted(info["unexpected_keys"])
 
     def _in_trunk(self, name: str) -> bool:
         """Whether a name is that of a weight of the trunk, saved with its prefix or without."""

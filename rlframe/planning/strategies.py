@@ -57,8 +57,8 @@ class Strategy:
         keys: dict[str, str] = {"strategy": self.name, "offload": self.offload}
         if self.name == "deepspeed":
             keys["zero_stage"] = str(self.stage)
-        told = {key: value for key, value in keys.items() if value != "none"}
-        return " ".join(f"runtime.{key}={value}" for key, value in told.items())
+        chosen = {key: value for key, value in keys.items() if value != "none"}
+        return " ".join(f"runtime.{key}={value}" for key, value in chosen.items())
 
 
 STRATEGIES = (

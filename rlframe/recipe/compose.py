@@ -13,7 +13,7 @@ from rlframe.recipe.document import REMOVE, Document, Path_, Problem
 from rlframe.recipe.interpolation import interpolate
 from rlframe.recipe.yaml12 import parse_value, read_file
 
-_LAST = 10**9  # overrides are told after all files
+_LAST = 10**9  # overrides are reported after all files
 _LONGEST = 500  # characters of an override, where it is named
 _MOST_FILES = 100  # each of two may extend the same two, and so on: 2^n readings
 
@@ -80,7 +80,7 @@ def _drop_the_old_component(document: Document, path: Path_, new: Any, place: st
     if isinstance(old, dict) and old.get("type", new) != new:
         overrides = frozenset(p for p, (file, *_) in document.order.items() if file == _LAST)
         document.clear(path, keep=overrides)
-        document.places[path] = place  # what the new one lacks is told there
+        document.places[path] = place  # what the new one lacks is reported there
 
 
 class _Files:
@@ -129,10 +129,10 @@ class _Files:
         if not base.is_file():
             near = {p.stem: p.name for p in sorted(base.parent.glob("*.y*ml"))}
             guess = difflib.get_close_matches(base.stem, near, n=1)
-            told = f". Did you mean {near[guess[0]]!r}?" if guess else ""
-            raise _NoBaseError(f"there is no recipe file {str(base)!r}{told}")
+            guessed = f". Did you mean {near[guess[0]]!r}?" if guess else ""
+            raise _NoBaseError(f"there is no recipe file {str(base)!r}{guessed}")
         return base
 
 
 class _NoBaseError(RecipeError):
-    """A file that cannot be extended; the recipe goes on without it, so that all is told at once."""
+    """A file that cannot be extended; the recipe is read without it, to report everything at once."""

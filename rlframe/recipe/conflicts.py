@@ -247,7 +247,7 @@ def _says(named: Named, what: Literal["has_gate", "invalidates"]) -> bool:
         return False
     try:
         return bool(getattr(component, what)(named.config))
-    except Exception:  # told with its owner when the run is put together
+    except Exception:  # reported with its owner when the run is put together
         return False
 
 

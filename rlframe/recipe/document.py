@@ -30,7 +30,7 @@ def dotted(path: Path_) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: the place it is told at, the path in the recipe, and what is wrong."""
+    """One mistake: the place where it is reported, the path in the recipe, and what is wrong."""
 
     place: str
     path: Path_
@@ -87,21 +87,23 @@ class Document:
           RecipeError: there are any.
           PluginError: all of them are of components that are missing or broken.
         """
-        told = self.problems + [
+        reported = self.problems + [
             p for p in found if not any(p.path[: len(path)] == path for path in self.unknown)
         ]
-        if told:
+        if reported:
             last = (10**9, 0, 0)
-            told.sort(key=lambda p: (self.order.get(p.place, last), p.path == (), dotted(p.path)))
-            plugins_only = all(p.error is PluginError for p in told)
-            told = [self._without_secrets(problem) for problem in told]
-            shown, more = told[:_SHOWN], len(told) - _SHOWN
+            reported.sort(
+                key=lambda p: (self.order.get(p.place, last), p.path == (), dotted(p.path))
+            )
+            plugins_only = all(p.error is PluginError for p in reported)
+            reported = [self._without_secrets(problem) for problem in reported]
+            shown, more = reported[:_SHOWN], len(reported) - _SHOWN
             texts = [
                 text if len(text := str(p)) <= _LONGEST else f"{text[:_LONGEST]}..." for p in shown
             ]
             text = "\n".join([*texts, *([f"and {more:,} more"] if more > 0 else [])])
             error = (PluginError if plugins_only else RecipeError)(text)
-            error.problems = tuple(told)
+            error.problems = tuple(reported)
             raise error
 
     def _without_secrets(self, problem: Problem) -> Problem:
@@ -237,7 +239,7 @@ class Document:
         for key in (k for k in data if k.startswith(REMOVE)):
             written, name, inherited = (*path, key), key.removeprefix(REMOVE), self.at(path)
             if data[key] is not None:
-                told = f"{key!r} removes what was inherited and takes no value"
+                problem = f"{key!r} removes what was inherited and takes no value"
             elif name in inherited:
                 self.remove((*path, name))
                 continue
@@ -245,8 +247,8 @@ class Document:
                 continue
             else:
                 guess = did_you_mean(name, inherited)
-                told = f"no {name!r} was inherited here.{guess} Inherited: {listed(inherited)}"
-            self.problems.append(Problem(over.place(written), written, told))
+                problem = f"no {name!r} was inherited here.{guess} Inherited: {listed(inherited)}"
+            self.problems.append(Problem(over.place(written), written, problem))
 
     def _forget(self, path: Path_) -> None:
         """Move what is written at a path and below it to the history."""

@@ -48,7 +48,7 @@ def _size(value: Any) -> int:
 
 
 class _NotKnownError(RecipeError):
-    """What is referred to could not be filled in, which is told where it stands."""
+    """What is referred to could not be filled in, which is reported where it stands."""
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class _Part:
         self.add(own, component.Config, f"{own}.")
         branch = self.defs[f"{self.prefix}{own}"]
         branch["description"] = inspect.getdoc(component) or ""
-        beside = dict.fromkeys(spec["properties"], True)  # told by the definition around it
+        beside = dict.fromkeys(spec["properties"], True)  # validated by the definition around it
         branch["properties"] = beside | {"type": True} | branch.get("properties", {})
 
     def finished(self, schema: Schema) -> Schema:
@@ -129,7 +129,7 @@ def _value(schema: Schema) -> Schema:
     """A key's value, or a `${...}` in its place. The words stay outside, where editors find them."""
     schema.pop("title", None)
     if isinstance(schema.get("default"), dict):
-        del schema["default"]  # of a section: told key by key
+        del schema["default"]  # of a section: stated key by key
     if schema.get("type") == "string" and not {"enum", "const", "pattern"} & schema.keys():
         return schema
     found: Schema = {key: schema.pop(key) for key in ("description", "default") if key in schema}

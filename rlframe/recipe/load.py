@@ -50,7 +50,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe that can be run, as far as can be told without opening a model."""
+    """A recipe that can be run, as far as is known without opening a model."""
 
     recipe: Recipe
     chosen: dict[Path_, Chosen]
@@ -157,10 +157,10 @@ def load_recipe(
         recipe = Recipe.model_validate(document.data)
     except ValidationError as error:
         # Components are looked at all the same, so that one round shows every mistake.
-        told = wording.explain(error, Recipe, document.data, beside=frozenset({"extends"}))
+        mistakes = wording.explain(error, Recipe, document.data, beside=frozenset({"extends"}))
         hints = _hints(document.data, registry)
-        told += broken_lookups(_valid_sections(document.data))
-        problems = [(at, message + hints.get(at, ""), RecipeError) for at, message in told]
+        mistakes += broken_lookups(_valid_sections(document.data))
+        problems = [(at, message + hints.get(at, ""), RecipeError) for at, message in mistakes]
         if document.incomplete:
             problems = [found for found in problems if not found[1].startswith(wording.REQUIRED)]
         specs = list(_specs_in_data(document.data))
@@ -207,8 +207,10 @@ def _unusable(
     advice = "Write ${env:NAME}, and put it in that environment variable"
     for path, value in leaves(document.data):
         if isinstance(value, str) and lacks_credentials(value):
-            told = f"the credentials of this URL were not kept. {advice}, or give it as an override"
-            yield path, told, RecipeError
+            message = (
+                f"the credentials of this URL were not kept. {advice}, or give it as an override"
+            )
+            yield path, message, RecipeError
     for where, component in chosen.items():
         for name in component.config.model_fields_set:
             path = (*where, name)
@@ -322,8 +324,8 @@ def _choose(
     try:
         component = registry.load(spec.kind, spec.type)
     except PluginError as error:
-        told = f"{error}{_other_kind(spec, registry)}"
-        return [((*path, "type"), told, PluginError)]
+        message = f"{error}{_other_kind(spec, registry)}"
+        return [((*path, "type"), message, PluginError)]
     try:
         config = component.Config.model_validate(spec.options)
     except ValidationError as error:
@@ -339,8 +341,8 @@ def _choose(
         ]
     except (Exception, SystemExit) as error:  # of a validator, which pydantic lets through
         who = offered(registry.find(spec.kind, spec.type))
-        told = raised(error, who, component.Config, component.Config.__name__)
-        return [(path, told, PluginError)]
+        message = raised(error, who, component.Config, component.Config.__name__)
+        return [(path, message, PluginError)]
     chosen[path] = Chosen(registry.find(spec.kind, spec.type), component, config)
     return [
         problem

@@ -29,7 +29,7 @@ from rlframe.recipe.schema import (
 )
 
 MOST = 200
-"""Mistakes that are told at a time, or somewhat more: those of a file that is no recipe are endless."""
+"""About how many mistakes are reported at a time: those of a file that is no recipe are endless."""
 REQUIRED = "this key is required"
 
 
@@ -86,20 +86,22 @@ def explain(
       at: where in the recipe the data stands.
       beside: keys of the recipe's own that stand at the top of `data` as well.
     """
-    told: dict[Path_, list[_Message]] = {}
+    by_place: dict[Path_, list[_Message]] = {}
     # A guess for each of thousands of keys takes minutes, and nobody reads them.
     for detail in error.errors(include_url=False)[:MOST]:
         path = _typed(detail["loc"], data, missing=detail["type"] == "missing")
         keys = _keys_at(model, path[:-1])
         message = _message(detail, keys | beside if len(path) == 1 else keys, (*at, *path))
-        told.setdefault(path, []).append(message)
-    # Of a union every member complains: about the same place, which is told in one sentence, or
+        by_place.setdefault(path, []).append(message)
+    # Of a union every member complains: about the same place, which is reported in one sentence, or
     # about a deeper one, which then says more.
-    return [(p, _joined(messages)) for p, messages in told.items() if not _shadowed(p, told)]
+    return [
+        (p, _joined(messages)) for p, messages in by_place.items() if not _shadowed(p, by_place)
+    ]
 
 
-def _shadowed(path: Path_, told: Iterable[Path_]) -> bool:
-    return any(len(other) > len(path) and other[: len(path)] == path for other in told)
+def _shadowed(path: Path_, by_place: Iterable[Path_]) -> bool:
+    return any(len(other) > len(path) and other[: len(path)] == path for other in by_place)
 
 
 def _typed(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Path_:

@@ -1,7 +1,7 @@
 """YAML 1.2 text as plain data, with the line and column of every key. A recipe is data: no tags.
 
 What the parser accepts and a recipe does not (a key twice, tags, keys that are no words) is collected,
-so that it is told together with everything else; text that is no YAML ends the reading at once.
+so that it is reported together with everything else; text that is no YAML ends the reading at once.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def read_file(path: Path, rank: int = 0) -> Document:
         found = (
             "nothing" if data is None else "a list" if isinstance(data, list) else repr(data)[:60]
         )
-        told = f"a recipe is a mapping of keys, here is {found}; start with `version: 1`"
+        problem = f"a recipe is a mapping of keys, here is {found}; start with `version: 1`"
         colon = "; a colon needs a space behind it" if isinstance(data, str) and ":" in data else ""
-        raise RecipeError(f"{path}:1:1: {told}{colon}")
+        raise RecipeError(f"{path}:1:1: {problem}{colon}")
     document.data = data
     return document
 

@@ -84,7 +84,7 @@ def _of_hook(name: str, function: Callable[..., Any]) -> Iterator[str]:
     if options["hookwrapper"]:
         yield f"{name} is an old-style wrapper; write @hookimpl(wrapper=True)"
     elif options["wrapper"] and not calls_a_component:
-        yield f"{name} is told an event, which nothing can wrap; write @hookimpl and no yield"
+        yield f"{name} is notified of an event, which nothing can wrap; write @hookimpl and no yield"
     elif options["wrapper"] and not yields:
         yield f"{name} is a wrapper that never yields, so what it wraps would not be called"
     elif yields and not options["wrapper"]:

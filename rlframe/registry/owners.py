@@ -1,4 +1,4 @@
-"""What people are told of an exception that a component raised: whose it is, in which method, where.
+"""What people read of an exception that a component raised: whose it is, in which method, where.
 
 What the engine calls through hooks is named by the relay. Constructors, checks, states and whatever
 else it calls of a component are called within `component_errors`.
@@ -52,7 +52,7 @@ def raised(
     """Who raised what, in which method and in which line, as the beginning of a message.
 
     Args:
-      error: as it was caught.
+      error: the exception caught.
       who: whose mistake it is, in words.
       component: whose, or its class.
       method: of the component.
@@ -85,7 +85,7 @@ def exit_told(error: SystemExit, who: str | None = None, method: str | None = No
     """What is wrong with an exit in the middle of the work, and where it was asked for.
 
     Args:
-      error: as it was caught.
+      error: the exception caught.
       who: the component whose code was called; that of the stamp if left out.
       method: of the component.
     """

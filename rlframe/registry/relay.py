@@ -106,7 +106,7 @@ class Relay:
 
     def _raised(self, error: BaseException, by: pluggy.HookImpl, hook: str) -> None:
         """What becomes of an observer's exception: a stop, a warning, or the end of the run."""
-        take_stamp(error)  # the observer is told of, whatever it has called
+        take_stamp(error)  # the observer is reported, whatever it has called
         assert isinstance(by.plugin, StampingPlugin)
         plugin = by.plugin.plugin
         who = f"{by.plugin_name}: {self._plugin(plugin)}"
@@ -114,8 +114,8 @@ class Relay:
             self.stop = self.stop or f"{by.plugin_name}: {error}"
         elif isinstance(error, Exception):
             self.errors += 1
-            told = raised(error, who, plugin, hook)
-            warnings.warn(f"{told}. This is ignored", ObserverWarning, stacklevel=3)
+            message = raised(error, who, plugin, hook)
+            warnings.warn(f"{message}. This is ignored", ObserverWarning, stacklevel=3)
         elif isinstance(error, SystemExit):
             raise RunError(raised(error, who, plugin, hook)) from error
         else:  # Ctrl-C is nobody's mistake
@@ -160,8 +160,8 @@ class Relay:
             more = "" if isinstance(error, SystemExit) else detail()
             found = take_stamp(error) or Stamp(instance.component, method)
             who = self._owner(found.owner, f"{noun} {instance}", instance)
-            told = raised(error, who, found.owner, found.method, place=found.place)
-            raise RunError(f"{told}\n{more}".rstrip()) from error
+            message = raised(error, who, found.owner, found.method, place=found.place)
+            raise RunError(f"{message}\n{more}".rstrip()) from error
 
     def _owner(self, owner: object, called: str, instance: Instance[Any]) -> str:
         """The owner of an exception in words, and the component that was called if it is another."""

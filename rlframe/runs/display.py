@@ -28,7 +28,7 @@ HEADLINES = (
 
 
 class Display(Protocol):
-    """Told about a run as it goes."""
+    """Shows a run while it goes on."""
 
     def stage(self, name: str, detail: str) -> None:
         """A stage begins."""
@@ -85,8 +85,8 @@ class PlainDisplay:
         shown = {label: figures[key] for key, label in HEADLINES if key in figures}
         shown = shown or {key: value for key, value in figures.items() if key == "loss"}
         if shown:
-            told = "  ".join(f"{label} {value:.4g}" for label, value in shown.items())
-            self.say(f"{self._stage} {done}/{total}  {told}")
+            values = "  ".join(f"{label} {value:.4g}" for label, value in shown.items())
+            self.say(f"{self._stage} {done}/{total}  {values}")
 
     def say(self, text: str) -> None:
         self._console.print(cell(text), soft_wrap=True)

@@ -79,12 +79,12 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two fingerprints, for a reader."""
     if "files" in before and "files" in now:
         old, new = before["files"], now["files"]
-        told = [f"{name or 'it'} is gone" for name in old if name not in new]
-        told += [f"{name or 'it'} is new" for name in new if name not in old]
-        told += [
+        changes = [f"{name or 'it'} is gone" for name in old if name not in new]
+        changes += [f"{name or 'it'} is new" for name in new if name not in old]
+        changes += [
             f"{name or 'it'} has changed" for name in old if name in new and old[name] != new[name]
         ]
-        return ", ".join(told)
+        return ", ".join(changes)
     if "sha256" in before and "sha256" in now:
         counts = [f"{f['train']} + {f['heldout']} rows" for f in (before, now)]
         if counts[0] != counts[1]:

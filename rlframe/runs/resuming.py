@@ -190,9 +190,9 @@ class Allowance:
         if _as_written(directory, manifest):
             return
         edits = changed(manifest["recipe"], _resolved(directory))
-        told = ", ".join(f"{key} {_shown(old)} -> {_shown(new)}" for key, old, new in edits)
-        if told:
-            what = f"somebody has edited it: {told}"
+        changes = ", ".join(f"{key} {_shown(old)} -> {_shown(new)}" for key, old, new in edits)
+        if changes:
+            what = f"somebody has edited it: {changes}"
             yield Change(RESOLVED, what, self._by_name(RESOLVED))
 
     def _changed_keys(
@@ -230,7 +230,7 @@ class Allowance:
             elif _of_component(name, before):
                 allowed = "a component reads it"
             elif found is None and not _is_there(now, name):
-                continue  # the key is gone, which is told as such
+                continue  # the key is gone, which is reported as such
             else:
                 allowed = self._by_name(name)
             yield Change(name, what, allowed)

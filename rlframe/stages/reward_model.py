@@ -92,7 +92,7 @@ def train_reward_model(
       pairs: (chosen, rejected) tokens, prompt and end included.
       center: weight of the second term.
       settings: hyperparameters; the batch size counts pairs.
-      progress: told about each step.
+      progress: notified of each step.
       saver: of the stage's checkpoints; None for none.
     """
     examples = [{"pair": [e.ids for e in pair], "label": 1} for pair in pairs]

@@ -98,7 +98,7 @@ def fine_tune(
       profile: how the model is run.
       vocabulary: the ids that have a token.
       settings: hyperparameters; the batch size counts rows.
-      progress: told about each step.
+      progress: notified of each step.
       saver: of the stage's checkpoints; None for none.
     """
     rows = [_labelled(e) for e in examples]

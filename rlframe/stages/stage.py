@@ -80,7 +80,7 @@ class StageRun(Protocol):
         Args:
           policy: as the stages before it left it.
           files: of the run; what is `Trained` is saved by the caller.
-          display: is told about each step.
+          display: is notified of each step.
           saver: of the stage's checkpoints.
         """
 

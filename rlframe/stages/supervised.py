@@ -245,7 +245,7 @@ def fit(
       collate: examples -> tensors; `labels` among them, -100 where nothing counts.
       blank: an example whose labels are all -100.
       settings: hyperparameters.
-      progress: told about each step.
+      progress: notified of each step.
       saver: of the stage's checkpoints; the newest one is gone on with. None for none.
     """
     an_epoch = math.ceil(len(examples) / settings.batch_size)

@@ -71,7 +71,7 @@ class Check:
       name: a Python identifier; the test of a suite is called `test_<name>`.
       expected: the promise, as what follows "expected".
       likely: the usual cause when it is broken.
-      do: how to mend that.
+      do: how to fix that.
       body: raises `Broken` with what came, or `DoesNotApply` with the reason; may return a remark.
     """
 

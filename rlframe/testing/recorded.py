@@ -1,4 +1,4 @@
-"""What observers are told by a run: recorded from a recipe with one reward, `reward`, and a critic."""
+"""The events of a run: recorded from a recipe with one reward, `reward`, and a critic."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_whatever_has_a_length_and_places_is_a_list_of_rows(answer):
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         (None, "returned None from `rows`; .* Is a `return` missing?"),
         (iter(ROWS), "An iterator can be read only once: make it a list"),
@@ -47,8 +47,8 @@ def test_whatever_has_a_length_and_places_is_a_list_of_rows(answer):
         ([{0: "1+1="}], "returned row 1 of `rows` with a column 0; the name of a column is text"),
     ],
 )
-def test_anything_else_is_refused_with_what_it_is(answer, told):
-    with pytest.raises(ContractError, match=told):
+def test_anything_else_is_refused_with_what_it_is(answer, message):
+    with pytest.raises(ContractError, match=message):
         generated_rows(answer, "rows")
 
 
@@ -59,7 +59,7 @@ def test_the_message_names_the_method_and_the_error_the_row():
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ((1, 2), r"(1, 2) comes back from JSON as [1, 2]"),
         ({"a": [{"b": (1,)}]}, r"(1,) at ['a'][0]['b'] comes back from JSON as [1]"),
@@ -68,8 +68,8 @@ def test_the_message_names_the_method_and_the_error_the_row():
     ],
     ids=["tuple", "deep", "key", "deep key"],
 )
-def test_what_a_row_cannot_keep_is_named_by_its_place(value, told):
-    with pytest.raises(ContractError, match=re.escape(told) + "$"):
+def test_what_a_row_cannot_keep_is_named_by_its_place(value, message):
+    with pytest.raises(ContractError, match=re.escape(message) + "$"):
         refuse_odd_values({"rows": [{"prompt": "1+1=", "meta": value}]})
 
 

@@ -410,8 +410,8 @@ def child(module: str, source: str | None, files: list[str], seconds: int, write
             f"--basetemp={folder}/tests",
         ]
         code = int(pytest.main([*options, *files], plugins=[first]))
-    told = {"code": code, "by": first.failed, "seconds": round(time.process_time(), 1)}
-    os.write(write, json.dumps(told).encode())
+    message = {"code": code, "by": first.failed, "seconds": round(time.process_time(), 1)}
+    os.write(write, json.dumps(message).encode())
 
 
 def tried(module: str, source: str | None, files: list[str], seconds: int) -> dict[str, Any]:
@@ -434,11 +434,11 @@ def tried(module: str, source: str | None, files: list[str], seconds: int) -> di
             os.waitpid(process, 0)
             break
         time.sleep(0.05)
-    told = os.read(read, 1 << 16)
+    message = os.read(read, 1 << 16)
     os.close(read)
-    if not told:
+    if not message:
         return {"outcome": "timed out", "by": "", "seconds": float(seconds)}
-    found = json.loads(told)
+    found = json.loads(message)
     outcome = "survived" if found.pop("code") == 0 else "killed"
     return {"outcome": outcome, **found}
 
@@ -515,8 +515,8 @@ def try_module(
 
     with ThreadPoolExecutor(side_by_side) as pool:
         for row in pool.map(one, mutants):
-            told = f"{row['outcome']:9} {row['line']:4} {row['before']}  ->  {row['after']}"
-            sys.stderr.write(f"  {told}  by {row['by']}\n")
+            message = f"{row['outcome']:9} {row['line']:4} {row['before']}  ->  {row['after']}"
+            sys.stderr.write(f"  {message}  by {row['by']}\n")
             yield row
 
 

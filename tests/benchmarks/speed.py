@@ -156,13 +156,13 @@ def trl_side(args):
     with contextlib.redirect_stdout(io.StringIO()) as said:
         runpy.run_path(str(args.bench / "peer_trl.py"), run_name="__main__")
     line = next(x for x in reversed(said.getvalue().splitlines()) if x.startswith('{"peer"'))
-    told = json.loads(line)
+    loaded = json.loads(line)
     return {
-        "seconds": told["seconds_per_update"],
-        "cpu_seconds": told["cpu_seconds_per_update"],
-        "mib_before": told["mib_before_training"],
-        "mib_peak": told["peak_mib"],
-        "updates": told["updates"] + 1,
+        "seconds": loaded["seconds_per_update"],
+        "cpu_seconds": loaded["cpu_seconds_per_update"],
+        "mib_before": loaded["mib_before_training"],
+        "mib_peak": loaded["peak_mib"],
+        "updates": loaded["updates"] + 1,
         "optimizer_steps": steps[0],
         "mean_length": statistics.fmean(lengths[1:]),
         "ended_share": statistics.fmean(ended[1:]),
@@ -264,10 +264,10 @@ def run_side(side, name, work, args):
         threads=args.threads,
     )
     result = json.loads((out / "result.json").read_text())
-    told = [f"{result['seconds']:.1f} s an update ({result['cpu_seconds']:.1f} s of CPU)"]
-    told += [f"{key} {value:.1f}" for key, value in result.get("phases", {}).items()]
-    told.append(f"{growth(result):,.0f} MiB")
-    print(f"{name} {side}: {', '.join(told)}", flush=True)
+    message = [f"{result['seconds']:.1f} s an update ({result['cpu_seconds']:.1f} s of CPU)"]
+    message += [f"{key} {value:.1f}" for key, value in result.get("phases", {}).items()]
+    message.append(f"{growth(result):,.0f} MiB")
+    print(f"{name} {side}: {', '.join(message)}", flush=True)
     return result
 
 
@@ -344,8 +344,8 @@ def measure(args):
             result["verdict"] = compare(name, result["rlframe"], result["trl"], args.clock)
         results[name] = result
         if args.json:
-            told = {"threads": args.threads, "timed_updates": args.updates, "clock": args.clock}
-            args.json.write_text(json.dumps({**told, "results": results}, indent=1) + "\n")
+            message = {"threads": args.threads, "timed_updates": args.updates, "clock": args.clock}
+            args.json.write_text(json.dumps({**message, "results": results}, indent=1) + "\n")
     print()
     table(results, args.clock)
     verdicts = [result["verdict"] for result in results.values() if "verdict" in result]

@@ -37,11 +37,11 @@ def connected(**config: Any) -> tuple[Continuous, Any]:
 def away(policy: Any, found: Any) -> float:
     """The largest distance of its log-probabilities from those of a plain forward pass, in nats."""
     worst = 0.0
-    for request, ids, told in zip(REQUESTS, found.ids, found.logprobs, strict=True):
+    for request, ids, message in zip(REQUESTS, found.ids, found.logprobs, strict=True):
         tokens = torch.tensor([[*request.prompt_ids, *ids]])
         with torch.no_grad():
             own = policy.logprobs(tokens)[0, len(request.prompt_ids) - 1 :]
-        worst = max(worst, float((own - torch.tensor(told)).abs().max()))
+        worst = max(worst, float((own - torch.tensor(message)).abs().max()))
     return worst
 
 

@@ -159,7 +159,7 @@ def test_a_data_set_that_is_not_there_is_refused_before_anything_trains(loss, co
 
 
 @pytest.mark.parametrize(
-    ("component", "names", "told"),
+    ("component", "names", "message"),
     [
         (SFT, ("first", "silent"), r"1 of 2 examples of data set 'some' .* with ids \[1, 30\]"),
         (SFT, ("long",), r"with ids \[1, 2, 3, 4, 5, 6, 7, 8\]: an empty text"),
@@ -167,12 +167,12 @@ def test_a_data_set_that_is_not_there_is_refused_before_anything_trains(loss, co
     ],
 )
 def test_examples_without_a_token_to_learn_are_told_before_anything_trains(
-    loss, component, names, told
+    loss, component, names, message
 ):
     own = loss(component, *names)
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=message):
         component.check(own.config, own.context)
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=message):
         own.examples()
 
 

@@ -66,29 +66,29 @@ def checked(rlframe):
 
     def run(*arguments):
         ended = rlframe("plugins", "check", *arguments, "--json")
-        told = json.loads(ended.out)
-        return ended.code, {c["check"]: c["outcome"] for c in told["checks"]}, told
+        loaded = json.loads(ended.out)
+        return ended.code, {c["check"]: c["outcome"] for c in loaded["checks"]}, loaded
 
     return run
 
 
 def test_a_component_that_keeps_its_contract_ends_with_0(checked):
-    code, outcomes, told = checked("length")
+    code, outcomes, message = checked("length")
     assert code == 0
     assert set(outcomes.values()) == {"ok"}
     assert list(outcomes) == [check.name for check in CHECKS["reward_providers"]]
-    assert told["passed"] is True
-    assert (told["component"], told["kind"]) == ("rlframe/length", "reward_providers")
-    assert told["config"] == {"target_tokens": 20}
+    assert message["passed"] is True
+    assert (message["component"], message["kind"]) == ("rlframe/length", "reward_providers")
+    assert message["config"] == {"target_tokens": 20}
 
 
 def test_one_that_does_not_ends_with_1_and_json_is_alone_whatever_it_prints(checked, install):
     install("wht", offers={"whitens": "Reward"}, module=WHITENS)
-    code, outcomes, told = checked("whitens", "--config", "scale=2")
+    code, outcomes, message = checked("whitens", "--config", "scale=2")
     assert code == 1
     assert outcomes["batch_split_invariance"] == "failed"
     assert outcomes["one_value_a_response"] == "ok"
-    assert told["passed"] is False
+    assert message["passed"] is False
 
 
 def test_the_table_shows_every_check_and_what_is_wrong(rlframe, install):
@@ -105,9 +105,9 @@ def test_the_table_shows_every_check_and_what_is_wrong(rlframe, install):
 def test_a_check_is_skipped_with_a_reason_and_not_without(checked, rlframe, install):
     install("wht3", offers={"whitens3": "Reward"}, module=WHITENS)
     given = ("whitens3", "--config", "scale=2", "--skip")
-    code, outcomes, told = checked(*given, "batch_split_invariance=the mean is the point")
+    code, outcomes, message = checked(*given, "batch_split_invariance=the mean is the point")
     assert (code, outcomes["batch_split_invariance"]) == (0, "skipped")
-    messages = {c["check"]: c["message"] for c in told["checks"]}
+    messages = {c["check"]: c["message"] for c in message["checks"]}
     assert messages["batch_split_invariance"] == "the mean is the point"
     for wrong, words in (("batch_split_invariance", "needs a reason"), ("bach=why", "no check")):
         ended = rlframe("plugins", "check", *given, wrong)
@@ -125,10 +125,10 @@ def test_a_config_that_is_missing_is_told_with_the_ways_to_give_it(rlframe, inst
 
 
 def test_a_key_of_the_config_is_laid_over_the_example_in_yaml(checked):
-    told = checked("preference_difference", "--config", "reward.target_tokens=7")[2]
-    assert told["config"]["reward"] == {"type": "length", "target_tokens": 7}
-    told = checked("keyword", "--config", "words=[a, b]", "--config", "per_word=2")[2]
-    assert told["config"] == {"words": ["a", "b"], "per_word": 2}
+    message = checked("preference_difference", "--config", "reward.target_tokens=7")[2]
+    assert message["config"]["reward"] == {"type": "length", "target_tokens": 7}
+    message = checked("keyword", "--config", "words=[a, b]", "--config", "per_word=2")[2]
+    assert message["config"] == {"words": ["a", "b"], "per_word": 2}
 
 
 def test_a_key_without_a_value_is_told(rlframe):
@@ -157,7 +157,7 @@ def test_a_distribution_may_be_spelt_as_pip_would(checked, install):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("lenght", "there is no component called 'lenght'. Did you mean 'length'?"),
         ("rlframe/lenght", "there is no component called 'rlframe/lenght'. Did you mean"),
@@ -165,10 +165,10 @@ def test_a_distribution_may_be_spelt_as_pip_would(checked, install):
         ("rewrad:length", "there is no kind 'rewrad'. Did you mean 'reward'?"),
     ],
 )
-def test_a_name_that_nobody_offers_ends_with_4_and_a_guess(rlframe, name, told):
+def test_a_name_that_nobody_offers_ends_with_4_and_a_guess(rlframe, name, message):
     ended = rlframe("plugins", "check", name)
     assert (ended.code, ended.out) == (4, "")
-    assert told in ended.err
+    assert message in ended.err
 
 
 def test_a_plugin_that_can_not_be_imported_ends_with_4(rlframe, install):
@@ -187,8 +187,10 @@ def test_a_kind_without_checks_is_told(rlframe, monkeypatch):
 
 def test_other_commands_do_not_import_the_kit():
     script = "import sys, rlframe.cli.main; print('rlframe.testing' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert told.stdout == "False\n"
+    message = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
+    )
+    assert message.stdout == "False\n"
 
 
 def test_two_distributions_with_the_name_are_both_told(rlframe, install):
@@ -201,12 +203,12 @@ def test_two_distributions_with_the_name_are_both_told(rlframe, install):
 
 def test_a_component_may_carry_the_data_that_it_needs(checked, install):
     install("exc", offers={"exact": "Exact", "shown": "Shown"}, module=EXACT)
-    code, outcomes, told = checked("exact")
+    code, outcomes, message = checked("exact")
     assert (code, outcomes["finite"]) == (1, "failed")
-    assert "reads a column 'answer'" in told["checks"][3]["message"]
-    code, outcomes, told = checked("shown")
+    assert "reads a column 'answer'" in message["checks"][3]["message"]
+    code, outcomes, message = checked("shown")
     assert (code, set(outcomes.values())) == (0, {"ok"})
-    assert not any("proves little" in check["message"] for check in told["checks"])
+    assert not any("proves little" in check["message"] for check in message["checks"])
 
 
 def test_a_component_in_a_file_is_checked_where_that_is_allowed(rlframe, tmp_path, monkeypatch):
@@ -215,5 +217,5 @@ def test_a_component_in_a_file_is_checked_where_that_is_allowed(rlframe, tmp_pat
     refused = rlframe("plugins", "check", "./mine.py:Reward")
     assert (refused.code, "--allow-local-code" in refused.err) == (4, True)
     ended = rlframe("plugins", "check", "./mine.py:Reward", "--json", "--allow-local-code")
-    told = json.loads(ended.out)
-    assert (ended.code, told["kind"], told["passed"]) == (0, "reward_providers", True)
+    loaded = json.loads(ended.out)
+    assert (ended.code, loaded["kind"], loaded["passed"]) == (0, "reward_providers", True)

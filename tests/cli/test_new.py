@@ -86,9 +86,9 @@ def test_an_installed_plugin_is_listed_and_passes_the_check(rlframe, plugins, ki
     (entry,) = [entry for entry in listed if entry["name"] == NAMES[kind]]
     assert entry["distribution"] == project["name"] == DISTRIBUTIONS[kind]
     ended = rlframe("plugins", "check", f"{kind}:{NAMES[kind]}", "--json")
-    told = json.loads(ended.out)
-    assert ended.code == 0, [c["message"] for c in told["checks"] if c["outcome"] == "failed"]
-    assert {check["outcome"] for check in told["checks"]} <= {"ok", "skipped"}
+    loaded = json.loads(ended.out)
+    assert ended.code == 0, [c["message"] for c in loaded["checks"] if c["outcome"] == "failed"]
+    assert {check["outcome"] for check in loaded["checks"]} <= {"ok", "skipped"}
 
 
 def test_the_tests_that_are_written_pass(plugins, pytester):
@@ -159,7 +159,7 @@ def test_a_folder_that_exists_is_refused_and_left_alone(rlframe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("My-Reward", "'My-Reward' cannot name a component"),
         ("2nd", "'2nd' cannot name a component"),
@@ -168,10 +168,10 @@ def test_a_folder_that_exists_is_refused_and_left_alone(rlframe, tmp_path):
         ("length", "length (rlframe 0.1.0) has this name already"),
     ],
 )
-def test_a_bad_name_is_refused_and_nothing_is_written(rlframe, tmp_path, name, told):
+def test_a_bad_name_is_refused_and_nothing_is_written(rlframe, tmp_path, name, message):
     ended = rlframe("plugins", "new", name, "--kind", "reward", "--directory", tmp_path)
     assert (ended.code, ended.out) == (2, "")
-    assert told in " ".join(ended.err.replace("│", " ").split())
+    assert message in " ".join(ended.err.replace("│", " ").split())
     assert not list(tmp_path.iterdir())
 
 

@@ -25,8 +25,8 @@ def test_a_line_a_strategy_and_the_recipes_own_is_marked(rlframe, recipe):
     ended = rlframe("plan", recipe, "runtime.strategy=deepspeed", "--gpus", "4", "--gpu", "l40s")
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
-    told = [line[2:] for line in lines if line[:2] in ("* ", "  ") and "fits" in line]
-    assert [line.split("  ")[0] for line in told] == NAMES
+    found = [line[2:] for line in lines if line[:2] in ("* ", "  ") and "fits" in line]
+    assert [line.split("  ")[0] for line in found] == NAMES
     assert [line[2:8] for line in lines if line.startswith("* ")] == ["ZeRO-2", "the re"]
     assert "4 x l40s of 44.4 GiB" in ended.out
     assert "40% of a GPU's FLOP/s" in ended.out

@@ -119,8 +119,10 @@ class Cramped(AuxiliaryLoss[PluginConfig]):
     ]
     ended = rlframe("train", recipe, *words, "--output", run, "--processes", 2)
     assert ended.returncode == 0, ended.stderr
-    told = "Resuming from the last checkpoint with ppo.microbatch_tokens="
-    assert [line for line in ended.stderr.splitlines() if line.startswith(told)] == [f"{told}40"]
+    message = "Resuming from the last checkpoint with ppo.microbatch_tokens="
+    assert [line for line in ended.stderr.splitlines() if line.startswith(message)] == [
+        f"{message}40"
+    ]
     assert "ppo.microbatch_tokens: 80 -> 40 (safe)" in ended.stdout
     assert [row["update"] for row in rows(run) if "episode" in row] == [1, 2, 3, 4]
 

@@ -44,15 +44,15 @@ def test_resolved_has_every_default_and_loads_to_the_same_digest(rlframe, child,
 
 def test_provenance_has_a_line_a_value_with_the_writer_and_what_it_replaced(rlframe, child, recipe):
     ended = rlframe("show", child, "ppo.updates=4", "--provenance")
-    told = ended.out.replace(str(child), "C").replace(str(recipe), "R").splitlines()
-    assert "ppo.epochs: 4  # C:3:19, from ${ref:ppo.updates}, replaced 1 of R:21:19" in told
+    message = ended.out.replace(str(child), "C").replace(str(recipe), "R").splitlines()
+    assert "ppo.epochs: 4  # C:3:19, from ${ref:ppo.updates}, replaced 1 of R:21:19" in message
     assert (
         "ppo.updates: 4  # override 'ppo.updates=4', replaced 3 of C:3:7, replaced 1 of R:21:7"
-        in told
+        in message
     )
     old = '{"data": "reviews", "epochs": 0.1, "max_tokens": 64}'
-    assert f"sft: null  # C:2:1, replaced {old} of R:14:1" in told
-    assert [line for line in told if line.startswith("rewards.brevity.type")] == [
+    assert f"sft: null  # C:2:1, replaced {old} of R:14:1" in message
+    assert [line for line in message if line.startswith("rewards.brevity.type")] == [
         'rewards.brevity.type: "length"  # R:18:13'
     ]
 

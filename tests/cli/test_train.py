@@ -129,10 +129,10 @@ BAD_INPUT = {
 }
 
 
-@pytest.mark.parametrize(("code", "override", "told"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_is_told_before_anything_trains(refused, things, code, override, told):
+@pytest.mark.parametrize(("code", "override", "expected"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_told_before_anything_trains(refused, things, code, override, expected):
     found, error = refused(override)
-    assert told.replace("{things}", str(things)) in error
+    assert expected.replace("{things}", str(things)) in error
     assert found == code
 
 
@@ -168,17 +168,17 @@ TAKES_MORE_THAN_A_LOOK = {
 
 
 @pytest.mark.parametrize(
-    ("told", "overrides"),
+    ("expected", "overrides"),
     [
-        pytest.param(told, overrides, id=name)
-        for name, (told, overrides) in TAKES_MORE_THAN_A_LOOK.items()
+        pytest.param(expected, overrides, id=name)
+        for name, (expected, overrides) in TAKES_MORE_THAN_A_LOOK.items()
     ],
 )
 def test_bad_input_that_takes_more_than_a_look_is_told_before_anything_trains(
-    refused, told, overrides
+    refused, expected, overrides
 ):
     code, error = refused(*overrides)
-    assert told in error
+    assert expected in error
     assert code == 3
 
 
@@ -352,7 +352,7 @@ def test_a_file_beside_the_user_hides_no_library_from_the_ranks(
 
 
 @pytest.mark.parametrize(
-    ("code", "words", "told"),
+    ("code", "words", "expected"),
     [
         (3, ["ppo.upates=3"], "Did you mean 'updates'?"),
         (2, ["--processes", "0"], "--processes"),
@@ -360,12 +360,12 @@ def test_a_file_beside_the_user_hides_no_library_from_the_ranks(
     ],
 )
 def test_what_can_be_told_before_a_process_starts_is(
-    rlframe, recipe, launched, monkeypatch, tmp_path, code, words, told
+    rlframe, recipe, launched, monkeypatch, tmp_path, code, words, expected
 ):
     monkeypatch.chdir(tmp_path)
     ended = rlframe("train", recipe, "--processes", "2", *words)
     assert ended.code == code
-    assert told in ended.err
+    assert expected in ended.err
     assert not launched
 
 
@@ -387,23 +387,23 @@ def test_a_refusal_by_all_ranks_is_told_once(recipe, tmp_path):
     few = ["rollout.prompts_per_update=1", "--output", str(tmp_path / "run")]
     done = subprocess.run([*command, *few], capture_output=True, text=True)
     assert done.returncode == 3
-    told = (
+    expected = (
         "error: override 'rollout.prompts_per_update=1': rollout.prompts_per_update: 1 prompts are too "
         "few for 2 processes\n"
     )
-    assert done.stderr == told
+    assert done.stderr == expected
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "expected"),
     [
         (RunError("the loss is not finite"), 1, "error: the loss is not finite"),
         (KeyError("a bug"), 1, "error: KeyError: 'a bug'"),
     ],
 )
 def test_a_rank_leaves_its_error_to_the_launcher(
-    rlframe, recipe, monkeypatch, tmp_path, error, code, told
+    rlframe, recipe, monkeypatch, tmp_path, error, code, expected
 ):
     def load_recipe(*_, **__):
         raise error
@@ -413,7 +413,7 @@ def test_a_rank_leaves_its_error_to_the_launcher(
     assert rlframe("validate", recipe) == (code, "", "")
     report = read_report(report_path(tmp_path, 0))
     assert report.exit_code == code
-    assert report.message.startswith(told)
+    assert report.message.startswith(expected)
     assert str(error) in report.message
 
 

@@ -131,9 +131,9 @@ def test_another_form_than_that_of_training_is_refused_before_any_stage(
     project = Project(loaded, tmp_path / "run", Registry())
     with pytest.raises(RecipeError) as caught:
         check(project)
-    told = str(caught.value)
-    assert "rewards.helpful: PPO would ask the reward model for something else" in told
-    assert "in training: '<bos><start_of_turn>user\\nWrite review" in told
+    message = str(caught.value)
+    assert "rewards.helpful: PPO would ask the reward model for something else" in message
+    assert "in training: '<bos><start_of_turn>user\\nWrite review" in message
 
 
 def test_a_critic_cannot_start_from_a_reward_model_with_other_tokens(

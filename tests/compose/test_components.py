@@ -55,7 +55,7 @@ def test_without_data_of_its_own_a_loss_works_on_the_rollout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attributes", "told"),
+    ("attributes", "message"),
     [
         ({"given": iter(EXAMPLES)}, "must return a list of TokenExample"),
         ({"given": [(1, 2)]}, "is no TokenExample"),
@@ -69,11 +69,11 @@ def test_without_data_of_its_own_a_loss_works_on_the_rollout() -> None:
     ],
     ids=["an iterator", "a tuple", "an id beyond", "an error", "none a step", "half a one"],
 )
-def test_a_loss_that_breaks_its_contract_is_named(attributes: Any, told: str) -> None:
+def test_a_loss_that_breaks_its_contract_is_named(attributes: Any, message: str) -> None:
     with pytest.raises(PluginError) as caught:
         auxiliary_data(loss(**attributes), project())
     assert str(caught.value).startswith("losses.own: auxiliary loss 'own' of type own (dist 1.0)")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_no_examples_are_the_recipes_mistake() -> None:
@@ -142,7 +142,7 @@ def test_the_examples_of_a_stream_are_cut_to_what_the_policy_reads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kind", "told"),
+    ("given", "kind", "message"),
     [
         (Stream([]), RecipeError, "the loss 'own' of type own (dist 1.0) has no examples"),
         (Forgetful(), PluginError, "auxiliary loss 'own' of type own (dist 1.0): `examples` ret"),
@@ -153,13 +153,13 @@ def test_the_examples_of_a_stream_are_cut_to_what_the_policy_reads() -> None:
     ids=["empty", "forgetful", "a tuple", "an id beyond", "a set"],
 )
 def test_a_stream_that_breaks_its_contract_is_named_before_the_run(
-    given: Stream, kind: type[Exception], told: str
+    given: Stream, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind) as caught:
         auxiliary_data(loss(given=given), project())
     assert type(caught.value) is kind
     assert str(caught.value).startswith("losses.own: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_plan_takes_the_longest_of_the_first_examples_of_a_stream() -> None:

@@ -72,9 +72,9 @@ def test_every_placement_gives_the_same_run_by_every_strategy(
     assert launch(command, processes=2, threads=1).exit_code == 0
     expected = load_file(alone / "ppo" / "policy" / "model.safetensors")
     for name in PLACED:
-        told = rows(tmp_path / name)
+        message = rows(tmp_path / name)
         for key in ("objective/scores", "objective/kl", "val/ratio", "loss/taught_avg"):
-            for mine, theirs in zip(rows(alone), told, strict=True):
+            for mine, theirs in zip(rows(alone), message, strict=True):
                 assert theirs[key] == pytest.approx(mine[key], abs=1e-4), (name, key)
         found = load_file(tmp_path / name / "ppo" / "policy" / "model.safetensors")
         assert all(float((found[n] - expected[n]).abs().max()) < 1e-4 for n in expected), name

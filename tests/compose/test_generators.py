@@ -85,9 +85,11 @@ def test_a_limit_cuts_the_rows_to_train_on(project: Callable[..., Project]) -> N
 
 
 def test_a_share_that_nothing_would_read_is_refused(project: Callable[..., Project]) -> None:
-    with pytest.raises(RecipeError, match=r"data\.reviews: heldout: the generator brings") as told:
+    with pytest.raises(
+        RecipeError, match=r"data\.reviews: heldout: the generator brings"
+    ) as caught:
         project({"kept": [3]}, heldout=0.3).split("reviews")
-    assert "leave it out" in str(told.value)
+    assert "leave it out" in str(caught.value)
 
 
 def test_a_resolved_recipe_makes_the_same_split(

@@ -91,10 +91,10 @@ def test_every_strategy_trains_the_same_adapters_and_goes_on_from_its_checkpoint
         found = load_file(tmp_path / name / "ppo" / "ema" / "model.safetensors")
         for key, expected in average.items():
             assert torch.allclose(found[key], expected, rtol=0, atol=1e-4), (name, key)
-        told = rows(tmp_path / name)
-        assert told[0]["objective/kl"] == 0.0, name
+        message = rows(tmp_path / name)
+        assert message[0]["objective/kl"] == 0.0, name
         for key in ("objective/scores", "objective/kl", "val/ratio", "loss/policy_avg"):
-            for mine, theirs in zip(rows(alone), told, strict=True):
+            for mine, theirs in zip(rows(alone), message, strict=True):
                 assert theirs[key] == pytest.approx(mine[key], abs=1e-4), (name, key)
 
 

@@ -75,9 +75,9 @@ def test_no_prompt_is_longer_than_it_may_be(project: Make, side: str) -> None:
     long = sum(len(p.ids) > limit for p in whole)
     assert max(len(p.ids) for p in train) <= limit
     assert len(train) == len(whole) - long * (side == "drop")
-    told = "left out" if side == "drop" else f"cut on the {side}"
+    message = "left out" if side == "drop" else f"cut on the {side}"
     assert any(
-        note.startswith(f"prompts: {long} of {len(whole)} training prompts") and told in note
+        note.startswith(f"prompts: {long} of {len(whole)} training prompts") and message in note
         for note in made.notes
     )
 

@@ -19,12 +19,12 @@ from tests.conftest import TINY
 def said(tmp_path: Path, tiny_recipe: Callable[..., Path]) -> Callable[..., list[str]]:
     """The remarks on the tiny recipe with other sections."""
 
-    def told(**sections: Any) -> list[str]:
+    def message(**sections: Any) -> list[str]:
         registry = Registry()
         loaded = load_recipe(tiny_recipe(**sections), registry=registry)
         return list(remarks(Project(loaded, tmp_path / "run", registry)))
 
-    return told
+    return message
 
 
 def model(**keys: Any) -> dict[str, Any]:

@@ -330,9 +330,9 @@ def test_a_result_that_was_damaged_is_made_again_bit_for_bit(recipe: Path, tmp_p
     notes = Notes()
     resume(run, display=notes)
     for stage in ("sft", "reward_model"):
-        told = f"result {run / stage} is damaged: model.safetensors has "
+        message = f"result {run / stage} is damaged: model.safetensors has "
         assert any(
-            told in said and f"The stage {stage} is run again" in said for said in notes.said
+            message in said and f"The stage {stage} is run again" in said for said in notes.said
         )
     assert results(run)[0] == results(calm)[0]
     assert results(run)[2] == results(calm)[2]

@@ -248,9 +248,9 @@ def test_updates_whose_steps_are_all_skipped_go_through_with_what_was_measured(
 ) -> None:
     """Losses of such scores are infinite; what was counted of the rollout is not."""
     keys = ["rewards.short.weight=1e30", "ppo.max_bad_steps=100", f"ppo.stop_approx_kl={limit}"]
-    with pytest.warns(SkippedUpdateWarning, match="all of its 4 optimiser steps") as told:
+    with pytest.warns(SkippedUpdateWarning, match="all of its 4 optimiser steps") as caught:
         outcome = run(tiny_recipe(), *keys)
-    assert len(told) == 2
+    assert len(caught) == 2
     *rows, _ = metrics(outcome)
     for row in rows:
         assert row["train/skipped_steps"] == row["train/epochs"] == 4

@@ -85,16 +85,16 @@ def test_an_architecture_that_it_samples_right_passes(project: Any, kind: str) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("bloom", r"'continuous' samples from another distribution than .* of 2\.. nats"),
         ("mamba", r"sampler 'sampler'.* raised ValueError in `sample`: Invalid layer type"),
     ],
 )
 def test_one_that_it_samples_wrong_is_refused_before_anything_trains(
-    project: Any, kind: str, told: str
+    project: Any, kind: str, message: str
 ) -> None:
-    with pytest.raises(RlframeError, match=told) as caught:
+    with pytest.raises(RlframeError, match=message) as caught:
         check_sampler_of_architecture(project(CONTINUOUS, MODEL % (kind, SHAPES[kind])))
     assert str(caught.value).startswith("rollout.sampler: ")
     assert str(caught.value).endswith(
@@ -103,7 +103,7 @@ def test_one_that_it_samples_wrong_is_refused_before_anything_trains(
 
 
 @pytest.mark.parametrize(
-    ("sampler", "told"),
+    ("sampler", "message"),
     [
         (OfAnotherTemperature, "nats from a plain forward pass"),
         (ForgetsTheTemperature, "nats from a plain forward pass"),
@@ -114,13 +114,13 @@ def test_one_that_it_samples_wrong_is_refused_before_anything_trains(
     ],
 )
 def test_a_wrong_sampler_is_noticed_in_a_right_architecture(
-    project: Any, sampler: type[Builtin], told: str
+    project: Any, sampler: type[Builtin], message: str
 ) -> None:
     made = project(f"rollout.sampler={{type: {sampler.__name__}}}", "rollout.temperature=0.7")
-    with pytest.raises(RlframeError, match=told):
+    with pytest.raises(RlframeError, match=message):
         check_sampler_of_architecture(made)
     policy = Policy(made.models.policy(), temperature=0.7, chunk=64)
-    with pytest.raises(RlframeError, match=told):
+    with pytest.raises(RlframeError, match=message):
         check_sampler(made, policy)
 
 

@@ -126,14 +126,14 @@ def test_a_sampler_without_log_probabilities_is_refused_where_one_asks(
     registry.add("samplers", "mute", Mute)
     asked = ["rollout.sampler={type: mute}", "rewards.surprise={type: surprise}"]
     asked += ["algorithm.importance_correction=mask", "rollout.top_k=4"]
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as caught:
         load_recipe(tiny_recipe(), asked, registry=registry)
     for words in (
         "rewards.surprise: it needs the log-probabilities of sampled tokens, which sampler 'mute'",
         "algorithm.importance_correction: sampler 'mute' cannot return log-probabilities",
         "rollout.top_k: sampler 'mute' cannot apply top_k",
     ):
-        assert words in str(told.value)
+        assert words in str(caught.value)
 
 
 def test_the_sampler_is_in_the_manifest_and_in_the_resolved_recipe(

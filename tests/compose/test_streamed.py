@@ -138,12 +138,12 @@ def test_a_line_that_is_none_is_told_with_loss_number_and_place(
     rows = Path("texts.jsonl").read_text().splitlines()
     Path("texts.jsonl").write_text("\n".join([*rows[:7], "{", *rows[8:]]) + "\n")
     line = guide().splitlines().index("                yield self.tokenize(json.loads(line))") + 1
-    told = (
+    message = (
         r"auxiliary loss 'mine' of type \./mine\.py:Streamed .*: its stream, at number 7 of pass 1, "
         rf"raised JSONDecodeError in `__iter__`: .*mine\.py:{line}\]"
     )
     kind = PluginError if tried == TRIED else RunError
-    with pytest.raises(kind, match=told) as caught:
+    with pytest.raises(kind, match=message) as caught:
         train(recipe(), "run")
     assert type(caught.value) is kind
 

@@ -255,10 +255,10 @@ def test_a_missing_column_is_told_with_those_that_are_there_and_the_way_to_name_
 ):
     with pytest.raises(RecipeError) as caught:
         read(encoder, {"review": "nice", "stars": 5})
-    told = str(caught.value)
-    assert told.startswith(f"no text in column {missing!r} of this row (it has review, stars). ")
-    assert "Name the columns in `data.NAME.columns`" in told
-    assert told.endswith("The row: {'review': 'nice', 'stars': 5}")
+    message = str(caught.value)
+    assert message.startswith(f"no text in column {missing!r} of this row (it has review, stars). ")
+    assert "Name the columns in `data.NAME.columns`" in message
+    assert message.endswith("The row: {'review': 'nice', 'stars': 5}")
 
 
 @pytest.mark.parametrize(("value", "kind"), [(5, "int"), (["a"], "list"), ({"a": 1}, "dict")])

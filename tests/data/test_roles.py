@@ -64,8 +64,8 @@ def test_several_columns_are_one_prompt_without_those_that_are_empty():
 
 
 def test_a_column_that_is_not_there_is_refused_with_a_guess_and_those_that_are():
-    told = refused([{"question": "q", "answer": "a"}], prompt="questoin")
-    assert told == (
+    expected = refused([{"question": "q", "answer": "a"}], prompt="questoin")
+    assert expected == (
         "columns.prompt: the data has no column 'questoin'. Did you mean 'question'? "
         "It has answer, question"
     )
@@ -75,8 +75,8 @@ def test_a_column_that_is_not_there_is_refused_with_a_guess_and_those_that_are()
 
 
 def test_two_roles_of_one_column_are_refused():
-    told = refused([{"a": "x"}], prompt="a", response="a")
-    assert told == "columns: prompt and response are both read from column 'a'"
+    expected = refused([{"a": "x"}], prompt="a", response="a")
+    assert expected == "columns: prompt and response are both read from column 'a'"
 
 
 def test_a_column_that_another_hides_is_said():
@@ -145,9 +145,9 @@ def test_keys_that_arrow_fills_in_are_no_part_of_a_message():
 )
 def test_a_message_that_is_none_is_refused_with_its_row(message, said_):
     good = {"from": "human", "value": "hi"}
-    told = refused([{"conversations": [good]}, {"conversations": [good, message]}])
-    assert told.startswith("row 2: column 'conversations': ")
-    assert said_ in told
+    expected = refused([{"conversations": [good]}, {"conversations": [good, message]}])
+    assert expected.startswith("row 2: column 'conversations': ")
+    assert said_ in expected
 
 
 # Alpaca

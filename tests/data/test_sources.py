@@ -143,9 +143,9 @@ BROKEN = {
 def test_a_line_that_is_no_row_is_refused_with_its_number(write, fault):
     line, said = BROKEN[fault]
     path = write("rows.jsonl", f'{{"n": 1}}\n\n{line}\n{{"n": 4}}\n')
-    told = refused(path)
-    assert told.startswith(f"{path}:3: ")
-    assert said in told or fault == "a comma too many"
+    message = refused(path)
+    assert message.startswith(f"{path}:3: ")
+    assert said in message or fault == "a comma too many"
 
 
 def test_a_pair_of_halves_is_a_character(write):
@@ -153,9 +153,9 @@ def test_a_pair_of_halves_is_a_character(write):
 
 
 def test_a_torn_last_line_is_called_so(write):
-    told = refused(write("rows.jsonl", '{"n": 1}\n{"n": "the end is miss'))
-    assert ":2: " in told
-    assert "the file may have been cut off" in told
+    message = refused(write("rows.jsonl", '{"n": 1}\n{"n": "the end is miss'))
+    assert ":2: " in message
+    assert "the file may have been cut off" in message
 
 
 def test_another_kind_of_json_is_recognised(write):
@@ -173,8 +173,8 @@ def test_json_is_a_list_of_rows(write):
 
 def test_json_may_hold_the_list_under_the_one_key_that_can_be_meant(write):
     assert read(write("rows.json", json.dumps({"version": 1, "data": ROWS}))) == ROWS
-    told = refused(write("rows.json", json.dumps({"train": ROWS, "test": ROWS})))
-    assert "several of its keys hold lists: test, train" in told
+    message = refused(write("rows.json", json.dumps({"train": ROWS, "test": ROWS})))
+    assert "several of its keys hold lists: test, train" in message
 
 
 def test_json_lines_under_the_name_of_json_are_read(write):
@@ -201,9 +201,9 @@ FAULTS = {
 @pytest.mark.parametrize("text", FAULTS)
 def test_json_that_is_broken_is_refused_with_the_line(write, text):
     path = write("rows.json", text)
-    told = refused(path)
-    assert told.startswith(f"{path}:2: ")
-    assert FAULTS[text] in told
+    message = refused(path)
+    assert message.startswith(f"{path}:2: ")
+    assert FAULTS[text] in message
 
 
 # CSV
@@ -309,16 +309,16 @@ def test_a_packed_file_that_is_cut_off_is_refused(write, ending):
 
 @pytest.mark.parametrize("ending", PACKERS)
 def test_a_file_whose_name_hides_that_it_is_packed_is_refused(write, ending):
-    told = refused(write("rows.jsonl", PACKERS[ending](LINES.encode())))
-    assert f"its name must end in {ending}" in told
+    message = refused(write("rows.jsonl", PACKERS[ending](LINES.encode())))
+    assert f"its name must end in {ending}" in message
     assert "cannot be read" in refused(write(f"rows.jsonl{ending}", LINES))
 
 
 @pytest.mark.parametrize("name", ["rows.pkl", "rows", "rows.gz", "rows.xlsx"])
 def test_an_unknown_ending_is_refused_with_those_that_are_known(write, name):
-    told = refused(write(name, "a,b\n"))
-    assert name in told
-    assert ".arrow, .csv, .json, .jsonl, .ndjson, .parquet, .tsv, .txt" in told
+    message = refused(write(name, "a,b\n"))
+    assert name in message
+    assert ".arrow, .csv, .json, .jsonl, .ndjson, .parquet, .tsv, .txt" in message
 
 
 ODD = {
@@ -343,9 +343,9 @@ def test_what_only_calls_itself_parquet_or_arrow_is_refused(write):
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.txt", "rows.csv"])
 def test_bytes_that_are_not_utf_8_are_refused_with_their_line(write, name):
     path = write(name, b'a\n["\xff"]\n')
-    told = refused(path)
+    message = refused(path)
     if name != "rows.jsonl":  # whose first line is refused before
-        assert told.startswith(f"{path}:2: byte 0xff at place 3 of the line is not UTF-8")
+        assert message.startswith(f"{path}:2: byte 0xff at place 3 of the line is not UTF-8")
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.txt"])
@@ -379,15 +379,15 @@ def test_a_folder_with_the_layout_of_the_hub_has_splits(parquet, write, tmp_path
     write("set/README.md", "---\nlicense: mit\n---\n# A data set\n")
     assert read(tmp_path / "set") == [{"n": 1}]
     assert read(tmp_path / "set", split="test") == [{"n": 2}]
-    told = refused(tmp_path / "set", split="tset")
-    assert "no split 'tset'. Did you mean 'test'? It has test, train" in told
+    message = refused(tmp_path / "set", split="tset")
+    assert "no split 'tset'. Did you mean 'test'? It has test, train" in message
 
 
 def test_a_folder_whose_readme_says_which_files_are_which_split(write, tmp_path):
     write("set/a.jsonl", '{"n": 1}\n')
     write("set/b.jsonl", '{"n": 2}\n')
-    told = "configs:\n- config_name: default\n  data_files:\n  - {split: dev, path: b.jsonl}\n"
-    write("set/README.md", f"---\n{told}---\n")
+    message = "configs:\n- config_name: default\n  data_files:\n  - {split: dev, path: b.jsonl}\n"
+    write("set/README.md", f"---\n{message}---\n")
     assert read(tmp_path / "set") == [{"n": 2}]  # the only split
 
 

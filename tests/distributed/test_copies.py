@@ -34,7 +34,7 @@ def test_a_process_that_is_alone_or_one_of_a_group_may_run(environ: dict[str, st
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    ("environ", "message"),
     [
         (SRUN, "srun started 8 copies"),
         ({**BATCH_SCRIPT, "SLURM_STEP_ID": "0"}, "srun started 8 copies"),
@@ -46,11 +46,11 @@ def test_a_process_that_is_alone_or_one_of_a_group_may_run(environ: dict[str, st
     ids=str,
 )
 def test_one_of_several_copies_is_refused_with_the_command(
-    environ: dict[str, str], told: str
+    environ: dict[str, str], message: str
 ) -> None:
     with pytest.raises(SetupError) as caught:
         refuse_copies(environ)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
     assert "torchrun" in str(caught.value)
     assert "--processes" in str(caught.value)
 

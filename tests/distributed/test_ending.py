@@ -47,9 +47,9 @@ def ended(body: str, code: str) -> tuple[int, str, str, float]:
 @pytest.mark.parametrize("code", ["0", "1", "5"])
 @pytest.mark.parametrize("body", [POOL, THREAD], ids=["pool", "thread"])
 def test_a_thread_that_hangs_does_not_keep_the_process(body: str, code: str) -> None:
-    found, _, told, seconds = ended(body, code)
+    found, _, message, seconds = ended(body, code)
     assert found == int(code)
-    assert "not waiting for threads that a plugin has left running: " in told
+    assert "not waiting for threads that a plugin has left running: " in message
     assert seconds < 60
 
 
@@ -60,12 +60,12 @@ def test_an_abandoned_thread_is_not_waited_for_at_all() -> None:
 @pytest.mark.parametrize("body", ["ThreadPoolExecutor().submit(int).result()", "pass"])
 @pytest.mark.parametrize(("code", "expected"), [("0", 0), ("None", 0), ("3", 3), ("'no'", 1)])
 def test_otherwise_a_process_ends_as_usual(body: str, code: str, expected: int) -> None:
-    found, said, told, _ = ended(body, code)
+    found, said, message, _ = ended(body, code)
     assert (found, said) == (expected, "left\n")
-    assert "not waiting" not in told
+    assert "not waiting" not in message
 
 
 def test_an_exit_handler_may_take_its_time() -> None:
     """Such as a tracker's upload of the last figures."""
-    found, said, told, _ = ended("atexit.register(time.sleep, 2.5)", "0")
-    assert (found, said, told) == (0, "left\n", "")
+    found, said, message, _ = ended("atexit.register(time.sleep, 2.5)", "0")
+    assert (found, said, message) == (0, "left\n", "")

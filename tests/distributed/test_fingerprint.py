@@ -67,10 +67,12 @@ def test_a_plugin_that_differs_on_one_rank_is_named_before_anything_is_written(
     (tmp_path / "recipe.yaml").write_text(
         TINY.replace("brevity: {type: length, target_tokens: 4}", "kind: {type: polite}")
     )
-    told = "error: sha256 of the plugin at rewards.kind is not the same on all ranks: rank 1 has "
+    message = (
+        "error: sha256 of the plugin at rewards.kind is not the same on all ranks: rank 1 has "
+    )
     for done in train(tmp_path, sites):
         assert done.returncode == 5, done.stderr
-        assert told in done.stderr
+        assert message in done.stderr
         assert "Install the same versions on every machine" in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()

@@ -182,7 +182,7 @@ def test_a_terminal_stays_one_for_rank_0_and_gets_its_cursor_back(started):
 
 
 @pytest.mark.parametrize(
-    ("ending", "code", "told"),
+    ("ending", "code", "message"),
     [
         ("sys.exit(7)", 7, "error: rank 1 ended with exit code 7"),
         (
@@ -197,7 +197,7 @@ def test_a_terminal_stays_one_for_rank_0_and_gets_its_cursor_back(started):
         ("os.execv('/bin/true', ['true'])", 1, "error: rank 1 ended with exit code 0 before"),
     ],
 )
-def test_the_exit_code_is_that_of_the_rank_that_failed(started, ending, code, told):
+def test_the_exit_code_is_that_of_the_rank_that_failed(started, ending, code, message):
     script = f"""
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 if rank == 1:
@@ -206,7 +206,7 @@ time.sleep(0.3)
 """
     found, _, err = started(script).end()
     assert found == code
-    assert err.startswith(told)
+    assert err.startswith(message)
     assert len(err.splitlines()) == 1
 
 
@@ -275,13 +275,13 @@ LOST_PEER = "RuntimeError('[gloo/transport/tcp/pair.cc:553] Connection closed by
 
 
 @pytest.mark.parametrize(
-    ("cause", "told"),
+    ("cause", "message"),
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", "error: rank 2 was killed by SIGKILL"),
         ("fail(ValueError('the disk is full'))", "rank 2: error: the disk is full"),
     ],
 )
-def test_who_only_lost_its_peer_is_not_blamed_even_if_it_told_so_first(started, cause, told):
+def test_who_only_lost_its_peer_is_not_blamed_even_if_it_told_so_first(started, cause, message):
     script = f"""
 from rlframe.distributed import child
 note("ready")
@@ -302,7 +302,7 @@ sys.stderr.write("my own words\\n")
 {cause}
 """
     _, _, err = started(script, processes=3).end()
-    assert err.startswith(told)
+    assert err.startswith(message)
     assert "gloo" not in err
     assert "frame #0" not in err
     assert "[rank 2] my own words" in err
@@ -364,16 +364,18 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "told"),
+    ("number", "code", "message"),
     [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "stopped by SIGTERM\n")],
 )
-def test_a_signal_is_passed_on_once_and_the_ranks_may_take_their_time(started, number, code, told):
+def test_a_signal_is_passed_on_once_and_the_ranks_may_take_their_time(
+    started, number, code, message
+):
     launched = started(SAVES)
     launched.wait_for("ready-0", "ready-1")
     launched.send(number)
     time.sleep(0.3)
     launched.send(signal.SIGTERM)
-    assert launched.end() == (code, "", told)
+    assert launched.end() == (code, "", message)
     assert {(here.name, here.read_text()) for here in launched.here.glob("count-*")} == {
         ("count-0", "1"),
         ("count-1", "1"),
@@ -508,12 +510,12 @@ def test_a_report_that_can_not_be_written_is_told_all_the_same(tmp_path, capsys)
     assert capsys.readouterr().err.startswith("error: no\n")
 
 
-@pytest.mark.parametrize(("size", "told"), [("2", "rank 1: error: no\n"), ("1", "error: no\n")])
-def test_without_a_launcher_a_rank_says_which_it_is(monkeypatch, capsys, size, told):
+@pytest.mark.parametrize(("size", "message"), [("2", "rank 1: error: no\n"), ("1", "error: no\n")])
+def test_without_a_launcher_a_rank_says_which_it_is(monkeypatch, capsys, size, message):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", size)
     tell("error: no", 4, ValueError("no"), reports=None)
-    assert capsys.readouterr() == ("", told)
+    assert capsys.readouterr() == ("", message)
 
 
 def test_an_error_that_came_of_a_lost_peer_is_one(tmp_path):
@@ -545,7 +547,7 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({}, None),
         ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}, None),
@@ -561,13 +563,13 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(
         ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
     ],
 )
-def test_an_environment_that_cannot_be_is_named(monkeypatch, given, told):
+def test_an_environment_that_cannot_be_is_named(monkeypatch, given, message):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    if told is None:
+    if message is None:
         refuse_odd_environment()
     else:
-        with pytest.raises(SetupError, match=told):
+        with pytest.raises(SetupError, match=message):
             refuse_odd_environment()

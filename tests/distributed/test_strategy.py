@@ -72,19 +72,19 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], words: s
 def test_a_strategy_is_told_in_the_words_of_its_engine() -> None:
     assert str(Strategy()) == "DDP, float32"
     assert str(Strategy("fsdp", precision="bfloat16")) == "FSDP2, bfloat16"
-    told = str(Strategy("deepspeed", 3, "optimizer"))
-    assert told == "DeepSpeed ZeRO-3, optimizer offloaded, float32"
+    message = str(Strategy("deepspeed", 3, "optimizer"))
+    assert message == "DeepSpeed ZeRO-3, optimizer offloaded, float32"
 
 
 # What `accelerate launch` says
 
 
 @pytest.mark.parametrize("yes", ["true", "True", "1"])
-@pytest.mark.parametrize(("told", "expected"), [(DEEPSPEED, "deepspeed"), (FSDP, "fsdp")])
+@pytest.mark.parametrize(("message", "expected"), [(DEEPSPEED, "deepspeed"), (FSDP, "fsdp")])
 def test_accelerates_choice_is_taken_where_the_recipe_is_silent_or_says_the_same(
-    told: dict[str, str], expected: Any, yes: str
+    message: dict[str, str], expected: Any, yes: str
 ) -> None:
-    environ = dict.fromkeys(told, yes)
+    environ = dict.fromkeys(message, yes)
     assert choose(environ).name == expected
     assert choose(environ, name=expected).name == expected
 
@@ -101,8 +101,8 @@ def test_an_engine_that_accelerate_was_told_not_to_use_is_none(no: str) -> None:
 def test_a_recipe_that_contradicts_accelerate_is_refused(
     environ: dict[str, str], name: str
 ) -> None:
-    told = "deepspeed" if environ is DEEPSPEED else "fsdp"
-    words = rf"runtime\.strategy is {name}, but `accelerate launch` was told {told}"
+    expected = "deepspeed" if environ is DEEPSPEED else "fsdp"
+    words = rf"runtime\.strategy is {name}, but `accelerate launch` was told {expected}"
     with pytest.raises(SetupError, match=words):
         choose(environ, name=name)
 

@@ -272,7 +272,7 @@ class Played:
     """Per update: forward passes through the wrapped models, by rank."""
     ran: list[dict[str, Any]] = field(default_factory=list)
     """By rank: which engine it was."""
-    told: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
     """Warnings on rank 0."""
     kl: dict[str, Any] = field(default_factory=dict)
     """The controller's state after SAVED_AFTER updates."""
@@ -685,9 +685,9 @@ def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
     for name, lack in WITHOUT_MEMORY.items():
 
         def cramped(lack: Callable[[], Any] = lack) -> Played:
-            with lack(), warnings.catch_warnings(record=True, action="always") as told:
+            with lack(), warnings.catch_warnings(record=True, action="always") as caught:
                 played = play(directory, exact | CRAMPED, updates=2)
-            played.told = [str(warning.message) for warning in told]
+            played.told = [str(warning.message) for warning in caught]
             return played
 
         yield name, cramped

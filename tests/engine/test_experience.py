@@ -86,10 +86,10 @@ def test_rewards_that_are_infinite_in_the_critics_precision_end_the_run(
         return
     with pytest.raises(
         RunError, match=r"update 0.*not finite in torch.float32.*2e\+39.*`weight`"
-    ) as told:
+    ) as caught:
         credited(models, models.policy, scores, schedule, **settings)
     assert counted == [2.0]
-    assert ("nats times 0.1" in str(told.value)) == penalty
+    assert ("nats times 0.1" in str(caught.value)) == penalty
 
 
 def test_the_error_of_another_ranks_rewards_is_raised_here_too(

@@ -136,9 +136,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_an_answer_that_breaks_the_contract_ends_the_run(connected: Any, wrong: str) -> None:
     changes, message = WRONG[wrong]
-    with pytest.raises(RunError, match=message) as told:
+    with pytest.raises(RunError, match=message) as caught:
         ask(connected(Scripted(**changes)))
-    assert "sampler 'sampler' of type of a test" in str(told.value)
+    assert "sampler 'sampler' of type of a test" in str(caught.value)
 
 
 def test_a_sampler_that_raises_is_named(connected: Any) -> None:

@@ -603,7 +603,7 @@ class Telling(Mine):
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("message", "why"),
     [
         ([1.0], r"returned \[1.0\]; it must be a mapping"),
         ({"mean": math.nan}, "returned 'mean': nan, which is no finite number"),
@@ -613,11 +613,11 @@ class Telling(Mine):
     ],
     ids=["list", "nan", "tensor", "name", "bool"],
 )
-def test_metrics_of_a_transform_are_names_and_finite_numbers(told: Any, why: str) -> None:
+def test_metrics_of_a_transform_are_names_and_finite_numbers(message: Any, why: str) -> None:
     def unchanged(state: Any, scores: ScoreBatch) -> Any:
         return state, torch.ones_like(scores.totals), torch.zeros_like(scores.totals)
 
-    mine = Instance("r0.transforms.0", "mine (dist 1.0)", Telling(unchanged, told))
+    mine = Instance("r0.transforms.0", "mine (dist 1.0)", Telling(unchanged, message))
     with pytest.raises(RunError, match=rf"'r0.transforms.0' of type mine.*{why}.*`metrics`"):
         scorer((lambda b: [1.0, 3.0, 5.0], 1.0), transforms=(mine,)).score(rollout())
 

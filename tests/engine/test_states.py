@@ -53,12 +53,14 @@ def test_a_state_that_no_checkpoint_could_keep_is_named(state: Any, words: str) 
 
 def test_what_a_component_raises_has_its_name_and_place() -> None:
     broken = {"rewards.mine": Remembers({}, KeyError("sum"))}
-    told = (
+    message = (
         r"mine: component \(class Remembers\) raised KeyError in `{}`: 'sum' \[.*_states.py:\d+\]"
     )
-    with pytest.raises(RunError, match=told.format("state_dict")):
+    with pytest.raises(RunError, match=message.format("state_dict")):
         component_states(broken)
-    with pytest.raises(RunError, match=told.format("load_state_dict") + ". Has its code changed"):
+    with pytest.raises(
+        RunError, match=message.format("load_state_dict") + ". Has its code changed"
+    ):
         restore_states(broken, {"rewards.mine": {"sum": 1}})
     leaves = {"rewards.mine": Remembers({}, SystemExit(0))}
     with pytest.raises(RunError, match=r"rewards.mine: .* called sys.exit\(0\)"):

@@ -166,7 +166,7 @@ def test_a_cursor_that_stays_at_the_end_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "message"),
     [
         (TokenExample((1, 2), 2), "number 2 with nothing to learn"),
         (TokenExample((1, 10**9), 0), r"number 2 with \[1000000000\] as tokens"),
@@ -175,13 +175,15 @@ def test_a_cursor_that_stays_at_the_end_is_refused() -> None:
     ],
     ids=["all context", "an id beyond", "a row", "nothing"],
 )
-def test_an_example_that_is_none_is_named_by_its_number_pass_and_place(bad: Any, told: str) -> None:
+def test_an_example_that_is_none_is_named_by_its_number_pass_and_place(
+    bad: Any, message: str
+) -> None:
     class Bad(Counted):
         def example(self) -> TokenExample:
             made: TokenExample = bad if self.first and self.cursor == 3 else super().example()
             return made
 
-    with pytest.raises(ContractError, match=told) as caught:
+    with pytest.raises(ContractError, match=message) as caught:
         reader(Bad(5)).read(8)
     line = Counted.__iter__.__code__.co_firstlineno
     assert f"pass 2 of {Bad.__qualname__}, {__file__}:{line}" in str(caught.value)
@@ -196,8 +198,10 @@ class Raises(Counted):
 
 def test_what_a_stream_raises_is_told_with_number_pass_and_line() -> None:
     line = Raises.example.__code__.co_firstlineno + 2
-    told = rf"at number 2 of pass 1, raised JSONDecodeError .*: Expecting .* \[{__file__}:{line}\]"
-    with pytest.raises(ContractError, match=told):
+    message = (
+        rf"at number 2 of pass 1, raised JSONDecodeError .*: Expecting .* \[{__file__}:{line}\]"
+    )
+    with pytest.raises(ContractError, match=message):
         reader(Raises(5)).read(5)
 
 

@@ -670,7 +670,7 @@ class CountFails(Entropyish):
 
 
 @pytest.mark.parametrize(
-    ("component", "told"),
+    ("component", "message"),
     [
         (Detached, "returned a total without a gradient"),
         (PerToken, "returned a total of a Tensor of shape"),
@@ -679,11 +679,11 @@ class CountFails(Entropyish):
     ],
 )
 def test_a_loss_that_breaks_its_contract_is_named(
-    language_model: Any, component: Any, told: str
+    language_model: Any, component: Any, message: str
 ) -> None:
     models = actor_critic(language_model, torch.float32, chunk=512, shared=False)
     experience = experience_of(models, models.policy, budget=40)
-    with pytest.raises(RunError, match=rf"auxiliary loss 'own' of type own \(test 1\) {told}"):
+    with pytest.raises(RunError, match=rf"auxiliary loss 'own' of type own \(test 1\) {message}"):
         updater_with(models, component).update_policy(experience, kl_coefficient=0.1)
 
 
@@ -792,9 +792,9 @@ def test_when_memory_runs_out_the_step_is_done_again_in_smaller_passes(
         return objective(self, model, batch, *rest)
 
     monkeypatch.setattr(Objective, "__call__", cramped)
-    with pytest.warns(MemoryWarning) as told:
+    with pytest.warns(MemoryWarning) as caught:
         _, figures = updater.update_policy(experience, kl_coefficient=0.1)
-    assert [str(w.message).partition("up to ")[2] for w in told] == [
+    assert [str(w.message).partition("up to ")[2] for w in caught] == [
         "80 padded tokens: it is halved to 40",
         "40 padded tokens: it is halved to 20",
     ]
@@ -863,8 +863,8 @@ def test_when_not_even_the_longest_response_fits_the_run_ends_and_says_what_to_d
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(Objective, "__call__", never)
-    told = r"no memory was left in a pass of up to 20 padded tokens.*resume RUN ppo.logits_chunk=\.\.\."
-    with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match=told) as ended:
+    message = r"no memory was left in a pass of up to 20 padded tokens.*RUN ppo.logits_chunk=\.\.\."
+    with pytest.warns(MemoryWarning), pytest.raises(OutOfMemoryError, match=message) as ended:
         updater.update_policy(experience, kl_coefficient=0.1)
     assert ended.value.remedy is None  # smaller passes than of one response there are none
     monkeypatch.setattr(Objective, "__call__", lambda *_: 1 / 0)

@@ -36,16 +36,16 @@ def refusal(name: str) -> str:
 )  # fmt: skip
 def test_what_is_written_like_a_path_is_never_called_a_repository(name: str, here: Path) -> None:
     (here / "folder").mkdir()
-    told = refusal(name)
-    assert told.startswith(f"there is no folder {name!r}")
-    assert "hub" not in told.lower()
+    message = refusal(name)
+    assert message.startswith(f"there is no folder {name!r}")
+    assert "hub" not in message.lower()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "acme/model", "acme/model-7B_v0.1"])
 def test_what_may_be_a_repository_is_looked_for_in_the_cache(name: str, here: Path) -> None:
-    told = refusal(name)
-    assert told.startswith(f"{name!r} is neither a folder here nor in the cache")
-    assert "HF_HUB_OFFLINE is set" in told
+    message = refusal(name)
+    assert message.startswith(f"{name!r} is neither a folder here nor in the cache")
+    assert "HF_HUB_OFFLINE is set" in message
 
 
 def test_a_bare_name_beside_a_folder_of_a_similar_one_is_guessed(here: Path) -> None:
@@ -88,15 +88,15 @@ def test_the_model_inside_of_a_folder_is_found(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "message"),
     [("model.gguf", "GGUF"), ("tf_model.h5", "TensorFlow"), ("pytorch_model.bin", "is a pickle"),
      ("model.pt", "is a pickle"), ("consolidated.safetensors", "save_pretrained"),
      ("shard-00001-model-00001-of-00002.safetensors", "a rank's share")],
 )  # fmt: skip
-def test_other_formats_are_named_with_what_to_do(file: str, told: str, here: Path) -> None:
+def test_other_formats_are_named_with_what_to_do(file: str, message: str, here: Path) -> None:
     model = foreign.saved(here / "model", "chatml")
     (model / "model.safetensors").rename(model / file)
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=message):
         Pretrained("model").check("causal")
 
 

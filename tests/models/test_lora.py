@@ -154,10 +154,10 @@ def test_the_merged_model_is_a_plain_one_that_says_the_same(
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     wrapped = peft.PeftModel.from_pretrained(again, tmp_path / "adapter")
     torch.testing.assert_close(wrapped(tokens).logits, expected, atol=1e-5, rtol=1e-5)
-    told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert told["base_model_name_or_path"] == "some/base"
-    assert told["target_modules"] == sorted(told["target_modules"])
-    assert all("." not in name for name in told["target_modules"])
+    loaded = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert loaded["base_model_name_or_path"] == "some/base"
+    assert loaded["target_modules"] == sorted(loaded["target_modules"])
+    assert all("." not in name for name in loaded["target_modules"])
 
 
 def test_adapters_come_back_bit_for_bit_and_only_to_the_model_they_were_made_for(

@@ -357,7 +357,7 @@ def test_a_function_gets_float32_from_a_model_in_half_precision(
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         (lambda logp, targets: logp.mean(), r"the shape \[\] for 2 rows"),
         (lambda logp, targets: logp, r"the shape \[2, 310\] for 2 rows"),
@@ -366,9 +366,9 @@ def test_a_function_gets_float32_from_a_model_in_half_precision(
     ],
 )
 def test_a_function_that_gives_something_else_than_a_number_per_row_is_refused(
-    language_model: Any, function: Any, told: str
+    language_model: Any, function: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"given to `per_token` returned {told}"):
+    with pytest.raises(ValueError, match=f"given to `per_token` returned {message}"):
         wide_policy(language_model, 2).per_token(function, TOKENS, MASK)
 
 

@@ -87,8 +87,8 @@ def test_a_trunk_saved_alone_is_whole_if_its_head_is_the_embedding(tmp_path: Pat
             loaded = Pretrained(str(path)).load("causal", dtype=torch.float32)
             assert torch.equal(loaded.lm_head.weight, whole.lm_head.weight)
         else:
-            told = refusal(path)
-            assert "would be random: lm_head.weight. The trunk was saved alone" in told
+            message = refusal(path)
+            assert "would be random: lm_head.weight. The trunk was saved alone" in message
         new_head = Pretrained(str(path)).load(
             "sequence", dtype=torch.float32, labels=1, new_head=True
         )
@@ -97,18 +97,18 @@ def test_a_trunk_saved_alone_is_whole_if_its_head_is_the_embedding(tmp_path: Pat
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "policy.model."])
 def test_a_prefix_of_a_wrapper_is_named(prefix: str, model: Path) -> None:
-    told = refusal(rewritten(model, lambda weights: {prefix + k: v for k, v in weights.items()}))
-    assert f"Every name in the file begins with '{prefix.partition('.')[0]}.'" in told
+    message = refusal(rewritten(model, lambda weights: {prefix + k: v for k, v in weights.items()}))
+    assert f"Every name in the file begins with '{prefix.partition('.')[0]}.'" in message
 
 
 def test_a_head_under_another_name_is_pointed_at(model: Path) -> None:
-    told = refusal(
+    message = refusal(
         rewritten(
             model, lambda w: {("output" if k == "lm_head.weight" else k): v for k, v in w.items()}
         )
     )
-    assert "would be random: lm_head.weight. " in told
-    assert "output has the shape of lm_head.weight" in told
+    assert "would be random: lm_head.weight. " in message
+    assert "output has the shape of lm_head.weight" in message
 
 
 def test_a_classifier_is_no_policy_and_a_policy_has_no_score_to_keep(
@@ -121,9 +121,11 @@ def test_a_classifier_is_no_policy_and_a_policy_has_no_score_to_keep(
 
 
 def test_a_weight_of_another_shape_is_refused_with_both_shapes(model: Path) -> None:
-    told = refusal(config(model, intermediate_size=48))
-    assert "down_proj.weight has the shape [16, 32] in the file and [16, 48] by the config" in told
-    assert "(6 weights differ)" in told
+    message = refusal(config(model, intermediate_size=48))
+    assert (
+        "down_proj.weight has the shape [16, 32] in the file and [16, 48] by the config" in message
+    )
+    assert "(6 weights differ)" in message
     two = foreign.saved(model.parent / "two", "chatml", head="sequence", num_labels=2)
     assert "[2, 16] in the file and [1, 16]" in refusal(two, "sequence", labels=1)
     assert Pretrained(str(two)).load("sequence", dtype=torch.float32).num_labels == 2
@@ -142,9 +144,9 @@ def test_weights_of_the_trunk_that_the_config_leaves_out_are_refused(model: Path
 
 def test_a_head_of_something_else_beside_a_whole_model_is_a_remark(model: Path) -> None:
     rewritten(model, lambda weights: weights | {"v_head.summary.weight": torch.ones(1, 16)})
-    (told,) = Pretrained(str(model), at="model.policy").check("causal")
-    assert told.startswith("model.policy: ")
-    assert "v_head.summary.weight is left out of the causal language model" in told
+    (message,) = Pretrained(str(model), at="model.policy").check("causal")
+    assert message.startswith("model.policy: ")
+    assert "v_head.summary.weight is left out of the causal language model" in message
 
 
 # Code
@@ -236,8 +238,8 @@ def test_without_a_tokenizer_beside_it_sizes_alone_are_compared_and_that_is_said
 ) -> None:
     for file in (*model.glob("tokenizer*"), *model.glob("*.jinja")):
         file.unlink()
-    (told,) = Pretrained(str(model)).check_vocabulary(foreign.tokenizer("chatml"))
-    assert "only the size of its vocabulary was compared" in told
+    (message,) = Pretrained(str(model)).check_vocabulary(foreign.tokenizer("chatml"))
+    assert "only the size of its vocabulary was compared" in message
     with pytest.raises(RecipeError, match="has no tokenizer"):
         _ = Pretrained(str(model)).tokenizer
 

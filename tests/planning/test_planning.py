@@ -76,8 +76,8 @@ def test_sixteen_bytes_a_parameter_on_one_gpu_as_zero_counts_mixed_precision_ada
 
 def test_the_table_of_the_zero_paper():
     """Figure 1 of Rajbhandari et al. 2020: 7.5 billion parameters on 64 GPUs, in decimal gigabytes."""
-    told = {0: 120, 1: 31.4, 2: 16.6, 3: 1.9}
-    for stage, gigabytes in told.items():
+    message = {0: 120, 1: 31.4, 2: 16.6, 3: 1.9}
+    for stage, gigabytes in message.items():
         found = 7.5 * state(ZERO[stage], "bfloat16", 64).on_gpu
         assert found == pytest.approx(gigabytes, abs=0.05)
 
@@ -428,14 +428,14 @@ def test_a_verdict_leaves_a_margin():
 def test_each_remedy_fits_when_it_is_taken():
     device = GPUS["a100-80gb"]
     found = remedies(LARGE, replace(ZERO[3], offload="optimizer"), device, 8)
-    told = {r.change.split("=")[0].split()[0]: r for r in found}
-    assert set(told) == {"runtime.offload", "runtime.frozen", "ppo.microbatch_tokens", "--gpus"}
+    message = {r.change.split("=")[0].split()[0]: r for r in found}
+    assert set(message) == {"runtime.offload", "runtime.frozen", "ppo.microbatch_tokens", "--gpus"}
     for remedy in found:
         assert verdict(remedy.peak, device) == "fits"
-    tokens = int(told["ppo.microbatch_tokens"].change.split("=")[1])
+    tokens = int(message["ppo.microbatch_tokens"].change.split("=")[1])
     smaller = replace(LARGE, microbatch_tokens=tokens)
     taken = memory(smaller, replace(ZERO[3], offload="optimizer"), device, 8)
-    assert taken.peak == told["ppo.microbatch_tokens"].peak
+    assert taken.peak == message["ppo.microbatch_tokens"].peak
 
 
 def test_frozen_models_go_to_the_cpu_where_shares_do_not_help():

@@ -56,12 +56,12 @@ def load(write, registry):
 def mistakes(load):
     """The lines of the error that a recipe's text ends in."""
 
-    def told(text, *overrides):
+    def message(text, *overrides):
         with pytest.raises(RecipeError) as caught:
             load(text, *overrides)
         return str(caught.value).splitlines()
 
-    return told
+    return message
 
 
 @pytest.fixture

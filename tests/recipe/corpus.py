@@ -26,7 +26,7 @@ class Case(NamedTuple):
     overrides: list[str]
     environment: dict[str, str]
     code: int
-    told: str
+    message: str
 
     @property
     def file(self) -> str:

@@ -9,7 +9,7 @@ NEW = f"model.policy={{architecture: {{model_type: mixtral, %s}}, {TOKENIZER}}}"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["rewards.brevity.weight=0"], "rewards: every reward has a weight of 0"),
         (
@@ -38,10 +38,10 @@ NEW = f"model.policy={{architecture: {{model_type: mixtral, %s}}, {TOKENIZER}}}"
     ids=lambda case: str(case)[:50],
 )
 def test_a_conflict_is_told_with_its_path(
-    mistakes, minimal, overrides: list[str], told: str
+    mistakes, minimal, overrides: list[str], message: str
 ) -> None:
     (line,) = mistakes(minimal, *overrides)
-    assert told in line
+    assert message in line
 
 
 @pytest.mark.parametrize(

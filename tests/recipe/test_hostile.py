@@ -110,9 +110,9 @@ def test_a_guess_about_a_very_long_word_is_not_made() -> None:
 def test_of_many_mistakes_a_hundred_are_told(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(PLAIN + keys(500))
-    told = answered(path).split("\n")
-    assert len(told) == 101
-    assert told[-1].startswith("and 10")  # of those that were looked at
+    message = answered(path).split("\n")
+    assert len(message) == 101
+    assert message[-1].startswith("and 10")  # of those that were looked at
 
 
 # Numbers
@@ -196,8 +196,8 @@ def _all_models(model: type[BaseModel], path: tuple[str, ...]) -> list[type[Base
     ],
 )
 def test_a_number_that_would_fill_the_memory_is_refused(tiny_recipe: Any, override: str) -> None:
-    told = answered(tiny_recipe(), override)
-    assert "input should be less than" in told or "should be a valid integer" in told
+    message = answered(tiny_recipe(), override)
+    assert "input should be less than" in message or "should be a valid integer" in message
 
 
 def test_integers_of_plugins_have_64_bits_too() -> None:

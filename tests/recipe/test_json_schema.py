@@ -41,7 +41,7 @@ def test_every_recipe_that_ships_is_valid(validator, path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "path", "told"),
+    ("old", "new", "path", "expected"),
     [
         ("updates: 4", "upates: 4", "ppo", "'upates' was unexpected"),
         ("updates: 4", "updates: x", "ppo.updates", "'x' is not of type 'integer'"),
@@ -54,9 +54,9 @@ def test_every_recipe_that_ships_is_valid(validator, path):
         ("policy: some/model", "policy: {tokenizer: x}", "model.policy", "'architecture' is a req"),
     ],
 )
-def test_a_typo_is_underlined_where_it_stands(found, minimal, old, new, path, told):
+def test_a_typo_is_underlined_where_it_stands(found, minimal, old, new, path, expected):
     errors = found(minimal.replace(old, new))
-    assert any(where == path and told in message for where, message in errors), errors
+    assert any(where == path and expected in message for where, message in errors), errors
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def test_an_unknown_key_is_told_with_its_place_and_a_guess(
     text = minimal.replace(old, new)
     key = path.rpartition(".")[2]
     at = place(text, f"{key}:")
-    told = f"{at}: {path}: unknown key {key!r}. Did you mean {guess!r}? Known here: "
-    assert any(line.startswith(told) for line in mistakes(text))
+    message = f"{at}: {path}: unknown key {key!r}. Did you mean {guess!r}? Known here: "
+    assert any(line.startswith(message) for line in mistakes(text))
 
 
 def test_an_unknown_key_that_resembles_nothing_is_told_with_what_there_is(mistakes, minimal):
@@ -73,7 +73,7 @@ def test_a_misspelt_weight_of_a_reward_is_answered_with_weight(mistakes, minimal
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "path", "told"),
+    ("old", "new", "path", "message"),
     [
         ("updates: 4", "updates: four", "ppo.updates", "input should be a valid integer"),
         ("updates: 4", "updates: 4.5", "ppo.updates", "input should be a valid integer"),
@@ -88,12 +88,12 @@ def test_a_misspelt_weight_of_a_reward_is_answered_with_weight(mistakes, minimal
     ],
 )
 def test_a_value_of_the_wrong_type_or_range_is_told_with_its_place(
-    mistakes, place, minimal, old, new, path, told
+    mistakes, place, minimal, old, new, path, message
 ):
     text = minimal.replace(old, new)
     at = place(text, "data: 3" if path == "prompts.data" else new)
     (line,) = mistakes(text)
-    assert line.startswith(f"{at}: {path}: {told}")
+    assert line.startswith(f"{at}: {path}: {message}")
 
 
 def test_a_wrong_value_is_shown_as_it_was_written(mistakes, minimal):
@@ -156,8 +156,8 @@ def test_a_missing_key_is_told_at_what_should_hold_it(
     mistakes, place, minimal, old, new, path, holder
 ):
     text = minimal.replace(old, new)
-    told = f"{place(text, f'{holder}:')}: {path}: this key is required"
-    assert mistakes(text) == [told]
+    message = f"{place(text, f'{holder}:')}: {path}: this key is required"
+    assert mistakes(text) == [message]
 
 
 def test_a_missing_type_is_told_with_what_there_is(mistakes, place, minimal):
@@ -257,8 +257,8 @@ def test_the_keys_of_a_component_inside_a_component_are_checked_at_their_own_pat
     mistakes, place, minimal, inner, path, words
 ):
     text = nested(minimal, inner)
-    told = f"{place(text, words)}: rewards.better.reward.{path}: "
-    assert any(line.startswith(told) for line in mistakes(text))
+    message = f"{place(text, words)}: rewards.better.reward.{path}: "
+    assert any(line.startswith(message) for line in mistakes(text))
 
 
 def test_a_type_that_nobody_offers_is_a_plugin_error_that_lists_what_is_installed(
@@ -267,13 +267,13 @@ def test_a_type_that_nobody_offers_is_a_plugin_error_that_lists_what_is_installe
     text = minimal.replace("type: length", "type: lenght")
     with pytest.raises(PluginError) as caught:
         load(text)
-    told = str(caught.value)
+    message = str(caught.value)
     at = place(text, "type: lenght")
-    assert told.startswith(f"{at}: rewards.brevity.type: there is no reward called 'lenght'")
-    assert "Did you mean 'length'?" in told
-    assert f"length (rlframe {rlframe.__version__})" in told
-    assert f"keyword (rlframe {rlframe.__version__})" in told
-    assert "adaptive" not in told  # that is no reward
+    assert message.startswith(f"{at}: rewards.brevity.type: there is no reward called 'lenght'")
+    assert "Did you mean 'length'?" in message
+    assert f"length (rlframe {rlframe.__version__})" in message
+    assert f"keyword (rlframe {rlframe.__version__})" in message
+    assert "adaptive" not in message  # that is no reward
 
 
 def test_an_unknown_type_inside_a_component_is_a_plugin_error_too(load, place, minimal):
@@ -288,22 +288,25 @@ def test_an_unknown_type_inside_a_component_is_a_plugin_error_too(load, place, m
 def test_with_a_mistake_beside_the_missing_plugin_it_is_a_recipe_error_that_tells_both(
     mistakes, minimal
 ):
-    told = mistakes(minimal.replace("length", "lenght").replace("updates: 4", "updates: x"))
-    assert [line.split(": ")[1] for line in told] == ["rewards.brevity.type", "ppo.updates"]
+    message = mistakes(minimal.replace("length", "lenght").replace("updates: 4", "updates: x"))
+    assert [line.split(": ")[1] for line in message] == ["rewards.brevity.type", "ppo.updates"]
 
 
 def test_with_a_broken_reference_beside_the_missing_plugin_both_are_told(mistakes, minimal):
-    told = mistakes(
+    message = mistakes(
         minimal.replace("length", "lenght").replace("prompts: {data: r", "prompts: {data: x")
     )
-    assert [line.split(": ")[1] for line in told] == ["prompts.data", "rewards.brevity.type"]
+    assert [line.split(": ")[1] for line in message] == ["prompts.data", "rewards.brevity.type"]
 
 
 def test_a_recipe_of_which_only_plugins_are_missing_is_a_plugin_error_that_tells_all(load, minimal):
     with pytest.raises(PluginError) as caught:
         load(minimal.replace("type: length", "type: a").replace("type: adaptive", "type: b"))
-    told = str(caught.value).splitlines()
-    assert [line.split(": ")[1] for line in told] == ["rewards.brevity.type", "kl.controller.type"]
+    message = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in message] == [
+        "rewards.brevity.type",
+        "kl.controller.type",
+    ]
 
 
 def test_the_environment_is_searched_once_however_many_components_there_are(

@@ -14,11 +14,11 @@ from rlframe.builtin.reward_model import RewardModelConfig
 def refused(mistakes, minimal):
     """The one mistake of the minimal recipe with these overrides."""
 
-    def told(*overrides, text=minimal):
+    def message(*overrides, text=minimal):
         (line,) = mistakes(text, *overrides)
         return line
 
-    return told
+    return message
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_a_data_set_that_is_not_there_is_told_with_a_guess_and_those_that_are(
 
 def test_a_reference_is_told_at_its_line(refused, place, minimal):
     text = minimal.replace("prompts: {data: reviews", "prompts: {data: other")
-    told = refused(text=text)
-    assert told.startswith(
+    message = refused(text=text)
+    assert message.startswith(
         f"{place(text, 'data: other')}: prompts.data: there is no data set 'other'"
     )
 
@@ -58,9 +58,9 @@ def test_a_file_that_is_not_there_is_told_with_the_directory_it_was_looked_for_i
     refused, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    told = refused("data.other={path: rows.jsonl}")
-    assert "data.other.path: there is no file 'rows.jsonl'" in told
-    assert f"(from {tmp_path})" in told
+    message = refused("data.other={path: rows.jsonl}")
+    assert "data.other.path: there is no file 'rows.jsonl'" in message
+    assert f"(from {tmp_path})" in message
 
 
 def test_a_file_that_is_there_is_no_mistake(load, minimal, tmp_path):
@@ -71,22 +71,22 @@ def test_a_file_that_is_there_is_no_mistake(load, minimal, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("data.reviews={}", "here: none"),
         ("data.reviews.path=x.jsonl", "here: path, generator"),
         ("data.reviews.hub={id: x/y}", "here: hub, generator"),
     ],
 )
-def test_a_data_set_has_exactly_one_source(refused, override, told):
+def test_a_data_set_has_exactly_one_source(refused, override, message):
     line = refused(override)
     assert "data.reviews: give exactly one of path, hub, generator" in line
-    assert line.endswith(told)
+    assert line.endswith(message)
 
 
 def test_a_recipe_without_any_stage_runs_nothing(mistakes, minimal):
-    told = mistakes(minimal.replace("ppo: {updates: 4}\n", ""))
-    assert any("give at least one of sft, reward_model, ppo" in line for line in told)
+    message = mistakes(minimal.replace("ppo: {updates: 4}\n", ""))
+    assert any("give at least one of sft, reward_model, ppo" in line for line in message)
 
 
 @pytest.mark.parametrize("section", ["prompts", "kl", "rewards"])
@@ -122,15 +122,15 @@ def test_ppo_can_not_start_from_its_own_result(refused, path):
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "nothing"])
 def test_a_reward_model_starts_from_the_policy_or_from_a_model_that_exists(refused, stage):
-    told = refused(
+    message = refused(
         "sft={data: reviews}", f"reward_model={{data: reviews, initial: 'stage:{stage}'}}"
     )
-    assert "reward_model.initial: " in told
+    assert "reward_model.initial: " in message
 
 
 def test_a_reward_model_is_no_reference(refused):
-    told = refused("reward_model={data: reviews}", "model.reference=stage:reward_model")
-    assert "model.reference: " in told
+    message = refused("reward_model={data: reviews}", "model.reference=stage:reward_model")
+    assert "model.reference: " in message
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_critic_options_that_contradict_each_other_are_refused(refused, override
 
 
 def test_more_minibatches_than_responses_are_refused_with_the_sum(refused):
-    told = refused(
+    message = refused(
         "rollout={prompts_per_update: 3, samples_per_prompt: 2}", "ppo={updates: 1, minibatches: 7}"
     )
-    assert "ppo.minibatches: 7 minibatches cannot be made of 6 responses" in told
+    assert "ppo.minibatches: 7 minibatches cannot be made of 6 responses" in message
 
 
 def test_as_many_minibatches_as_responses_are_accepted(load, minimal):
@@ -157,37 +157,37 @@ def test_as_many_minibatches_as_responses_are_accepted(load, minimal):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ("minimum: 2, maximum: 1", "2.0 is above maximum 1.0"),
         ("estimator: full, placement: loss", "'full'"),
     ],
 )
-def test_kl_options_that_contradict_each_other_are_refused(refused, options, told):
+def test_kl_options_that_contradict_each_other_are_refused(refused, options, message):
     line = refused(f"kl={{controller: {{type: fixed, coefficient: 1}}, {options}}}")
     assert ": kl: " in line
-    assert told in line
+    assert message in line
 
 
 # What components name
 
 
 def test_a_data_set_that_a_loss_names_is_looked_up(refused):
-    told = refused("losses.ptx={type: ptx, gamma: 0.5, data: revews}")
-    assert "losses.ptx.data: there is no data set 'revews'. Did you mean 'reviews'?" in told
+    message = refused("losses.ptx={type: ptx, gamma: 0.5, data: revews}")
+    assert "losses.ptx.data: there is no data set 'revews'. Did you mean 'reviews'?" in message
 
 
 def test_the_result_of_a_stage_that_does_not_run_is_no_reward_model(refused):
-    told = refused("rewards.liked={type: reward_model}")
-    assert told.endswith(
+    message = refused("rewards.liked={type: reward_model}")
+    assert message.endswith(
         "rewards.liked.model: 'stage:reward_model' is the result of a stage that this recipe does "
         "not run"
     )
 
 
 def test_the_result_of_the_last_stage_is_nothing_that_a_component_reads(refused):
-    told = refused("rewards.liked={type: reward_model, model: 'stage:ppo'}")
-    assert "rewards.liked.model: 'stage:ppo' is the last stage of a run" in told
+    message = refused("rewards.liked={type: reward_model, model: 'stage:ppo'}")
+    assert "rewards.liked.model: 'stage:ppo' is the last stage of a run" in message
 
 
 def test_names_are_looked_up_inside_nested_components_and_beside_other_mistakes(mistakes, minimal):

@@ -95,11 +95,13 @@ def test_built_in_components_are_listed_first_then_by_distribution_and_name(inst
 
 def test_a_name_that_nobody_offers_is_answered_with_a_guess_and_what_is_installed(install):
     install("acme", offers={"polite": "Reward"}, version="0.3")
-    told = refused("polit")
-    assert told.startswith("there is no reward called 'polit'. Did you mean 'polite'? Installed: ")
-    assert f"length (rlframe {rlframe.__version__})" in told
-    assert "polite (acme 0.3)" in told
-    assert "rlframe plugins list" in told
+    message = refused("polit")
+    assert message.startswith(
+        "there is no reward called 'polit'. Did you mean 'polite'? Installed: "
+    )
+    assert f"length (rlframe {rlframe.__version__})" in message
+    assert "polite (acme 0.3)" in message
+    assert "rlframe plugins list" in message
 
 
 def test_a_name_that_resembles_nothing_is_not_guessed_at():
@@ -177,10 +179,10 @@ def test_a_failing_import_is_told_with_component_distribution_cause_and_place(
     install, module, line, cause
 ):
     file = install("acme", offers={"polite": "Reward"}, module=module, version="0.3")
-    told = refused("polite")
-    assert told.startswith("reward polite (acme 0.3) could not be imported from acme:Reward: ")
-    assert cause in told
-    assert f"{file}:{line}]" in told or f"{file.name}, line {line})" in told
+    message = refused("polite")
+    assert message.startswith("reward polite (acme 0.3) could not be imported from acme:Reward: ")
+    assert cause in message
+    assert f"{file}:{line}]" in message or f"{file.name}, line {line})" in message
 
 
 def test_a_distribution_for_an_earlier_rlframe_is_told_the_new_name(install):
@@ -190,9 +192,9 @@ def test_a_distribution_for_an_earlier_rlframe_is_told_the_new_name(install):
 
 def test_an_entry_point_that_leads_nowhere_is_told_with_its_target(install):
     install("acme", offers={"polite": "Nobody"})
-    told = refused("polite")
-    assert "reward polite (acme 1.0) could not be imported from acme:Nobody" in told
-    assert "has no attribute 'Nobody'" in told
+    message = refused("polite")
+    assert "reward polite (acme 1.0) could not be imported from acme:Nobody" in message
+    assert "has no attribute 'Nobody'" in message
 
 
 def test_a_component_of_this_api_is_accepted(install):
@@ -214,21 +216,21 @@ def test_a_component_of_another_api_is_refused_and_told_which_side_to_upgrade(
 ):
     module = f"{REWARD}\n    rlframe_api = {version}\n"
     install("acme-rewards", offers={"polite": "Reward"}, module=module)
-    told = refused("polite")
+    message = refused("polite")
     assert (
         f"is written for plugin API {shown}, this rlframe speaks {API_VERSION[0]}.{API_VERSION[1]}"
-        in told
+        in message
     )
-    assert told.endswith(f"Upgrade {upgrade}.")
+    assert message.endswith(f"Upgrade {upgrade}.")
 
 
 @pytest.mark.parametrize("version", ["'1.0'", "1", "None"])
 def test_a_component_whose_api_version_is_malformed_is_refused(install, version):
     module = f"{REWARD}\n    rlframe_api = {version}\n"
     install("acme", offers={"polite": "Reward"}, module=module)
-    told = refused("polite")
-    assert "reward polite (acme 1.0)" in told
-    assert "rlframe_api" in told
+    message = refused("polite")
+    assert "reward polite (acme 1.0)" in message
+    assert "rlframe_api" in message
 
 
 @pytest.mark.parametrize(
@@ -243,8 +245,8 @@ def test_a_component_whose_api_version_is_malformed_is_refused(install, version)
 )
 def test_what_is_no_component_of_the_kind_is_refused(install, module):
     install("acme", offers={"polite": "Reward"}, module=module)
-    told = refused("polite")
-    assert told == "reward polite (acme 1.0): acme:Reward is not a subclass of RewardProvider"
+    message = refused("polite")
+    assert message == "reward polite (acme 1.0): acme:Reward is not a subclass of RewardProvider"
 
 
 FUNCTION = "def Reward(completions, by=1):\n    return [float(by)] * len(completions)\n"
@@ -285,9 +287,9 @@ def test_a_function_or_a_class_in_the_group_of_the_other_is_told_where_it_belong
 @pytest.mark.parametrize("key", ["type", "weight"])
 def test_a_rewards_config_may_not_declare_a_key_of_the_recipe(install, key):
     install("acme", offers={"polite": "Reward"}, module=REWARD.replace("limit: int", f"{key}: int"))
-    told = refused("polite")
-    assert "reward polite (acme 1.0)" in told
-    assert f"its config declares {key}, which belongs to the recipe" in told
+    message = refused("polite")
+    assert "reward polite (acme 1.0)" in message
+    assert f"its config declares {key}, which belongs to the recipe" in message
 
 
 def test_a_controllers_config_may_have_a_weight_since_the_recipe_gives_it_none(install):

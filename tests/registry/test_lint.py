@@ -78,9 +78,9 @@ def refused(members: dict[str, Any]) -> str:
 def test_what_would_never_be_called_is_refused_by_name(
     name: str, function: Any, words: str
 ) -> None:
-    told = refused({name: function})
-    assert told.startswith("hook plugin mine (local 0): ")
-    assert words in told
+    message = refused({name: function})
+    assert message.startswith("hook plugin mine (local 0): ")
+    assert words in message
 
 
 def test_a_plugin_without_hooks_and_every_mistake_at_once() -> None:

@@ -56,9 +56,9 @@ def test_what_is_wrong_with_a_file_is_said(folder: Path) -> None:
     assert "cannot be read" in refused("./other.py:Shout")
     assert "not a subclass of KLController" in refused("./mine.py:Shout", kind="kl_controllers")
     (folder / "broken.py").write_text("import a_module_that_is_not_there\n")
-    told = refused("./broken.py:X")
-    assert "ModuleNotFoundError: No module named 'a_module_that_is_not_there'" in told
-    assert "broken.py:1]" in told
+    message = refused("./broken.py:X")
+    assert "ModuleNotFoundError: No module named 'a_module_that_is_not_there'" in message
+    assert "broken.py:1]" in message
     (folder / "torn.py").write_text("\ndef (\n")
     assert "torn.py:2]" in refused("./torn.py:X")
 

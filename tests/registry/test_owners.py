@@ -160,7 +160,7 @@ class Case:
 
     wrappers: tuple[Any, ...]
     reward: Callable[[Any], Any]
-    told: str | None
+    message: str | None
     answer: Any = field(default=None)
 
 
@@ -252,11 +252,11 @@ def test_of_a_nested_reward_the_innermost_owner_stays(name: str) -> None:
     first = [w if isinstance(w, HookPlugin) else OnlyAround(inner, w) for w in case.wrappers]
     relay = relay_of(tuple(first))
     assert case.told is not None
-    told = case.told.replace(REWARD, f"reward 'all.inner' (class Judge) inside {REWARD}", 1)
-    told = case.told if case.told.startswith("hook plugin") else told
+    message = case.told.replace(REWARD, f"reward 'all.inner' (class Judge) inside {REWARD}", 1)
+    message = case.told if case.told.startswith("hook plugin") else message
     with pytest.raises(RunError) as caught:
         called(relay, outer)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 class OnlyAround(Plugin):
@@ -354,8 +354,8 @@ def test_what_a_component_raises_outside_of_hooks_names_it_its_method_and_the_li
     ):
         wrong(None)
     line = wrong.__code__.co_firstlineno + 1
-    told = f"reward 'mine' raised ValueError in `check`: bad text [{__file__}:{line}]!"
-    assert str(caught.value) == told
+    message = f"reward 'mine' raised ValueError in `check`: bad text [{__file__}:{line}]!"
+    assert str(caught.value) == message
     with (
         pytest.raises(RunError, match=r"^reward 'mine' called sys.exit\(2\) in `check` \["),
         component_errors("reward 'mine'", judge, "check"),

@@ -104,10 +104,10 @@ def test_tracing_shows_each_call(
 
     monkeypatch.setenv("RLFRAME_TRACE_HOOKS", "1")
     Relay().hook.rlframe_score(provider=Provider(), batch=None)
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert re.fullmatch(
         r"rlframe_score\(provider=Provider, batch=None\) by rlframe -> list\[1\] in [\d.]+ ms\n",
-        told,
+        printed,
     )
     monkeypatch.setenv("RLFRAME_TRACE_HOOKS", "0")
     Relay().hook.rlframe_score(provider=Provider(), batch=None)
@@ -139,9 +139,9 @@ def test_tracing_shows_who_took_part_what_came_of_it_and_the_observers(
     with pytest.raises(RuntimeError):
         relay.hook.rlframe_score(provider=Provider(), batch=torch.zeros(2, 3))
     relay.tell("metrics", EVENT)
-    told = [line.rpartition(" in ")[0] for line in capsys.readouterr().err.splitlines()]
+    found = [line.rpartition(" in ")[0] for line in capsys.readouterr().err.splitlines()]
     call = "rlframe_score(provider=Provider, batch=Tensor[2, 3])"
-    assert told == [
+    assert found == [
         f"{call} by hooks.veto, rlframe raised RuntimeError('veto')",
         "rlframe_metrics(event=Metrics) by hooks.fine -> None",
         "rlframe_metrics(event=Metrics) by hooks.broken raised ValueError('no disk')",

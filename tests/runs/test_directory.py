@@ -64,7 +64,7 @@ def test_a_default_directory_is_named_after_its_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("there", "message"),
     [
         ([2, 3], "1 of 3 updates, the first of them 1"),
         ([1, 2], "1 of 3 updates, the first of them 3"),
@@ -74,14 +74,14 @@ def test_a_default_directory_is_named_after_its_recipe() -> None:
     ],
 )
 def test_updates_that_are_missing_among_the_metrics_are_counted(
-    tmp_path: Path, there: list[int], told: str | None
+    tmp_path: Path, there: list[int], message: str | None
 ) -> None:
     files = begun(tmp_path / "run")
     for update in there:
         files.metrics({"stage": "ppo", "update": update, "episode": 8})
     found = files.forget_after(3)
-    assert (found is None) == (told is None), found
-    assert told is None or told in str(found)
+    assert (found is None) == (message is None), found
+    assert message is None or message in str(found)
 
 
 def test_a_resumed_run_reads_what_was_answered_before_and_knows_damage(tmp_path: Path) -> None:

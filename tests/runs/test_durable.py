@@ -41,7 +41,7 @@ def test_a_full_disk_is_known_by_its_number_or_in_words(
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "message"),
     [
         (0, "0 bytes"),
         (1023, "1023 bytes"),
@@ -53,8 +53,8 @@ def test_a_full_disk_is_known_by_its_number_or_in_words(
         (2048 * 1024**3, "2048.0 GiB"),
     ],
 )
-def test_a_size_is_told_in_the_unit_in_which_it_reads_best(count: float, told: str) -> None:
-    assert size_of(count) == told
+def test_a_size_is_told_in_the_unit_in_which_it_reads_best(count: float, message: str) -> None:
+    assert size_of(count) == message
 
 
 def test_files_are_found_at_every_depth(tmp_path: Path) -> None:

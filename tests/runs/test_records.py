@@ -49,9 +49,9 @@ def test_what_is_no_row_is_taken_out_and_kept_elsewhere(tmp_path: Path) -> None:
     whole = path.read_bytes()
     bad = b"\n  \n\0\0\0\0\nnot json\n[1, 2]\n\xff\xfe\n{\n"
     path.write_bytes(bad + whole + b'{"note": "of a person"}\n\0\0\n{"stage": "ppo", "upd')
-    told = file.repair()
-    assert told is not None
-    assert "4 of its lines" in told
+    message = file.repair()
+    assert message is not None
+    assert "4 of its lines" in message
     assert rows(path) == [{"stage": "sft"}, update(1), {"note": "of a person"}]
     kept = (tmp_path / "metrics.unreadable").read_text()
     assert kept.split("\n")[:2] == ["not json", "[1, 2]"]

@@ -158,7 +158,7 @@ def test_after_a_return_to_an_earlier_one_the_later_ones_stay_until_they_come_ag
 # ---- damage
 
 
-def told(store: CheckpointStore, number: int) -> str:
+def message(store: CheckpointStore, number: int) -> str:
     """What is said of a checkpoint that is not sound."""
     with pytest.raises(RunError) as caught:
         store.verify(number)
@@ -174,17 +174,17 @@ def test_every_damage_to_a_file_is_found_and_named(name: str, tmp_path: Path) ->
     for place in every:
         for flip in (0x01, 0x07):  # 0x07 makes a carriage return of a newline
             file.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
-            assert re.search(f"000003 is damaged: .*{name}|of format [^2]", told(store, 3))
+            assert re.search(f"000003 is damaged: .*{name}|of format [^2]", message(store, 3))
     for length in {0, 1, len(whole) // 2, len(whole) - 1} & {*range(len(whole))}:
         file.write_bytes(whole[:length])
-        assert re.search(f"000003 is damaged: .*{name}", told(store, 3))
+        assert re.search(f"000003 is damaged: .*{name}", message(store, 3))
     for more in (b"\0", b"\n", whole + b" "):
         file.write_bytes(whole + more)
-        assert re.search(f"000003 is damaged: .*{name}", told(store, 3))
+        assert re.search(f"000003 is damaged: .*{name}", message(store, 3))
     file.unlink()
-    assert f"000003 is damaged: {name} is missing" in told(store, 3)
+    assert f"000003 is damaged: {name} is missing" in message(store, 3)
     file.mkdir()
-    assert f"000003 is damaged: {name}" in told(store, 3)
+    assert f"000003 is damaged: {name}" in message(store, 3)
     file.rmdir()
     file.write_bytes(whole)
     store.verify(3)
@@ -193,21 +193,21 @@ def test_every_damage_to_a_file_is_found_and_named(name: str, tmp_path: Path) ->
 def test_lost_files_are_told_with_both_sizes_and_a_guess(tmp_path: Path) -> None:
     store = filled(tmp_path, 3)
     os.truncate(tmp_path / "000003" / "policy" / "model.safetensors", 100)
-    said = told(store, 3)
+    said = message(store, 3)
     assert "model.safetensors has 100 bytes, not 5120: was a copy cut short?" in said
     shutil.rmtree(tmp_path / "000003" / "policy")
-    assert "policy/model.safetensors is missing" in told(store, 3)
+    assert "policy/model.safetensors is missing" in message(store, 3)
 
 
 def test_one_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
-    said = told(filled(tmp_path, 3, 5), 4)
+    said = message(filled(tmp_path, 3, 5), 4)
     assert "000004: there is no such checkpoint. There are: 3, 5" in said
 
 
 def test_a_renamed_one_is_not_taken_for_a_later_one(tmp_path: Path) -> None:
     store = filled(tmp_path, 3)
     shutil.copytree(tmp_path / "000003", tmp_path / "000009")
-    assert "written as number 3, and renamed" in told(store, 9)
+    assert "written as number 3, and renamed" in message(store, 9)
     newest = store.newest()
     assert newest is not None
     assert newest.number == 3
@@ -255,7 +255,7 @@ def test_a_checkpoint_of_a_later_format_asks_for_a_later_rlframe(
     monkeypatch.setattr("rlframe.runs.sealed.FORMAT", 3)
     store = filled(tmp_path, 1)
     monkeypatch.undo()
-    said = told(store, 1)
+    said = message(store, 1)
     assert "of format 3, and this rlframe reads format 2: resume with the version" in said
 
 

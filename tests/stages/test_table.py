@@ -135,12 +135,12 @@ def test_a_damaged_result_alone_is_made_again(ran: dict[str, Any], stage: str) -
 
 
 def test_its_result_has_a_name_where_it_fits_and_nowhere_else(ran: dict[str, Any]) -> None:
-    told = "model.critic.initial: 'stage:dpo' cannot stand here; use 'stage:reward_model'"
-    assert told in ran["as_critic"]
-    told = "'stage:reward_model' cannot stand here; use 'stage:sft' or 'stage:dpo'"
-    assert told in ran["as_reference"]
-    told = "'stage:dpo' is the result of a stage, but `dpo:` is not in this recipe"
-    assert told in ran["absent"]
+    message = "model.critic.initial: 'stage:dpo' cannot stand here; use 'stage:reward_model'"
+    assert message in ran["as_critic"]
+    message = "'stage:reward_model' cannot stand here; use 'stage:sft' or 'stage:dpo'"
+    assert message in ran["as_reference"]
+    message = "'stage:dpo' is the result of a stage, but `dpo:` is not in this recipe"
+    assert message in ran["absent"]
     assert "dpo.data: there is no data set 'nothing'" in ran["without_data"]
 
 

@@ -40,10 +40,15 @@ def results(component):
 def test_a_planted_defect_is_caught_and_told_in_words(component, check):
     result = results(component)[check]
     assert result.outcome == "failed"
-    first, *told = result.message.splitlines()
+    first, *expected = result.message.splitlines()
     assert first == f"{component.__name__} breaks {check!r}"
-    assert [line.split(":")[0].strip() for line in told] == ["expected", "found", "likely", "do"]
-    assert all(line.partition(":")[2].strip() for line in told)
+    assert [line.split(":")[0].strip() for line in expected] == [
+        "expected",
+        "found",
+        "likely",
+        "do",
+    ]
+    assert all(line.partition(":")[2].strip() for line in expected)
 
 
 @pytest.mark.parametrize("kind", ["data_generators", "hooks"])

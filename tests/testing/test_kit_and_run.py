@@ -117,9 +117,9 @@ def names(kind: str, component: type[Component], error: Exception) -> bool:
 def test_the_kit_and_a_run_refuse_the_same_mistake(kind, planted, tried):
     kit, run = refused_by_the_kit(planted), tried((kind, planted.component), **planted.run.also)
     if isinstance(planted.run, Warned):
-        told = [text for text in run.warned if "is ignored" in text]
-        assert told
-        assert planted.component.__name__ in told[0]
+        found = [text for text in run.warned if "is ignored" in text]
+        assert found
+        assert planted.component.__name__ in found[0]
         return
     assert run.error is not None, f"the run finished, and the kit says {kit}"
     assert names(kind, planted.component, run.error), run.error

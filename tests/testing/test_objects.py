@@ -177,14 +177,14 @@ def test_an_estimator_without_a_critic_gets_neither_values_nor_what_it_did_not_a
 )
 def test_events_of_the_kit_are_those_of_a_run(name, seen, tmp_path: Path):
     every = observed(tiny_context(chat=True), tmp_path, "reward")
-    told = [event for other, event in every if other == name]
+    found = [event for other, event in every if other == name]
     run = seen[name][-1][0]
-    assert {type(event) for event in told} == {type(run)}
+    assert {type(event) for event in found} == {type(run)}
     for response in getattr(run, "responses", ())[:1]:
-        kit = [one for event in told for one in event.responses]
+        kit = [one for event in found for one in event.responses]
         assert min((_of_response(response, one) for one in kit), key=len) == []
-        run, told = replace(run, responses=()), [replace(one, responses=()) for one in told]
-    assert min((differences(shape_of(run), shape_of(event)) for event in told), key=len) == []
+        run, found = replace(run, responses=()), [replace(one, responses=()) for one in found]
+    assert min((differences(shape_of(run), shape_of(event)) for event in found), key=len) == []
 
 
 def _of_response(run: ScoredResponse, kit: ScoredResponse) -> list[str]:

@@ -131,7 +131,7 @@ def test_the_fixtures_of_parts_go_together(run):
 
 
 @pytest.mark.parametrize(
-    ("body", "error", "told"),
+    ("body", "error", "message"),
     [
         (
             {"skip": {"finit": "why not"}},
@@ -145,8 +145,8 @@ def test_the_fixtures_of_parts_go_together(run):
         ({"component": Reward({}, None)}, TypeError, "must be a subclass of RewardProvider"),
     ],
 )
-def test_a_mistake_in_the_test_class_is_told_when_the_file_is_read(body, error, told):
-    with pytest.raises(error, match=told):
+def test_a_mistake_in_the_test_class_is_told_when_the_file_is_read(body, error, message):
+    with pytest.raises(error, match=message):
         type("TestReward", (RewardProviderSuite,), {"component": Reward, **body})
 
 

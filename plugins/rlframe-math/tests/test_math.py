@@ -79,8 +79,8 @@ def in_a_thread(judge: MathVerify) -> list[Any]:
 
 
 def test_outside_the_main_thread_a_time_limit_is_refused_and_going_without_one_works() -> None:
-    (told,) = in_a_thread(reward())
-    assert "timeout_seconds: null" in told
+    (message,) = in_a_thread(reward())
+    assert "timeout_seconds: null" in message
     assert in_a_thread(reward(timeout_seconds=None)) == [[1.0]]
 
 

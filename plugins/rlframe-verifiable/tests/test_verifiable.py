@@ -126,7 +126,7 @@ def test_with_a_tag_only_what_stands_in_it_is_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"task": "chain_sun"}, "Did you mean 'chain_sum'"),
         ({"config": {"max_digit": 3}}, "Did you mean 'max_digits'"),
@@ -135,8 +135,8 @@ def test_with_a_tag_only_what_stands_in_it_is_judged() -> None:
         ({"rows": 0}, "greater than 0"),
     ],
 )
-def test_a_config_that_makes_no_data_is_refused(keys: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_a_config_that_makes_no_data_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         tasks(**keys)
 
 

@@ -84,7 +84,7 @@ def _sound(state: KLState) -> KLState:
 
 
 @check(
-    expected="a unit, `nats_per_response` or `nats_per_token`, in which it wants to be told KL",
+    expected="a unit, `nats_per_response` or `nats_per_token`, in which it wants the KL",
     likely="the unit was left as text of one's own, or is taken from a config that does not check it",
     do='set `unit = "nats_per_response"`, or a property that returns one of the two',
 )

@@ -99,8 +99,8 @@ class _Run:
                 self.relay.tell(name, event)
             except RunError as error:  # it tried to end the process
                 return str(error)
-        told = [str(w.message) for w in caught if issubclass(w.category, ObserverWarning)]
-        return told[0] if told else None
+        warned = [str(w.message) for w in caught if issubclass(w.category, ObserverWarning)]
+        return warned[0] if warned else None
 
     def problem(self, call: Call) -> Broken | None:
         """Why a run would be ended by what comes out of a call; None if it would not."""
@@ -108,12 +108,12 @@ class _Run:
             answer = call.through(self.relay.hook)
             call.read(answer)
         except ContractError as error:
-            told = f"in {call.hook}, the component with the plugin around it {error}"
-            return Broken(told, hint=error.hint).with_cause(error)
+            message = f"in {call.hook}, the component with the plugin around it {error}"
+            return Broken(message, hint=error.hint).with_cause(error)
         except (Exception, SystemExit) as error:
             where = place_of(error, self.subject.component.__module__)
-            told = f"{type(error).__name__} from {call.hook}: {error} [{where}]"
-            return Broken(told, hint=known_hint(error)).with_cause(error)
+            message = f"{type(error).__name__} from {call.hook}: {error} [{where}]"
+            return Broken(message, hint=known_hint(error)).with_cause(error)
         if answer is None and call.directly() is not None:
             return Broken(
                 f"None from {call.hook}, where the component had returned something",
@@ -198,8 +198,8 @@ def every_form_of_answer(subject: Hook) -> None:
         for what, call in unusual_calls(_calls(subject)[number]):
             with _run(subject) as run:
                 if problem := run.problem(call):
-                    told = f"where the component returned {what}: {problem}"
-                    raise Broken(told, hint=problem.hint) from problem
+                    message = f"where the component returned {what}: {problem}"
+                    raise Broken(message, hint=problem.hint) from problem
 
 
 @check(

@@ -196,13 +196,13 @@ def _logprobs_away(
     policy: Policy, found: Samples, params: SamplingParams, able: SamplerCapabilities
 ) -> float:
     away = 0.0
-    for prompt, ids, told in zip(PROMPTS * 2, found.ids, found.logprobs or (), strict=True):
+    for prompt, ids, given in zip(PROMPTS * 2, found.ids, found.logprobs or (), strict=True):
         logits = _logits(policy, prompt, ids).double()
         if able.logprobs == "filtered":
             logits = keep(logits, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
         tokens = torch.tensor(list(ids))[:, None]
         own = logits.log_softmax(-1).gather(-1, tokens).squeeze(-1)
-        away = max(away, float((own - torch.tensor(list(told))).abs().max()))
+        away = max(away, float((own - torch.tensor(list(given))).abs().max()))
     return away
 
 
