@@ -30,8 +30,9 @@ from rlframe.rollout.seeds import seed_of
 from rlframe.types import Prompt, Rollout
 
 PROBE_LIMIT = 0.1
-"""Mean nats per token by which a sampler's own weights may differ from the trainer's on the probe. The
-rounding of bfloat16 is a tenth of it; a layer that was not copied is ten times as much."""
+"""Mean nats per token by which a sampler's own weights may differ from the trainer's on the probe. On
+the policy that recipes/quickstart.yaml trains, weights in bfloat16 differ by 0.008, and weights of
+which one layer is a new one by 0.46 to 5.6."""
 
 _NO_MEMORY = object()
 

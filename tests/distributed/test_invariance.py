@@ -169,6 +169,9 @@ def test_every_part_of_an_algorithm_gives_the_same_numbers_from_two_processes_in
         assert update["objective/scores_std"] > 0.1
         assert update["train/grad_norm"] > 1e-3
         assert update["response/valid_share"] < 1 or "early" not in name
+        if "corrected" in name:
+            assert 0.01 < update["sampler/bounded_share"] < 0.6
+            assert 0.2 < update["sampler/importance"] < 0.8
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -167,6 +167,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "model.critic.shared": True,
     },
     "rloo, gspo": NO_CRITIC,
+    "rloo, gspo, and a filter that is corrected for": {
+        **NO_CRITIC,
+        "rollout.top_k": 150,
+        "algorithm.importance_correction": "mask",
+        "algorithm.importance_limit": 1.25,  # some tokens are beyond it, and most are not
+    },
     "group_relative, cispo": {
         "model.critic": None,
         "algorithm.advantages": {"type": "group_relative"},
