@@ -140,7 +140,7 @@ def place_of(error: BaseException, module: str) -> str:
     """FILE:LINE where an error arose: the last line of the module's own package, or else the last.
 
     Args:
-      error: as it was caught.
+      error: the exception caught.
       module: dotted name; what it calls in libraries is not where the mistake is.
     """
     if isinstance(error, SyntaxError):  # raised by the one who imports

@@ -68,7 +68,7 @@ def refuse_other_heldout(made: Mapping[str, Sequence[Row]]) -> None:
 
 
 def refuse_odd_values(made: Mapping[str, Sequence[Row]]) -> None:
-    """Raise unless every value is plain data, which comes back from JSON as it was.
+    """Raise unless every value is plain data, which comes back from JSON unchanged.
 
     Raises:
       ContractError: one does not.

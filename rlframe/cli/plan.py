@@ -165,7 +165,7 @@ def _help(rows: list[dict[str, Any]]) -> str:
 
 
 def _parts(row: dict[str, Any], most: int | None) -> str:
-    """The largest parts of the fullest moment."""
+    """The largest parts of the peak."""
     parts = sorted(row["parts"].items(), key=lambda part: -part[1])[:most]
     return (
         ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size >= GIB / 20) + " GiB"

@@ -61,17 +61,17 @@ def chosen(
     Raises:
       SetupError: recipe and `accelerate launch` contradict each other, or keys that do not go together.
     """
-    told = _of_accelerate(environ)
-    if name != "auto" and told is not None and told != name:
+    launched = _of_accelerate(environ)
+    if name != "auto" and launched is not None and launched != name:
         raise SetupError(
-            f"runtime.strategy is {name}, but `accelerate launch` was told {told}: change one of "
+            f"runtime.strategy is {name}, but `accelerate launch` was given {launched}: change one of "
             "them, or leave runtime.strategy out and accelerate's choice is taken"
         )
-    name = told or "ddp" if name == "auto" else name
-    stage = environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if told == "deepspeed" else None
+    name = launched or "ddp" if name == "auto" else name
+    stage = environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if launched == "deepspeed" else None
     if stage and zero_stage and int(stage) != zero_stage:
         raise SetupError(
-            f"runtime.zero_stage is {zero_stage}, but `accelerate launch` was told stage {stage}"
+            f"runtime.zero_stage is {zero_stage}, but `accelerate launch` was given stage {stage}"
         )
     config = config or (environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE") or None)
     if name != "deepspeed" and (zero_stage or config):

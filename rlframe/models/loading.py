@@ -32,7 +32,7 @@ def new_language_model(
       architecture: `model_type` and keys of that transformers config.
       tokenizer: gives the size of the vocabulary and the special tokens.
       dtype: of the weights.
-      seed: of the weights; the global generator is left as it was.
+      seed: of the weights; the global generator is left unchanged.
 
     Raises:
       RecipeError: there is no such model type, or the config does not make a model.

@@ -94,7 +94,7 @@ def add(
       alpha: the adapters' output is scaled by alpha / rank.
       targets: as for `targeted`.
       base: path or hub id of the model as it is now, for those who use the adapters without rlframe.
-      seed: of A; the global generator is left as it was.
+      seed: of A; the global generator is left unchanged.
 
     Raises:
       SetupError: there is no peft.

@@ -1,6 +1,6 @@
-"""What a PPO run needs on paper: bytes on each GPU at the fullest moment of an update.
+"""What a PPO run needs on paper: bytes on each GPU at the peak of an update.
 
-Shapes in, bytes out: nothing is allocated. An update has seven moments that may be the fullest, and
+Shapes in, bytes out: nothing is allocated. An update has seven moments at which it may peak, and
 each is a sum of parts: sampling, the passes without gradient, the head at the end of a training
 pass's forward, the begin of its backward, and the optimiser's step. Sizes are those of the longest
 prompt with a response of full length, in as many rows as `microbatch_tokens` allows. docs/plan.md

@@ -83,7 +83,7 @@ def _placed(work: Workload, strategy: Strategy, device: Device, gpus: int) -> Re
 
 
 def _smaller(work: Workload, strategy: Strategy, device: Device, gpus: int) -> Remedy | None:
-    """Halve what the fullest moment grows with, until it fits or nothing is left to halve."""
+    """Halve what the peak grows with, until it fits or nothing is left to halve."""
     changes: dict[str, int] = {}
     while True:
         found = memory(work, strategy, device, gpus)

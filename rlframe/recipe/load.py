@@ -56,7 +56,7 @@ class LoadedRecipe:
     chosen: dict[Path_, Chosen]
     """The component at each path, e.g. ("rewards", "brevity")."""
     source: str
-    """The text of the file, as it was."""
+    """The text of the file, unchanged."""
     document: Document
     """What the recipe was made from, with the place of every value."""
 

@@ -57,7 +57,7 @@ class SealedDirectories:
         Args:
           name: of the directory; one of this name is replaced.
           fill: writes the files into an empty directory. Whatever it raises, nothing of them stays, and
-            what was there before is as it was.
+            what was there before is unchanged.
           facts: kept in checksums.json; JSON.
           intact: says what is still there, for a message about a full disk.
 

@@ -246,7 +246,7 @@ def fit(
       blank: an example whose labels are all -100.
       settings: hyperparameters.
       progress: notified of each step.
-      saver: of the stage's checkpoints; the newest one is gone on with. None for none.
+      saver: of the stage's checkpoints; training resumes from the newest one. None for none.
     """
     an_epoch = math.ceil(len(examples) / settings.batch_size)
     steps = an_epoch * settings.epochs

@@ -71,8 +71,12 @@ def test_the_message_names_the_method_and_the_error_the_row():
 def test_what_a_row_cannot_keep_is_named_by_its_place(value, message):
     with pytest.raises(ContractError, match=re.escape(message) + "$"):
         refuse_odd_values({"rows": [{"prompt": "1+1=", "meta": value}]})
+    with pytest.raises(ContractError, match="comes back from JSON"):
+        refuse_odd_values({"rows": [{"prompt": "1+1=", "meta": (value,)}]})
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 0.1, -0.0, "é\n", [], {"a": [1.5, {"b": None}]}])
 def test_plain_data_passes(value):
     refuse_odd_values({"rows": [{"prompt": "1+1=", "meta": value}]})
+    with pytest.raises(ContractError, match="comes back from JSON"):
+        refuse_odd_values({"rows": [{"prompt": "1+1=", "meta": (value,)}]})

@@ -14,8 +14,8 @@ from tests import foreign
 INNER = {"type": "length", "target_tokens": 10}
 
 
-class Told(RewardProvider[PluginConfig]):
-    """Gives what it is told to, and remembers how often it was asked and with what."""
+class Scripted(RewardProvider[PluginConfig]):
+    """Gives the scores that a test lists, and remembers how often it was asked and with what."""
 
     def __init__(self, *answers):
         super().__init__(PluginConfig(), None)
@@ -73,7 +73,7 @@ def test_against_a_column_it_is_the_difference_to_the_columns_text_which_ends(di
 
 
 def test_against_a_column_the_inner_reward_sees_its_texts_as_finished_responses(difference, batch):
-    inner = Told([1.0, 2.0], [0.0, 5.0])
+    inner = Scripted([1.0, 2.0], [0.0, 5.0])
     columns = {"human": ["a good one", "bad"], "other": [1, 2]}
     samples = batch(
         ["x", "y"], ids=[3, 4], columns=columns, groups=[4, 2], stops=[StopReason.LENGTH] * 2
@@ -98,7 +98,7 @@ def test_against_a_column_a_chat_ends_as_its_template_ends_an_answer(
     prompt = encoder.prompt(
         {"messages": [{"role": "user", "content": "Is it good?"}], "human": "No."}
     )
-    inner = Told([1.0], [0.0])
+    inner = Scripted([1.0], [0.0])
     given = {"tokenizer": words, "tokenize": encoder.example}
     samples = batch(["x"], prompts=[prompt])
     assert difference("column", column="human", inner=inner, given=given).score(samples) == [1.0]
@@ -134,7 +134,7 @@ def test_against_the_reference_outside_a_ppo_run_it_says_so(difference, batch):
 def test_a_shift_of_the_inner_reward_changes_nothing(difference, batch, against):
     found = []
     for shift in (0.0, 100.0):
-        inner = Told([1.0 + shift, 3.0 + shift], [0.5 + shift, 0.5 + shift])
+        inner = Scripted([1.0 + shift, 3.0 + shift], [0.5 + shift, 0.5 + shift])
         reference = batch(["r", "r"])
         samples = batch(["x", "y"], groups=[0, 0], sample_reference=lambda found=reference: found)
         found.append(difference(against, inner=inner).score(samples))
@@ -142,20 +142,23 @@ def test_a_shift_of_the_inner_reward_changes_nothing(difference, batch, against)
 
 
 def test_a_row_of_token_rewards_counts_as_its_sum(difference, batch):
-    inner = Told([[1.0, 2.0], [0.5, 0.5]])
+    inner = Scripted([[1.0, 2.0], [0.5, 0.5]])
     samples = batch(["x", "y"], ids=[2, 2], groups=[0, 0])
     assert difference("others", inner=inner).score(samples) == [2.0, -2.0]
 
 
 def test_a_response_that_the_inner_reward_can_not_judge_never_becomes_a_number(difference, batch):
     samples = batch(["x", "y", "z"], groups=[0, 0, 1], sample_reference=lambda: batch(["r"] * 3))
-    for inner in (Told([3.0, 1.0, None], [1.0] * 3), Told([3.0, 1.0, 2.0], [1.0, 1.0, None])):
+    for inner in (
+        Scripted([3.0, 1.0, None], [1.0] * 3),
+        Scripted([3.0, 1.0, 2.0], [1.0, 1.0, None]),
+    ):
         assert difference("reference", inner=inner).score(samples) == [2.0, 0.0, None]
 
 
 def test_the_mean_of_the_others_is_of_those_that_were_judged(difference, batch):
     samples = batch(["v", "w", "x", "y", "z"], groups=[0, 0, 0, 1, 1])
-    inner = Told([4.0, None, 1.0, 7.0, None])
+    inner = Scripted([4.0, None, 1.0, 7.0, None])
     assert difference("others", inner=inner).score(samples) == [3.0, None, -3.0, None, None]
 
 
@@ -165,22 +168,22 @@ def test_the_mean_of_the_others_is_of_those_that_were_judged(difference, batch):
 def test_what_the_inner_reward_returns_is_held_against_the_contract(difference, batch, answer):
     samples = batch(["x", "y"], groups=[0, 0])
     with pytest.raises(ContractError, match="inner reward 'length' returned"):
-        difference("others", inner=Told(answer)).score(samples)
+        difference("others", inner=Scripted(answer)).score(samples)
 
 
 @pytest.mark.parametrize("cheap", [True, False])
 def test_it_is_as_cheap_to_repeat_as_the_inner_reward(difference, cheap):
-    inner = Told()
+    inner = Scripted()
     inner.cheap_to_repeat = cheap
     assert difference("others", inner=inner).cheap_to_repeat is cheap
 
 
 def test_its_state_is_that_of_the_inner_reward(difference, batch):
-    inner = Told([1.0, 0.0], [1.0, 0.0])
+    inner = Scripted([1.0, 0.0], [1.0, 0.0])
     first = difference("others", inner=inner)
     for _ in range(2):
         first.score(batch(["x", "y"], groups=[0, 0]))
-    fresh = Told()
+    fresh = Scripted()
     second = difference("others", inner=fresh)
     assert second.state_dict() == {"asked": 0}
     second.load_state_dict(first.state_dict())
@@ -217,4 +220,4 @@ def test_a_column_goes_with_a_column_and_with_nothing_else(keys):
 def test_a_reference_that_answers_other_prompts_is_not_compared_with(difference, batch):
     samples = batch(["x", "y"], groups=[0, 1], sample_reference=lambda: batch(["r"]))
     with pytest.raises(ValueError, match="argument 2 is shorter"):
-        difference("reference", inner=Told([1.0, 2.0], [0.0])).score(samples)
+        difference("reference", inner=Scripted([1.0, 2.0], [0.0])).score(samples)

@@ -1,4 +1,4 @@
-"""`rlframe schema`: on stdout, or in a file that an editor is told of."""
+"""`rlframe schema`: on stdout, or in a file that an editor is given."""
 
 import json
 

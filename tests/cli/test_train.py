@@ -1,4 +1,4 @@
-"""`rlframe train`: what is wrong with a recipe, its data or its models is told before training."""
+"""`rlframe train`: what is wrong with a recipe, its data or its models is reported before training."""
 
 import atexit
 import importlib
@@ -53,7 +53,7 @@ def refused(rlframe, recipe, tmp_path, things):
         assert ended.code != 0
         assert ended.err.startswith("error: ")
         for stage in ("sft", "reward_model", "ppo"):
-            assert not (output / stage).exists(), f"{stage} was trained before this was told"
+            assert not (output / stage).exists(), f"{stage} was trained before this was reported"
         return ended.code, ended.err
 
     return train

@@ -1,4 +1,4 @@
-"""Data that a component makes: which rows train, which are kept, and whose fault a failure is."""
+"""Data that a component makes: which rows train, which are kept, and which plugin raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plugin that differs on one machine is told before step 0, to two processes as torchrun starts."""
+"""A plugin that differs on one machine is reported before step 0, to two processes of torchrun."""
 
 from __future__ import annotations
 

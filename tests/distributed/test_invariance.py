@@ -345,7 +345,7 @@ def test_a_rank_without_memory_changes_no_number(
     assert apart.same_tokens
     assert apart.metrics < ROUNDING, apart
     # Rank 0 had enough, and is told because it goes on with rank 1.
-    assert played.told == [
+    assert played.warned == [
         "update 0: no memory was left in a pass of up to 56 padded tokens: it is halved to 28"
     ]
     assert [row["train/microbatch_tokens"] for row in played.metrics] == [28, 28]

@@ -268,7 +268,7 @@ def test_a_program_that_is_not_there_leaves_nothing_behind(tmp_path):
     assert b"FileNotFoundError" in done.stderr
 
 
-# Whose error is told
+# Whose error is reported
 
 
 LOST_PEER = "RuntimeError('[gloo/transport/tcp/pair.cc:553] Connection closed by peer')"

@@ -102,7 +102,7 @@ def test_a_recipe_that_contradicts_accelerate_is_refused(
     environ: dict[str, str], name: str
 ) -> None:
     expected = "deepspeed" if environ is DEEPSPEED else "fsdp"
-    words = rf"runtime\.strategy is {name}, but `accelerate launch` was told {expected}"
+    words = rf"runtime\.strategy is {name}, but `accelerate launch` was given {expected}"
     with pytest.raises(SetupError, match=words):
         choose(environ, name=name)
 
@@ -111,7 +111,7 @@ def test_the_stage_may_come_from_accelerate() -> None:
     environ = {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
     assert choose(environ).zero_stage == 3
     assert choose(environ, zero_stage=3).zero_stage == 3
-    words = r"runtime\.zero_stage is 1, but `accelerate launch` was told stage 3"
+    words = r"runtime\.zero_stage is 1, but `accelerate launch` was given stage 3"
     with pytest.raises(SetupError, match=words):
         choose(environ, zero_stage=1)
 

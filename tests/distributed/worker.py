@@ -278,7 +278,7 @@ class Played:
     """Per update: forward passes through the wrapped models, by rank."""
     ran: list[dict[str, Any]] = field(default_factory=list)
     """By rank: which engine it was."""
-    expected: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
     """Warnings on rank 0."""
     kl: dict[str, Any] = field(default_factory=dict)
     """The controller's state after SAVED_AFTER updates."""
@@ -693,7 +693,7 @@ def runs(directory: Path) -> Iterator[tuple[str, Callable[[], Played]]]:
         def cramped(lack: Callable[[], Any] = lack) -> Played:
             with lack(), warnings.catch_warnings(record=True, action="always") as caught:
                 played = play(directory, exact | CRAMPED, updates=2)
-            played.told = [str(warning.message) for warning in caught]
+            played.warned = [str(warning.message) for warning in caught]
             return played
 
         yield name, cramped

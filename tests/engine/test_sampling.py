@@ -24,7 +24,7 @@ EOS = 2
 
 
 class Scripted(Sampler[PluginConfig]):
-    """Answers what it is told to."""
+    """Answers what a test says."""
 
     able = SamplerCapabilities(
         filters=frozenset({"top_k"}), logprobs="filtered", shares_weights=True

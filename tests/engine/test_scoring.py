@@ -729,7 +729,7 @@ def test_a_reward_that_says_so_makes_its_none_count_for_the_whole_response() -> 
     assert found.valid.tolist() == [True, False, True]
     assert found.mix.tolist() == [1.5, 0, 3]
     assert found.weighted["r1"].tolist() == [0.5, 0, 0]
-    assert found.raw["r1"][:2].tolist() == [0.5, 7.0]  # what it said is still told
+    assert found.raw["r1"][:2].tolist() == [0.5, 7.0]  # what it said is still logged
 
 
 def test_a_reward_of_weight_0_neither_saves_a_response_nor_leaves_it_out() -> None:

@@ -25,23 +25,23 @@ def test_a_broken_recipe_is_refused_in_the_words_of_its_golden_file(case, monkey
     monkeypatch.chdir(FOLDER)
     for name, value in case.environment.items():
         monkeypatch.setenv(name, value)
-    assert refused(case) == case.told
+    assert refused(case) == case.message
 
 
 def test_there_are_a_hundred_and_all_end_with_3_but_for_missing_plugins():
     assert len(CASES) >= 100
     assert {case.code for case in CASES} == {3, 4}
     missing = ("there is no", "is not installed", "--allow-local-code")
-    assert all(any(word in case.told for word in missing) for case in CASES if case.code == 4)
+    assert all(any(word in case.message for word in missing) for case in CASES if case.code == 4)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_line_says_where_and_none_is_of_python_or_pydantic(case):
-    assert case.told.startswith("error: ")
-    for line in case.told.removeprefix("error: ").splitlines():
+    assert case.message.startswith("error: ")
+    for line in case.message.removeprefix("error: ").splitlines():
         assert re.match(r"[\w/]+\.yaml:\d+:\d+: |override ['\"]", line), line
     for theirs in ("Traceback", "pydantic", "Error:", "NoneType", "dict", "instance of", "ruamel"):
-        assert theirs not in case.told
+        assert theirs not in case.message
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -52,8 +52,8 @@ def test_the_executable_says_the_same_and_ends_with_the_same_code(name):
         command, cwd=FOLDER, env=in_repository(), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (case.code, "")
-    if "Installed" not in case.told:  # other plugins may be installed here
-        assert portable(done.stderr) == case.told
+    if "Installed" not in case.message:  # other plugins may be installed here
+        assert portable(done.stderr) == case.message
 
 
 def in_repository():

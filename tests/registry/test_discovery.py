@@ -1,4 +1,4 @@
-"""Which components are installed, what a name means, and how a broken one is told."""
+"""Which components are installed, what a name means, and how a broken one is reported."""
 
 import re
 import sys

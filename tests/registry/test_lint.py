@@ -1,4 +1,4 @@
-"""What would never be called as its author thinks is told when a class is loaded."""
+"""What would never be called as its author thinks is reported when a class is loaded."""
 
 from __future__ import annotations
 
@@ -68,7 +68,11 @@ def refused(members: dict[str, Any]) -> str:
         ),
         ("rlframe_metrics", first, "the order is that of the recipe's `hooks:`"),
         ("rlframe_score", old, "old-style wrapper; write @hookimpl(wrapper=True)"),
-        ("rlframe_metrics", wrapper, "rlframe_metrics is told an event, which nothing can wrap"),
+        (
+            "rlframe_metrics",
+            wrapper,
+            "rlframe_metrics is notified of an event, which nothing can wrap",
+        ),
         ("rlframe_score", no_yield, "a wrapper that never yields"),
         ("rlframe_score", generator, "yields but is no wrapper"),
         ("rlframe_metrics", defaulted, "argument 'event' has a default"),

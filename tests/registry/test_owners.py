@@ -24,7 +24,7 @@ NOTHING: Any = None
 
 
 class Judge(RewardProvider[PluginConfig]):
-    """A reward that does what it is told, and has the name of its place."""
+    """A reward that does what a test says, and has the name of its place."""
 
     def __init__(self, name: str, act: Callable[[Any], Any]) -> None:
         super().__init__(PluginConfig(), NOTHING)
@@ -229,19 +229,19 @@ def called(relay: Relay, reward: Judge) -> Any:
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 def test_the_owner_of_an_exception_is_whose_code_raised_it(case: Case) -> None:
     reward = Judge("all", case.reward)
-    if case.told is None:
+    if case.message is None:
         assert called(relay_of(case.wrappers), reward) == case.answer
         return
     with pytest.raises(RunError) as caught:
         called(relay_of(case.wrappers), reward)
-    assert str(caught.value).startswith(case.told)
+    assert str(caught.value).startswith(case.message)
     assert re.search(re.escape(f"[{__file__}:") + r"\d+\]", str(caught.value))
     cause = caught.value.__cause__
     assert cause is not None
     assert stamp_of(cause) is None
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.told])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.message])
 def test_of_a_nested_reward_the_innermost_owner_stays(name: str) -> None:
     """The wrappers are around both; the outer reward itself is right."""
     case = CASES[name]
@@ -251,9 +251,9 @@ def test_of_a_nested_reward_the_innermost_owner_stays(name: str) -> None:
     outer = Judge("all", lambda batch: nested.score(batch))
     first = [w if isinstance(w, HookPlugin) else OnlyAround(inner, w) for w in case.wrappers]
     relay = relay_of(tuple(first))
-    assert case.told is not None
-    message = case.told.replace(REWARD, f"reward 'all.inner' (class Judge) inside {REWARD}", 1)
-    message = case.told if case.told.startswith("hook plugin") else message
+    assert case.message is not None
+    message = case.message.replace(REWARD, f"reward 'all.inner' (class Judge) inside {REWARD}", 1)
+    message = case.message if case.message.startswith("hook plugin") else message
     with pytest.raises(RunError) as caught:
         called(relay, outer)
     assert str(caught.value).startswith(message)

@@ -364,7 +364,7 @@ SITUATIONS = [
         ("model.critic.initial: 'other' has another tokenizer than the policy",),
     ),
     Situation(
-        "two models are wrong, and both are told",
+        "two models are wrong, and both are reported",
         _other({"reference": "./nowhere", **CRITIC}, "llama3"),
         3,
         (

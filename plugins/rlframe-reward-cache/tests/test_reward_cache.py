@@ -153,7 +153,7 @@ def test_a_state_that_went_through_a_checkpoint_knows_what_the_plugin_knew(tmp_p
 
 
 class Scripted(Counting):
-    """Returns what it is told to."""
+    """Returns what a test says."""
 
     def __init__(self, *answers: Any) -> None:
         super().__init__()

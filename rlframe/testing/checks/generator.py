@@ -137,7 +137,7 @@ def readable_as_a_data_set(subject: Generator) -> str:
 @check(
     expected="the same rows in the same order whenever it is asked, and in another process",
     likely="random numbers that the config does not seed, the order of a set, `hash` of a text, which "
-    "Python salts anew in every process, the time, or the order of a folder's files",
+    "Python salts differently in every process, the time, or the order of a folder's files",
     do="draw from `random.Random(config.seed)`, sort what comes from a set or a folder, and take "
     "`zlib.crc32(text.encode())` for a hash",
 )

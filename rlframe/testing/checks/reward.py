@@ -113,7 +113,7 @@ def permutation_equivariance(subject: Reward) -> str | None:
 @check(
     expected="the same scores when it is asked twice, from a second instance, and in another process",
     likely="random numbers from somewhere else than `batch.generator`, dropout in a model, or `hash` "
-    "of a text, which Python salts anew in every process",
+    "of a text, which Python salts differently in every process",
     do="draw from `batch.generator` alone; hand models to `context.prepare`, which puts them in eval; "
     "take `zlib.crc32(text.encode())` for a hash",
 )

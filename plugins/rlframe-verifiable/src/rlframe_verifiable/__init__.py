@@ -97,8 +97,8 @@ class Scorer(RewardProvider[ScorerConfig]):
     """The task's own score of a response, mostly 1 for right and 0 for wrong.
 
     An answer that the scorer cannot even read ("zzz" as a list of prime factors raises ValueError) is
-    a wrong answer and scores 0. It is told from a broken scorer by letting the same scorer judge
-    the right answer: if that raises as well, the run stops. A response without the tag scores what the
+    a wrong answer and scores 0. Whether the scorer is broken instead shows when it judges the right
+    answer: if that raises as well, the run stops. A response without the tag scores what the
     scorer gives no answer, which is 0.
     """
 
