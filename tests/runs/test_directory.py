@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlframe.errors import SetupError
-from rlframe.runs.directory import RunDirectory, default_directory
+from rlframe.runs.directory import RunDirectory, as_yaml, default_directory, refuse_used
 
 
 def begun(path: Path) -> RunDirectory:
@@ -94,3 +94,34 @@ def test_a_resumed_run_reads_what_was_answered_before_and_knows_damage(tmp_path:
     assert again.read_samples("before") == answers
     (tmp_path / "run" / "samples" / "before.jsonl").write_text('{"sample": 0, "score": 0.6}\n')
     assert again.read_samples("before") is None
+
+
+def test_a_place_that_can_not_be_read_is_an_environment_error(tmp_path: Path) -> None:
+    """Its name is longer than any file system has; no permission keeps root out."""
+    with pytest.raises(SetupError, match="cannot be read: File name too long"):
+        refuse_used(tmp_path / ("x" * 300))
+
+
+def test_the_resolved_recipe_has_a_line_for_every_key(tmp_path: Path) -> None:
+    text = as_yaml({"version": 1, "kl": {"controller": {"type": "fixed"}}, "hooks": [{"a": 1}]})
+    assert text.splitlines() == [
+        "version: 1",
+        "kl:",
+        "  controller:",
+        "    type: fixed",
+        "hooks:",
+        "- a: 1",
+    ]
+
+
+def test_a_result_says_how_many_updates_it_took_and_a_stage_that_makes_none_says_0(
+    tmp_path: Path,
+) -> None:
+    run = begun(tmp_path / "run")
+
+    def fill(path: Path) -> None:
+        (path / "model").write_text("weights", encoding="utf-8")
+
+    run.write_result("sft", fill)
+    run.write_result("ppo", fill, number=7)
+    assert [run.result(stage)["number"] for stage in ("sft", "ppo")] == [0, 7]
