@@ -125,3 +125,14 @@ def test_a_result_says_how_many_updates_it_took_and_a_stage_that_makes_none_says
     run.write_result("sft", fill)
     run.write_result("ppo", fill, number=7)
     assert [run.result(stage)["number"] for stage in ("sft", "ppo")] == [0, 7]
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_process_that_writes_waits_for_its_metrics_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: bool
+) -> None:
+    begun(tmp_path / "run").metrics({"update": 1})
+    synced: list[Path] = []
+    monkeypatch.setattr("rlframe.runs.records.sync", synced.append)
+    RunDirectory(tmp_path / "run", main=main, manifest={}).sync()
+    assert synced == ([tmp_path / "run" / "metrics.jsonl"] if main else [])
