@@ -164,10 +164,10 @@ class _Conversation:
         kept = [dict(message) for message in messages if message["role"] != "system"]
         before = len(self._said[name]) + 1
         if len(kept) < before:
-            say(f"({name}: the oldest {before - len(kept)} messages are left out)", err=True)
+            say(f"({name}: oldest messages left out: {before - len(kept)})", err=True)
         self._said[name] = [*kept, {"role": "assistant", "content": answer}]
 
 
 def _cut(responder: Responder) -> str:
     most = responder.rollout.max_new_tokens
-    return f"the answer was cut off after {most} tokens; --max-new-tokens allows more"
+    return f"the answer was cut off, since --max-new-tokens is {most}"

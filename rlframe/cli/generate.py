@@ -24,6 +24,7 @@ from rlframe.cli.responding import (
     opened,
 )
 from rlframe.errors import SetupError
+from rlframe.redaction import redacted_tree
 from rlframe.text import say
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ def generate(
     written = _written(responder.writer, prompts, prompt or [])
     for note in written.notes:
         say(f"note: {note}", err=True)
-    say(f"{folder} responds to {len(written.prompts)} prompts", err=True)
+    say(
+        f"{folder} (prompts: {len(written.prompts)}, samples of each: {samples}, seed: "
+        f"{responder.seed})",
+        err=True,
+    )
     from rlframe.runs.records import jsonl
 
     with _opened(output) as file:
@@ -127,7 +132,7 @@ def _rows(responder: Responder, written: Written, samples: int) -> Iterator[dict
         answers = {name: responder.respond(part, model=name) for name in responder.models}
         for place, one in enumerate(part):
             found = {name: given[place] for name, given in answers.items()}
-            yield _row(one, found, responder.seed)
+            yield redacted_tree(_row(one, found, responder.seed))
 
 
 def _row(asked: Asked, found: dict[str, Response], seed: int) -> dict[str, Any]:

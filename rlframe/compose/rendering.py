@@ -161,7 +161,7 @@ class PromptWriter:
           text: of the user. Where prompts are no chats, it is the prompt, and `before` is ignored.
 
         Raises:
-          RecipeError: there is no room for it, even without the oldest messages.
+          RecipeError: there is no room for the text, even without the messages before it.
         """
         template, system = self.section.template, self.section.system
         said = text if template is None else filled(template, {self._column: text})
@@ -173,7 +173,12 @@ class PromptWriter:
         found = self._encoder.prompt(row)
         if self.limit is None or len(found.ids) <= self.limit:
             return found
-        return Shortening(self._encoder.prompt, self.tokenizer, self.limit, "left").prompt(row)
+        if found.messages is None:
+            raise self._too_long(found)
+        shorter = Shortening(self._encoder.prompt, self.tokenizer, self.limit, "left").prompt(row)
+        if shorter.messages is None or shorter.messages[-1] != found.messages[-1]:
+            raise self._too_long(found)  # a line that a person has just written is never cut
+        return shorter
 
     @property
     def keeps_conversation(self) -> bool:
@@ -226,8 +231,11 @@ class PromptWriter:
         if side == "drop":
             return None
         if side == "error":
-            raise RecipeError(
-                f"the prompt has {len(found.ids)} tokens, and {self.limit} leave room for a response: "
-                f"{found.text[:120]!r}. Shorten it, or allow a shorter response with --max-new-tokens"
-            )
+            raise self._too_long(found)
         return Shortening(self._encoder.prompt, self.tokenizer, self.limit, side).prompt(row)
+
+    def _too_long(self, prompt: Prompt) -> RecipeError:
+        return RecipeError(
+            f"the prompt has {len(prompt.ids)} tokens, and {self.limit} leave room for a response: "
+            f"{prompt.text[:120]!r}. Shorten it, or allow a shorter response with --max-new-tokens"
+        )

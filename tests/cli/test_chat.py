@@ -116,15 +116,26 @@ def test_what_is_sampled_depends_on_the_seed_and_the_turn(plain: Path, talk: Any
 
 
 def test_a_conversation_that_grows_too_long_loses_its_oldest_messages(run: Path, talk: Any) -> None:
-    long = " ".join(["word"] * 60)
-    ended = talk(run, f"{long}\n{long}\n{long}\n", "--greedy")
+    long = " ".join(["word"] * 20)
+    ended = talk(run, f"{long}\n" * 4, "--greedy")
     assert ended.code == 0, ended.err
-    assert "(policy: the oldest 2 messages are left out)" in ended.err
+    assert "(policy: oldest messages left out: " in ended.err
+    assert "error" not in ended.err
+
+
+def test_a_line_that_is_too_long_is_refused_and_the_conversation_goes_on(
+    run: Path, plain: Path, talk: Any
+) -> None:
+    for path, count in ((run, 400), (plain, 200)):
+        usual = talk(path, f"{ASKED}\nAnd now?\n", "--greedy")
+        ended = talk(path, f"{ASKED}\n{'word ' * count}\nAnd now?\n", "--greedy")
+        assert (ended.code, ended.out) == (0, usual.out)
+        assert "leave room for a response" in ended.err
 
 
 def test_an_answer_that_was_cut_off_says_so(plain: Path, talk: Any) -> None:
     ended = talk(plain, "The camera\n", "--max-new-tokens", 3, "--greedy")
-    assert "(the answer was cut off after 3 tokens; --max-new-tokens allows more)" in ended.err
+    assert "(the answer was cut off, since --max-new-tokens is 3)" in ended.err
 
 
 def test_commands_are_shown_and_a_misspelt_one_is_not_said_to_the_model(

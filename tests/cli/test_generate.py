@@ -230,6 +230,21 @@ def test_a_folder_of_a_model_answers_without_a_run(asked: Any, tmp_path: Path) -
 # What is refused
 
 
+def test_code_and_pickles_in_a_folder_are_left_alone(rlframe: Any, tmp_path: Path) -> None:
+    folder = foreign.saved(tmp_path / "model", "base")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "evil.Model")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert rlframe("generate", folder, "--prompt", "a", "--max-new-tokens", 2).code == 0
+    assert not (tmp_path / "ran").exists()
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    ended = rlframe("generate", folder, "--prompt", "a")
+    assert (ended.code, ended.out) == (3, "")
+    assert "pytorch_model.bin" in ended.err
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [

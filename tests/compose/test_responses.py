@@ -87,3 +87,28 @@ def test_weights_are_those_of_the_folder_in_the_precision_of_the_run(
         assert model.dtype == torch.bfloat16
         wanted = Pretrained(str(folder)).load("causal", dtype=torch.bfloat16)
         assert weights_hash(model) == weights_hash(wanted)
+
+
+def test_a_run_of_fine_tuning_alone_is_asked_in_its_template(tmp_path: Path) -> None:
+    start = foreign.saved(tmp_path / "start", "chatml")
+    nothing = dict.fromkeys(("prompts", "rollout", "rewards", "kl", "ppo", "evaluation"))
+    sections: dict[str, Any] = {
+        "data": {
+            "chats": {"path": str(foreign.rows(tmp_path / "rows.jsonl", foreign.chats(30)))},
+        },
+        "model": {"policy": str(start)},
+        "sft": {"data": "chats", "batch_size": 8},
+    }
+    loaded = load_recipe(Path(recipe(tmp_path, **nothing, **sections)))
+    run = run_recipe(loaded, tmp_path / "run", SilentDisplay()).directory
+    responder = load_responder(find_model(run), Changes(), initial=True)
+    assert responder.writer.keeps_conversation
+    prompt = responder.writer.turn([], "Hi.")
+    assert prompt.text == "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
+    (written,) = responder.writer.written(responder.writer.rows_of_texts(["Hi."])).prompts
+    assert written[1].ids == prompt.ids
+    assert responder.rollout == load_responder(find_model(start), Changes()).rollout
+    initial = responder.models["initial"].component.policy.model
+    assert weights_hash(initial) == weights_hash(
+        Pretrained(str(start)).load("causal", dtype=torch.float32)
+    )
