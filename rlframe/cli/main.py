@@ -32,6 +32,8 @@ DEBUG = "RLFRAME_DEBUG"
 COMMANDS = {
     "train": "Run every stage of a recipe: supervised fine-tuning, reward model, PPO.",
     "resume": "Resume a run that was stopped, killed or failed, as if it had never ended.",
+    "generate": "Write responses of a run's model to prompts, as JSON Lines.",
+    "chat": "Talk to a run's model: a line is a turn, or a prompt to continue.",
     "validate": "Check a recipe, its data and its folders of models, without opening a model.",
     "plan": "Predict memory and time of PPO updates on GPUs, and say which strategies fit.",
     "show": "Print a recipe as it is after extends, overrides and ${...}.",

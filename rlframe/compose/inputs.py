@@ -65,17 +65,17 @@ def paths_of(project: Project) -> Iterator[tuple[str, Path]]:
     }
     for name, value in named.items():
         copied = name.endswith("initial") and value == "policy"  # the policy itself, not a folder
-        if isinstance(value, str) and not copied and (path := _local(value)) is not None:
+        if isinstance(value, str) and not copied and (path := local_path(value)) is not None:
             yield name, path
     for where, chosen in project.loaded.chosen.items():
         for name, value in _texts(chosen.config.model_dump(), (*where,)):
-            path = _local(value) if _is_model(value) or Path(value).suffix else None
+            path = local_path(value) if _is_model(value) or Path(value).suffix else None
             if path is not None:
                 yield name, path
 
 
-def _local(name: str) -> Path | None:
-    """Where a path or hub id lies on this machine, if it does."""
+def local_path(name: str) -> Path | None:
+    """Where a path or hub id lies on this machine, if it does; the hub is not asked."""
     if not name or name.startswith(REFERENCE):
         return None
     try:
@@ -88,7 +88,7 @@ def _local(name: str) -> Path | None:
 
 
 def _is_model(name: str) -> bool:
-    path = _local(name)
+    path = local_path(name)
     return path is not None and (path / "config.json").is_file()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
+from transformers import PreTrainedTokenizerBase
+
 from rlframe.api.component import Instance, PluginConfig
 from rlframe.api.sampling import FILTERS, Sampler, SamplerCapabilities, SamplingParams
 from rlframe.compose.project import Project
@@ -12,6 +14,7 @@ from rlframe.engine.generation import ends_of
 from rlframe.engine.sampling import ResponseSampler
 from rlframe.models.policy import Policy
 from rlframe.recipe import LoadedRecipe
+from rlframe.recipe.schema import RolloutSection
 from rlframe.registry.relay import Relay
 from rlframe.rollout.builtin import Builtin
 
@@ -62,11 +65,17 @@ def needs_logprobs(loaded: LoadedRecipe) -> bool:
     )
 
 
-def _connected(
-    project: Project, instance: Instance[Sampler[Any]], policy: Policy, relay: Relay
-) -> ResponseSampler:
-    section, tokenizer = project.recipe.rollout, project.tokenizer
-    params = SamplingParams(
+def sampling_params(
+    section: RolloutSection, policy: Policy, tokenizer: PreTrainedTokenizerBase
+) -> SamplingParams:
+    """How responses are sampled.
+
+    Args:
+      section: of the recipe.
+      policy: its generation config lists ends beside those of the tokenizer.
+      tokenizer: of the policy.
+    """
+    return SamplingParams(
         max_new_tokens=section.max_new_tokens,
         eos_ids=frozenset(ends_of(policy.model, tokenizer)),
         temperature=section.temperature,
@@ -76,6 +85,12 @@ def _connected(
         stop_strings=section.stop_strings,
         batch=section.generation_batch,
     )
+
+
+def _connected(
+    project: Project, instance: Instance[Sampler[Any]], policy: Policy, relay: Relay
+) -> ResponseSampler:
+    params = sampling_params(project.recipe.rollout, policy, project.tokenizer)
     able = instance.component.capabilities(instance.component.config)
     read = project.recipe.algorithm.importance_correction != "none" or needs_logprobs(
         project.loaded

@@ -237,6 +237,23 @@ class Policy(nn.Module):
         return self.vocabulary.present(columns, device=device)
 
 
+class GreedyPolicy(Policy):
+    """A policy whose next token is always the likeliest; of equals the one with the lowest id.
+
+    As in transformers' `generate(do_sample=False)`. `top_k=1` would keep every token that ties with the
+    likeliest, and in bfloat16 many do.
+    """
+
+    def next_logits(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Memory
+    ) -> Tensor:
+        """[B, V] with -inf everywhere but at the likeliest token."""
+        logits = super().next_logits(tokens, positions, mask, cache)
+        best = logits.argmax(-1, keepdim=True)
+        # Its own logit and not 0: one that is not finite has to be found.
+        return torch.full_like(logits, -torch.inf).scatter(-1, best, logits.gather(-1, best))
+
+
 def _wanted(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """[B, L-1] bool: the mask, or all predictions without one."""
     return torch.ones_like(tokens[:, 1:], dtype=torch.bool) if mask is None else mask
