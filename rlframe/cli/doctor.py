@@ -54,8 +54,11 @@ def _verdict(run: RunRecord, findings: list[Finding]) -> str:
 
 
 def _report(run: RunRecord, findings: list[Finding]) -> str:
+    from rlframe.reports.finding import counted
+
     status = run.manifest["status"].replace("_", " ")
-    head = f"{run.path}: {status}, {len(run.rows)} updates; {_verdict(run, findings)}"
+    updates = counted(len(run.rows), "update")
+    head = f"{run.path}: {status}, {updates}; {_verdict(run, findings)}"
     error = run.manifest.get("error")
     parts = [head, *([f"The run ended with: {error}"] if error else []), *map(_told, findings)]
     return "\n\n".join(parts)

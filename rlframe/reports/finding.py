@@ -76,9 +76,14 @@ def verdict(found: Sequence[Finding]) -> str:
     """One of "healthy", "too short to judge trends", "N warnings" and "N serious findings"."""
     count = {level: sum(f.level == level for f in found) for level in LEVELS}
     if number := count["serious"]:
-        return f"{number} serious finding{'s' if number > 1 else ''}"
+        return counted(number, "serious finding")
     if number := count["warning"]:
-        return f"{number} warning{'s' if number > 1 else ''}"
+        return counted(number, "warning")
     if any(f.name == TOO_SHORT for f in found):
         return "nothing wrong so far, but too short to judge trends"
     return "healthy"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 update`, `2 updates`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -94,7 +94,7 @@ class Drifting(Builtin):
 
     def sample(self, requests, params, seed):
         self.calls += 1
-        top_p = max(0.6, 1 - 0.05 * self.calls)
+        top_p = max(0.6, 1 - 0.05 * max(self.calls - 4, 0))  # exact at first, when it is tried
         return super().sample(requests, replace(params, top_p=top_p), seed)
 '''
 

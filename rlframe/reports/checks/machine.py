@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlframe.reports.finding import TOO_SHORT, Finding, Span
+from rlframe.reports.finding import TOO_SHORT, Finding, Span, counted
 from rlframe.reports.history import TREND, History
 
 PHASES = ("gather", "rollout", "reward", "experience", "learn")
@@ -55,7 +55,7 @@ def too_short(h: History) -> Finding | None:
     return Finding(
         TOO_SHORT,
         "note",
-        f"The run has {len(h.rows)} updates; trends are judged from {TREND} on.",
+        f"The run has {counted(len(h.rows), 'update')}; trends are judged from {TREND} on.",
         "KL, entropy, lengths and losses of single updates are too noisy to compare.",
         "Look again after more updates.",
         "ppo.updates",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from rlframe.reports.finding import Finding
+from rlframe.reports.finding import Finding, counted
 from rlframe.reports.history import EDGE, History
 
 LARGE_APPROX_KL = 0.1
@@ -37,7 +37,7 @@ def skipped_steps(h: History) -> Finding | None:
     return Finding(
         "skipped_steps",
         "serious",
-        f"Optimiser steps were skipped in {len(skipped)} updates, because the loss or the "
+        f"Optimiser steps were skipped in {counted(len(skipped), 'update')}, because the loss or the "
         "gradient was "
         "not finite.",
         "The learning rate is too high, or the precision too low for this model.",
@@ -89,7 +89,7 @@ def approx_kl_spike(h: History) -> Finding | None:
     return Finding(
         "approx_kl_spike",
         "warning",
-        f"In {len(spikes)} updates the approximate KL exceeded {LARGE_APPROX_KL} and ten "
+        f"In {counted(len(spikes), 'update')} the approximate KL exceeded {LARGE_APPROX_KL} and ten "
         "times its median "
         f"({usual:.2g}).",
         "A rollout with unusual rewards or advantages led to a step that is too large.",

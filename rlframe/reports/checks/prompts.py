@@ -35,20 +35,18 @@ def prompts_few(h: History) -> Finding | None:
     count = sum(n for n in counts if n)
     if not count or not h.rows:
         return None
-    times = len(h.rows) * h.option("rollout.prompts_per_update", 1) / count
+    each = h.option("rollout.prompts_per_update", 1)
+    times = len(h.rows) * each / count
     if count >= FEW and times <= REPEATED:
         return None
     return Finding(
         "prompts_few",
         "warning",
         f"There are {count} training prompts, each of which has been used {times:.2g} times.",
-        "The data set is small for a run of this length, so that the policy can learn answers "
-        "by heart.",
+        "The data set is small for a run of this length: the policy can learn answers by heart.",
         "Add prompts, or run fewer updates.",
         "ppo.updates",
-        max(len(h.rows) * REPEATED // (2 * max(round(times), 1)), 1)
-        if times > REPEATED
-        else len(h.rows),
+        max(REPEATED * count // each, 1),
         {"times that each prompt was used": (Span(1, len(h.rows), times),)},
     )
 
