@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlframe.reports.checks.texts import near_duplicates, similarity, without_frame
+from rlframe.reports.checks.texts import near_duplicates, spread_phrase, without_frame
 from rlframe.reports.doctor import CHECKS, findings
 from rlframe.reports.finding import Finding, verdict
 
@@ -199,7 +199,7 @@ PATHOLOGIES = {
         samples={20: evaluation(2.0, [f"I love it, {w}" for w in WORDS])},
         key="kl.controller.initial",
         value=0.15,
-        evidence="similarity of responses",
+        evidence="responses with the phrase",
     ),
     "overfitting": Pathology(
         samples={20: evaluation(-0.5, texts(5))},
@@ -379,6 +379,12 @@ def test_a_rate_of_a_critic_that_misleads_is_lowered() -> None:
     )
 
 
+def test_a_phrase_that_was_there_before_is_not_what_ppo_has_taught() -> None:
+    alike = [f"I love it, {w}" for w in WORDS]
+    both = {update: evaluation(update / 10, alike) for update in (0, 10, 20)}
+    assert Pathology(samples=both).findings() == []
+
+
 def test_responses_to_prompts_that_are_near_copies_may_be_alike() -> None:
     alike = evaluation(2.0, [f"I love it, {w}" for w in WORDS], NEAR_COPIES)
     found = Pathology(samples={0: evaluation(0.0, texts(0), NEAR_COPIES), 20: alike}).findings()
@@ -443,11 +449,18 @@ def test_a_call_after_an_update_takes_milliseconds() -> None:
     assert (time.process_time() - begin) / 10 < 0.1  # about 0.01 on one core
 
 
-def test_texts_are_alike_whatever_the_language() -> None:
-    assert similarity(["same text", "Same  text"]) == 1
-    assert similarity(["春天的花开了很多", "秋天的雨下得不停"]) == 0
-    assert similarity(["春天的花开了很多", "春天的花开了不少"]) > 0.3
-    assert similarity([]) == similarity(["one"]) == 0
+def test_a_phrase_has_spread_whatever_the_language() -> None:
+    old, new = (
+        ["春天的花开了很多", "秋天的雨下得不停"],
+        ["花：我非常喜欢这个产品", "雨：我非常喜欢这个产品"],
+    )
+    assert spread_phrase(old, new)[1:] == (0, 1)
+    assert spread_phrase(new, new)[1:] == (1, 1)
+    assert spread_phrase(["one text here"], ["", ""]) == ("", 0, 1)
+    assert spread_phrase([], []) == ("", 0, 0)
+
+
+def test_prompts_are_near_copies_if_they_differ_in_a_number() -> None:
     assert near_duplicates(["a b c d", "a b c d"], at_least=0.6) == 0
     assert near_duplicates(["number 1007 is", "number 1008 is", "else"], at_least=0.4) == 2 / 3
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from rlframe.reports.checks.kl import raised_coefficient
 from rlframe.reports.checks.prompts import MOSTLY, share_of_near_copies
-from rlframe.reports.checks.texts import similarity
+from rlframe.reports.checks.texts import spread_phrase
 from rlframe.reports.finding import Finding, Span
 from rlframe.reports.history import History
 
-TEMPLATED = 0.4
-"""Mean similarity of two responses; quickstart, whose texts come from a grammar, ends at 0.12."""
+TEMPLATED = 0.75
+"""Fraction of responses that share a phrase: in short runs, 0.84 where one word is rewarded and 0.63 at
+most in healthy ones, whose texts come from a grammar."""
 
-MORE_ALIKE = 0.15
-"""Rise of that similarity over the run: if it was there from the start, PPO is not the cause."""
+SPREAD = 0.5
+"""Rise of that fraction over the run: if it was there from the start, PPO is not the cause."""
 
 COLLAPSED = 1 / 3
 """Later entropy as a fraction of the first; quickstart keeps 0.9 of it."""
@@ -27,22 +28,22 @@ LONGER = 2.0
 
 
 def templated(h: History) -> Finding | None:
-    """Responses to different prompts have become nearly the same text."""
+    """Responses to different prompts share a phrase that they did not have before."""
     if len(h.samples) < 2 or share_of_near_copies(h) > MOSTLY:  # like prompts, like responses
         return None
     begin, end = min(h.samples), max(h.samples)
-    before, after = (similarity([str(r["response"]) for r in h.samples[k]]) for k in (begin, end))
-    if after < max(TEMPLATED, before + MORE_ALIKE):
+    texts = [[str(row["response"]) for row in h.samples[update]] for update in (begin, end)]
+    phrase, before, after = spread_phrase(*texts)
+    if after < max(TEMPLATED, before + SPREAD):
         return None
     return Finding(
         "templated",
         "serious",
-        "Responses to different held-out prompts have become nearly the same text.",
-        "The reward pays for a phrase or a form that fits every prompt, and little holds the "
-        "policy back.",
+        f"{after:.0%} of the responses to different held-out prompts contain {phrase!r}.",
+        "The reward pays for a phrase that fits every prompt, and little holds the policy back.",
         "Lower what that phrase earns (at_most, a clip transform), or raise the KL coefficient.",
         *raised_coefficient(h),
-        {"similarity of responses": (Span(begin, begin, before), Span(end, end, after))},
+        {"responses with the phrase": (Span(begin, begin, before), Span(end, end, after))},
     )
 
 

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from statistics import fmean
 
 GRAM = 4
 """Characters: about a word in languages with spaces, and a phrase in those without."""
 
-MOST = 32
-"""Texts that are compared, so that a check takes milliseconds: 496 pairs."""
+PHRASE = 8
+"""Characters of a phrase: long enough that texts do not share it by chance."""
+
+MOST = 64
+"""Texts that are compared, and"""
+
+LONGEST = 2000
+"""characters of each that are read, so that a check takes milliseconds."""
 
 
-def similarity(texts: Sequence[str]) -> float:
-    """Mean similarity of two of the texts: 0 if they share no 4 characters, 1 if all are equal."""
-    pairs = combinations([_grams(text) for text in texts[:MOST]], 2)
-    return fmean([_overlap(*pair) for pair in pairs] or [0.0])
+def spread_phrase(before: Sequence[str], after: Sequence[str]) -> tuple[str, float, float]:
+    """The phrase that has spread most, and the fractions of texts with it before and after.
+
+    A text that is shorter than a phrase is one; equal texts, even empty ones, therefore share one.
+    """
+    shares = []
+    for texts in (before[:MOST], after[:MOST]):
+        counts = Counter(gram for text in texts for gram in _grams(text, PHRASE))
+        shares.append({gram: count / len(texts) for gram, count in counts.items()})
+    old, new = shares
+    phrase = max(new, key=lambda gram: new[gram] - old.get(gram, 0.0), default="")
+    return phrase, old.get(phrase, 0.0), new.get(phrase, 0.0)
 
 
 def near_duplicates(texts: Sequence[str], *, at_least: float) -> float:
@@ -24,12 +38,13 @@ def near_duplicates(texts: Sequence[str], *, at_least: float) -> float:
 
     Args:
       texts: equal ones count once.
-      at_least: similarity of a near copy.
+      at_least: Jaccard index of the sets of n-grams of a near copy: 0 for texts that share no 4
+        characters, 1 for equal ones.
     """
-    grams = [_grams(text) for text in dict.fromkeys(texts)][:MOST]
+    grams = [_grams(text, GRAM) for text in dict.fromkeys(texts)][:MOST]
     near = set[int]()
     for (i, a), (j, b) in combinations(enumerate(grams), 2):
-        if _overlap(a, b) >= at_least:
+        if len(a & b) >= at_least * len(a | b):
             near |= {i, j}
     return len(near) / max(len(grams), 1)
 
@@ -47,11 +62,6 @@ def _common(texts: Sequence[str]) -> int:
     return next((k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
 
 
-def _grams(text: str) -> frozenset[str]:
-    folded = " ".join(text.casefold().split())
-    return frozenset(folded[k : k + GRAM] for k in range(max(len(folded) - GRAM + 1, 1)))
-
-
-def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
-    """The Jaccard index."""
-    return len(a & b) / len(a | b)
+def _grams(text: str, size: int) -> frozenset[str]:
+    folded = " ".join(text[:LONGEST].casefold().split())
+    return frozenset(folded[k : k + size] for k in range(max(len(folded) - size + 1, 1)))
