@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -323,6 +325,12 @@ def test_a_healthy_run_has_no_findings() -> None:
 
 def test_every_check_has_a_pathology_here() -> None:
     assert {check.__name__ for check in CHECKS} == set(PATHOLOGIES) | {"too_short"}
+
+
+def test_every_finding_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert rows == [check.__name__ for check in CHECKS]
 
 
 @pytest.mark.parametrize("name", PATHOLOGIES)

@@ -29,7 +29,8 @@ def spread_phrase(before: Sequence[str], after: Sequence[str]) -> tuple[str, flo
         counts = Counter(gram for text in texts for gram in _grams(text, PHRASE))
         shares.append({gram: count / len(texts) for gram, count in counts.items()})
     old, new = shares
-    phrase = max(new, key=lambda gram: new[gram] - old.get(gram, 0.0), default="")
+    # Of several that spread alike the commonest; the text itself decides a tie, not the order of a set.
+    phrase = max(new, key=lambda g: (new[g] - old.get(g, 0.0), new[g], g), default="")
     return phrase, old.get(phrase, 0.0), new.get(phrase, 0.0)
 
 
