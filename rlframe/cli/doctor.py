@@ -22,7 +22,7 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
-    """Say what is healthy in a run and what is not, or describe the environment for bug reports."""
+    """Say what is healthy in a run and what is not, or describe the environment."""
     if directory is None:
         from rlframe.reports.environment import environment
 

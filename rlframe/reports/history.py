@@ -63,6 +63,11 @@ class History:
         prompts = self.option("rollout.prompts_per_update", 1)
         return int(prompts * self.option("rollout.samples_per_prompt", 1))
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the policy, at its highest."""
+        return float(self.option("ppo.learning_rate", 3e-6))
+
     def option(self, path: str, default: Any = None) -> Any:
         """The value of a key of the recipe, as in `kl.controller.type`; null counts as missing."""
         found: Any = self.recipe
@@ -82,6 +87,11 @@ class History:
     def last(self, metric: str, updates: int = EDGE) -> Span | None:
         """The mean of a metric over the last updates; None if it was not logged."""
         return _mean(_spans(self.rows, metric, max(len(self.rows) - updates, 0), len(self.rows)))
+
+    def settled(self, metric: str) -> Span | None:
+        """The mean of a metric over `EDGE` updates from a third of the run on."""
+        begin = len(self.rows) // 3
+        return _mean(_spans(self.rows, metric, begin, begin + EDGE))
 
     def trend(self, metric: str) -> tuple[Span, Span] | None:
         """(`first`, `last`) of a metric; None if the run is too short or it was not logged."""

@@ -60,7 +60,7 @@ def read_run(path: Path) -> RunRecord:
     except OSError as error:
         raise SetupError(f"{path / 'metrics.jsonl'} cannot be read: {error.strerror}") from error
     ordered = [rows[number] for number in sorted(rows)]
-    return RunRecord(path, manifest, ordered, _samples(path / "samples", len(ordered)))
+    return RunRecord(path, manifest, ordered, _samples(path / "samples", max(rows, default=0)))
 
 
 def _samples(folder: Path, updates: int) -> dict[int, list[dict[str, Any]]]:

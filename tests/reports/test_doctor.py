@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -174,11 +175,11 @@ PATHOLOGIES = {
         evidence="kl/nats_per_token",
     ),
     "kl_negative": Pathology(
-        {"objective/kl": lambda k: -0.5 * k, "kl/nats_per_response": lambda k: -0.5 * k},
+        {"objective/kl": lambda k: -0.5 * k, "kl/nats_per_token": lambda k: -0.02 * k},
         {"rollout.top_p": 0.9},
         key="rollout.top_p",
         value=1.0,
-        evidence="objective/kl",
+        evidence="kl/nats_per_token",
     ),
     "learning_rate_floor": Pathology(
         {
@@ -393,6 +394,12 @@ def test_a_phrase_that_was_there_before_is_not_what_ppo_has_taught() -> None:
     assert Pathology(samples=both).findings() == []
 
 
+def test_overfitting_from_the_first_update_on_is_a_matter_of_the_coefficient() -> None:
+    worse = {update: evaluation(-update / 5, texts(update)) for update in (0, 10, 20)}
+    first, *_ = Pathology(samples=worse).findings()
+    assert (first.name, first.key) == ("overfitting", "kl.controller.initial")
+
+
 def test_responses_to_prompts_that_are_near_copies_may_be_alike() -> None:
     alike = evaluation(2.0, [f"I love it, {w}" for w in WORDS], NEAR_COPIES)
     found = Pathology(samples={0: evaluation(0.0, texts(0), NEAR_COPIES), 20: alike}).findings()
@@ -448,6 +455,17 @@ def test_a_window_forgets_old_events_and_bounds_the_work() -> None:
     assert "skipped_steps" not in names
     assert Counting.read < 5000
     assert "skipped_steps" in {f.name for f in findings(rows, RECIPE, SAMPLES)}
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e30, math.nan, None])
+@pytest.mark.parametrize("metric", healthy(0))
+def test_no_value_of_a_metric_ends_in_an_error(metric: str, value: float | None) -> None:
+    if metric in ("stage", "update"):
+        return
+    for rows in (1, 5, UPDATES):
+        for found in Pathology({metric: lambda k: value}).findings(rows):
+            assert found.what
+            assert "nan" not in json.dumps(found.as_json())
 
 
 def test_a_call_after_an_update_takes_milliseconds() -> None:

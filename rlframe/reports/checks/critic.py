@@ -33,15 +33,13 @@ def critic_explains_nothing(h: History) -> Finding | None:
     return Finding(
         "critic_explains_nothing",
         "serious" if worse else "warning",
-        f"The critic explains none of the variance of the returns (median {explained:.2g} in "
-        "the last "
-        f"{len(known)} updates), so that advantages are as noisy as without it.",
+        f"The critic explains none of the variance of the returns (median {explained:.2g} in the "
+        f"last {len(known)} updates), so that advantages are as noisy as without it.",
         "The critic's learning rate is too high."
         if worse
         else "The critic learns too slowly, or not at all.",
-        f"{'Lower' if worse else 'Raise'} the critic's learning rate, or start it from a "
-        "reward model "
-        "(model.critic.initial); `rloo` needs no critic.",
+        f"{'Lower' if worse else 'Raise'} the critic's learning rate, or start it from a reward "
+        "model (model.critic.initial); `rloo` needs no critic.",
         "model.critic.learning_rate",
         rate / 10 if worse else max(10 * rate, USUAL_RATE),
         {"critic/explained_variance": (Span(known[0].first, known[-1].last, explained),)},
@@ -59,8 +57,8 @@ def value_loss_not_falling(h: History) -> Finding | None:
     return Finding(
         "value_loss_not_falling",
         "warning",
-        f"The value loss does not fall: it is {last / first:.2g} times what it was, relative to the "
-        "variance of the scores.",
+        f"The value loss does not fall: it is {last / max(first, 1e-12):.2g} times what it was, "
+        "relative to the variance of the scores.",
         "The critic cannot follow the policy: one of the two learns at the wrong speed.",
         "Lower the critic's learning rate if explained variance is negative, else raise it.",
         "model.critic.learning_rate",
@@ -71,4 +69,4 @@ def value_loss_not_falling(h: History) -> Finding | None:
 
 def _rate(h: History) -> float:
     """The critic's learning rate: that of the policy if the recipe gives none."""
-    return float(h.option("model.critic.learning_rate", h.option("ppo.learning_rate", 3e-6)))
+    return float(h.option("model.critic.learning_rate", h.learning_rate))

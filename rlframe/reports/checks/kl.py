@@ -12,8 +12,8 @@ FAR = 0.5
 FAR_FROM_TARGET = 3.0
 """Times the target; an adaptive controller of a healthy run stays below 1.5 once it has settled."""
 
-NEGATIVE = -0.1
-"""Nats per response. The estimator k1 may be negative by chance, but not on average over 5 updates."""
+NEGATIVE = -0.005
+"""Nats per token. The estimator k1 may be negative by chance, but hardly over 5 updates."""
 
 FLAT = 0.05
 """Nats per response at which the policy is practically its reference; quickstart has 1 in update 3."""
@@ -53,7 +53,7 @@ def coefficient_zero(h: History) -> Finding | None:
 
 def kl_negative(h: History) -> Finding | None:
     """The estimate is negative on average, which the KL between two distributions cannot be."""
-    kl = h.last("objective/kl")
+    kl = h.last("kl/nats_per_token")
     if kl is None or len(h.rows) < EDGE or kl.value > NEGATIVE:
         return None
     truncated = any(h.option(f"rollout.{name}") for name in ("top_k", "top_p", "min_p"))
@@ -66,7 +66,7 @@ def kl_negative(h: History) -> Finding | None:
         "Sample from the whole policy with the built-in sampler.",
         "rollout.top_p" if truncated else "rollout.sampler.type",
         1.0 if truncated else "builtin",
-        {"objective/kl": (kl,)},
+        {"kl/nats_per_token": (kl,)},
     )
 
 
@@ -74,13 +74,12 @@ def learning_rate_floor(h: History) -> Finding | None:
     """The coefficient rises, responses shorten, and KL per token does not fall."""
     metrics = ("kl/coefficient", "kl/nats_per_token", "response/length_mean")
     coefficient, kl, length = (h.trend(metric) for metric in metrics)
-    middle = h.events("kl/nats_per_token")[len(h.rows) // 3 :][:EDGE]
-    if not coefficient or not kl or not length or not middle:
+    before = h.settled("kl/nats_per_token")
+    if not coefficient or not kl or not length or not before:
         return None
-    before = sum(span.value for span in middle) / len(middle)
     if (
         coefficient[1].value < RISEN * coefficient[0].value
-        or kl[1].value < max(NO_LONGER_FALLS * before, FAR)
+        or kl[1].value < max(NO_LONGER_FALLS * before.value, FAR)
         or length[1].value > SHORTENED * length[0].value
     ):
         return None
@@ -88,12 +87,12 @@ def learning_rate_floor(h: History) -> Finding | None:
         "learning_rate_floor",
         "serious",
         "The KL coefficient rises, but KL per token does not fall and responses get shorter.",
-        "The learning rate is too high: each update moves the policy further than the penalty pulls "
-        "it back, and shorter responses are the only way to a smaller sum.",
+        "The learning rate is too high: each update moves the policy further than the penalty "
+        "pulls it back, and shorter responses are the only way to a smaller sum.",
         "Lower the learning rate. A small model had a floor of about 1 nat per token with 1e-3, "
         "where 3e-4 held the target.",
         "ppo.learning_rate",
-        h.option("ppo.learning_rate", 3e-6) / 3,
+        h.learning_rate / 3,
         {"kl/coefficient": coefficient, "kl/nats_per_token": kl, "response/length_mean": length},
     )
 
@@ -127,7 +126,7 @@ def kl_flat(h: History) -> Finding | None:
         "The learning rate is too low, or the KL coefficient too large.",
         "Raise the learning rate; if KL is still flat, lower the KL coefficient.",
         "ppo.learning_rate",
-        h.option("ppo.learning_rate", 3e-6) * 10,
+        h.learning_rate * 10,
         {"objective/kl": (kl,)},
     )
 
@@ -139,7 +138,7 @@ def controller_at_bound(h: History) -> Finding | None:
     if coefficient is None or len(h.rows) < EDGE or h.option("kl.controller.type") == "fixed":
         return None
     if coefficient.value >= high * (1 - 1e-6):
-        what, key, value = "upper", "ppo.learning_rate", h.option("ppo.learning_rate", 3e-6) / 3
+        what, key, value = "upper", "ppo.learning_rate", h.learning_rate / 3
         cause = "The penalty does not hold KL at the target: the learning rate may be too high."
         remedy = "Lower the learning rate, or raise kl.maximum."
     elif 0 < coefficient.value <= low * (1 + 1e-6):

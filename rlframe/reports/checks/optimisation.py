@@ -33,17 +33,15 @@ def skipped_steps(h: History) -> Finding | None:
     skipped = h.events("train/skipped_steps", lambda value: value > 0)
     if not skipped:
         return None
-    rate = h.option("ppo.learning_rate", 3e-6)
     return Finding(
         "skipped_steps",
         "serious",
-        f"Optimiser steps were skipped in {counted(len(skipped), 'update')}, because the loss or the "
-        "gradient was "
-        "not finite.",
+        f"Optimiser steps were skipped in {counted(len(skipped), 'update')}, because the loss or "
+        "the gradient was not finite.",
         "The learning rate is too high, or the precision too low for this model.",
         "Lower the learning rate, and if that does not help, set runtime.precision=float32.",
         "ppo.learning_rate",
-        rate / 3,
+        h.learning_rate / 3,
         {"train/skipped_steps": tuple(skipped[:5])},
     )
 
@@ -65,13 +63,12 @@ def step_too_large(h: History) -> Finding | None:
         "step_too_large",
         "serious",
         f"The policy moved too far within an update, {len(updates)} times: the clip range no "
-        "longer "
-        "bounds it.",
-        "The learning rate is too high for this model, or there are too many optimiser steps "
-        "per rollout.",
+        "longer bounds it.",
+        "The learning rate is too high for this model, or there are too many optimiser steps per "
+        "rollout.",
         "Lower the learning rate; ppo.stop_approx_kl ends the epochs of such an update early.",
         "ppo.learning_rate",
-        h.option("ppo.learning_rate", 3e-6) / 10,
+        h.learning_rate / 10,
         {metric: tuple(found[:3]) for metric, found in large.items()},
     )
 
@@ -81,17 +78,15 @@ def approx_kl_spike(h: History) -> Finding | None:
     all_updates = h.events("policy/approxkl_avg")
     usual = median(span.value for span in all_updates) if all_updates else 0.0
     limit = max(LARGE_APPROX_KL, 10 * usual)
-    spikes = [
-        s for s in all_updates if s.value > limit and s.first > EDGE
-    ]  # an early peak is usual
+    later = [span for span in all_updates if span.first > EDGE]  # an early peak is usual
+    spikes = [span for span in later if span.value > limit]
     if not spikes:
         return None
     return Finding(
         "approx_kl_spike",
         "warning",
-        f"In {counted(len(spikes), 'update')} the approximate KL exceeded {LARGE_APPROX_KL} and ten "
-        "times its median "
-        f"({usual:.2g}).",
+        f"In {counted(len(spikes), 'update')} the approximate KL exceeded {LARGE_APPROX_KL} and "
+        f"ten times its median ({usual:.2g}).",
         "A rollout with unusual rewards or advantages led to a step that is too large.",
         "End the epochs of such an update early.",
         "ppo.stop_approx_kl",
@@ -110,11 +105,10 @@ def ratio_not_one(h: History) -> Finding | None:
     return Finding(
         "ratio_not_one",
         "serious",
-        "The ratio of new to old policy is not 1, although each rollout has a single "
-        "optimiser step.",
-        "The forward pass that recorded the old log-probabilities computes something else "
-        "than the one in "
-        "training, as with random dropout or experts that depend on the batch.",
+        "The ratio of new to old policy is not 1, although each rollout has a single optimiser "
+        "step.",
+        "The forward pass that recorded the old log-probabilities computes something else than "
+        "the one in training, as with random dropout or experts that depend on the batch.",
         "Try it in full precision; if the ratio is still not 1, report it with `rlframe doctor`.",
         "runtime.precision",
         "float32",
@@ -134,9 +128,8 @@ def auxiliary_dominates(h: History) -> Finding | None:
             return Finding(
                 "auxiliary_dominates",
                 "warning",
-                f"The weighted auxiliary loss {name!r} is more than {DOMINANT_LOSS:g} times "
-                "as large as the "
-                "policy loss, and the score does not rise.",
+                f"The weighted auxiliary loss {name!r} is more than {DOMINANT_LOSS:g} times as "
+                "large as the policy loss, and the score does not rise.",
                 "Most of the gradient comes from the auxiliary loss, which holds the policy "
                 "where it is.",
                 f"Lower losses.{name}.{key}.",

@@ -61,8 +61,7 @@ def prompts_alike(h: History) -> Finding | None:
         "prompts_alike",
         "warning",
         f"Only {len(set(texts))} of the {len(texts)} held-out prompts are different, and the "
-        "training prompts "
-        "come from the same data.",
+        "training prompts come from the same data.",
         "The data repeat themselves"
         + (", or openings of so few words do." if h.option("prompts.first_words") else "."),
         "Use more varied data, or longer openings.",
@@ -84,11 +83,10 @@ def evaluation_like_training(h: History) -> Finding | None:
     return Finding(
         "evaluation_like_training",
         "warning",
-        f"{share:.0%} of the held-out prompts are near copies of another one, and so are "
-        "training prompts: "
-        "the evaluation asks what was trained on.",
-        "The data vary a few words or numbers of one text, which the split by equal texts "
-        "cannot see.",
+        f"{share:.0%} of the held-out prompts are near copies of another one, and so are training "
+        "prompts: the evaluation asks what was trained on.",
+        "The data vary a few words or numbers of one text, which the split by equal texts cannot "
+        "see.",
         "Evaluate on other data, or divide these by topic before rlframe reads them.",
         "prompts.data",
         "another data set, divided by topic",

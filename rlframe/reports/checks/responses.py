@@ -50,13 +50,13 @@ def templated(h: History) -> Finding | None:
 def entropy_collapse(h: History) -> Finding | None:
     """The next-token distribution has become nearly deterministic."""
     entropy = h.trend("policy/entropy_avg")
-    if entropy is None or entropy[1].value > COLLAPSED * entropy[0].value:
+    if entropy is None or entropy[1].value >= COLLAPSED * entropy[0].value:
         return None
     return Finding(
         "entropy_collapse",
         "warning",
-        f"The entropy of the policy has fallen to {entropy[1].value / entropy[0].value:.0%} "
-        "of what it was.",
+        f"The entropy of the policy has fallen to {entropy[1].value / entropy[0].value:.0%} of "
+        "what it was.",
         "The policy no longer explores: it repeats what scored well first.",
         "Raise the KL coefficient, or add an `entropy_bonus` under losses.",
         *raised_coefficient(h),
@@ -75,8 +75,8 @@ def missing_eos(h: History) -> Finding | None:
     return Finding(
         "missing_eos",
         "serious" if last.value > MOSTLY_CUT else "warning",
-        f"{last.value:.0%} of the responses are cut at rollout.max_new_tokens instead of "
-        "ending with EOS.",
+        f"{last.value:.0%} of the responses are cut at rollout.max_new_tokens instead of ending "
+        "with EOS.",
         "Nothing rewards an end of the response, or the limit is too short for the task.",
         "Penalise responses that do not end (rewards: eos_penalty), or raise "
         "rollout.max_new_tokens.",
@@ -99,10 +99,10 @@ def length_drift(h: History) -> Finding | None:
         "length_drift",
         "warning",
         f"Responses have become {times:.2g} times as long as at the start.",
-        "The reward favours one length, or KL is summed over the response and shorter ones "
-        "cost less.",
-        "Read samples/; if the length is not wanted, reward it with a `length` reward of "
-        "small weight.",
+        "The reward favours one length, or KL is summed over the response and shorter ones cost "
+        "less.",
+        "Read samples/; if the length is not wanted, reward it with a `length` reward of small "
+        "weight.",
         "rewards.brevity",
         f"{{type: length, target_tokens: {max(round(length[0].value), 1)}, weight: 0.1}}",
         {"response/length_mean": length},

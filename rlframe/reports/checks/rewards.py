@@ -21,18 +21,14 @@ def no_signal(h: History) -> Finding | None:
     equal = [span for span in spread if span.value <= NO_SPREAD]
     if not equal or 2 * len(equal) < len(spread):
         return None
-    names = [
-        n
-        for n in h.option("rewards") or {}
-        if not h.events(f"reward/{n}/std", lambda v: v > NO_SPREAD)
-    ]
+    rewards = h.option("rewards", {})
+    names = [n for n in rewards if not h.events(f"reward/{n}/std", lambda v: v > NO_SPREAD)]
     which = ", ".join(map(repr, names)) or "the rewards"
     return Finding(
         "no_signal",
         "serious",
-        f"All responses have the same score in {len(equal)} of the last {len(spread)} "
-        "updates: there is "
-        "nothing to learn from.",
+        f"All responses have the same score in {len(equal)} of the last {len(spread)} updates: "
+        "there is nothing to learn from.",
         f"Every response gets the same value from {which}.",
         "Use a reward that tells responses apart, or sample more diverse ones with a higher "
         "temperature.",
@@ -50,16 +46,16 @@ def overfitting(h: History) -> Finding | None:
         return None
     if before.mean - last.mean < CLEAR * math.hypot(before.error, last.error):
         return None
+    key, value = ("ppo.updates", before.update) if before.update else raised_coefficient(h)
     return Finding(
         "overfitting",
         "serious",
         "The training score rises while the held-out score has fallen from its best value.",
-        "If the training responses are good, the policy is over-fitting its prompts; if they "
-        "are not, it is "
-        "hacking the reward. samples/ has responses to judge by.",
+        "If the training responses are good, the policy is over-fitting its prompts; if they are "
+        "not, it is hacking the reward. samples/ has responses to judge by.",
         "Stop earlier, use more prompts, or raise the KL coefficient; the best checkpoint is kept.",
-        "ppo.updates",
-        max(before.update, 1),
+        key,
+        value,
         {"objective/scores": scores, "heldout/scores": _spans(before, last)},
     )
 

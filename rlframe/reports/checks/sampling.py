@@ -31,16 +31,15 @@ def sampler_diverges(h: History) -> Finding | None:
     return Finding(
         "sampler_diverges",
         "serious" if per_token > FAR_APART and not filters else "warning",
-        f"The sampler's distribution is {per_token:.2g} nats per token away from the policy "
-        "that is trained.",
+        f"The sampler's distribution is {per_token:.2g} nats per token away from the policy that "
+        "is trained.",
         f"The recipe truncates the distribution ({', '.join(filters)})."
         if filters
         else "The sampler has stale weights, or computes something else than the trainer.",
         "Sample from the whole distribution."
         if filters
         else "Compare with the built-in sampler; algorithm.importance_correction=truncate "
-        "corrects for a "
-        "small difference.",
+        "corrects for a small difference.",
         f"rollout.{filters[0]}" if filters else "rollout.sampler.type",
         "null" if filters else "builtin",
         {"sampler/kl_to_policy": (kl,), "sampler/ratio": (ratio,), "objective/kl": (moved,)},
