@@ -476,19 +476,17 @@ def test_a_call_after_an_update_takes_milliseconds() -> None:
 
 
 def test_a_phrase_has_spread_whatever_the_language() -> None:
-    old, new = (
-        ["春天的花开了很多", "秋天的雨下得不停"],
-        ["花：我非常喜欢这个产品", "雨：我非常喜欢这个产品"],
-    )
+    old = ("春天的花开了很多", "秋天的雨下得不停")
+    new = ("花：我非常喜欢这个产品", "雨：我非常喜欢这个产品")
     assert spread_phrase(old, new)[1:] == (0, 1)
     assert spread_phrase(new, new)[1:] == (1, 1)
-    assert spread_phrase(["one text here"], ["", ""]) == ("", 0, 1)
-    assert spread_phrase([], []) == ("", 0, 0)
+    assert spread_phrase(("one text here",), ("", "")) == ("", 0, 1)
+    assert spread_phrase((), ()) == ("", 0, 0)
 
 
 def test_prompts_are_near_copies_if_they_differ_in_a_number() -> None:
-    assert near_duplicates(["a b c d", "a b c d"], at_least=0.6) == 0
-    assert near_duplicates(["number 1007 is", "number 1008 is", "else"], at_least=0.4) == 2 / 3
+    assert near_duplicates(("a b c d", "a b c d"), at_least=0.6) == 0
+    assert near_duplicates(("number 1007 is", "number 1008 is", "else"), at_least=0.4) == 2 / 3
 
 
 def test_the_frame_of_a_template_is_no_similarity() -> None:

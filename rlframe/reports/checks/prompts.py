@@ -99,7 +99,7 @@ def share_of_near_copies(h: History) -> float:
     texts = _questions(h)
     if h.option("prompts.template") or h.option("prompts.system"):
         texts = list(without_frame(texts))
-    return near_duplicates(texts, at_least=NEAR) if len(set(texts)) >= ENOUGH else 0.0
+    return near_duplicates(tuple(texts), at_least=NEAR) if len(set(texts)) >= ENOUGH else 0.0
 
 
 def _questions(h: History) -> list[str]:

@@ -32,7 +32,7 @@ def templated(h: History) -> Finding | None:
     if len(h.samples) < 2 or share_of_near_copies(h) > MOSTLY:  # like prompts, like responses
         return None
     begin, end = min(h.samples), max(h.samples)
-    texts = [[str(row["response"]) for row in h.samples[update]] for update in (begin, end)]
+    texts = (tuple(str(row["response"]) for row in h.samples[u]) for u in (begin, end))
     phrase, before, after = spread_phrase(*texts)
     if after < max(TEMPLATED, before + SPREAD):
         return None

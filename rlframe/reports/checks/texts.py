@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 GRAM = 4
@@ -12,14 +13,16 @@ GRAM = 4
 PHRASE = 8
 """Characters of a phrase: long enough that texts do not share it by chance."""
 
-MOST = 64
+MOST = 32
 """Texts that are compared, and"""
 
-LONGEST = 2000
-"""characters of each that are read, so that a check takes milliseconds."""
+LONGEST = 1000
+"""characters of each that are read, so that a check takes a fraction of a second at most. The results
+are cached: samples change only with an evaluation, and the checks may be made after each update."""
 
 
-def spread_phrase(before: Sequence[str], after: Sequence[str]) -> tuple[str, float, float]:
+@lru_cache(maxsize=4)
+def spread_phrase(before: tuple[str, ...], after: tuple[str, ...]) -> tuple[str, float, float]:
     """The phrase that has spread most, and the fractions of texts with it before and after.
 
     A text that is shorter than a phrase is one; equal texts, even empty ones, therefore share one.
@@ -34,7 +37,8 @@ def spread_phrase(before: Sequence[str], after: Sequence[str]) -> tuple[str, flo
     return phrase, old.get(phrase, 0.0), new.get(phrase, 0.0)
 
 
-def near_duplicates(texts: Sequence[str], *, at_least: float) -> float:
+@lru_cache(maxsize=4)
+def near_duplicates(texts: tuple[str, ...], *, at_least: float) -> float:
     """Fraction of the different texts of which another one is nearly a copy.
 
     Args:
