@@ -15,7 +15,7 @@ REPEATED = 20
 """Times that the run has used each training prompt."""
 
 SAME = 0.25
-"""Different held-out prompts as a fraction of all. Quickstart's openings of four words have 0.5."""
+"""Different held-out prompts as a fraction of all. Quickstart's openings of four words have 0.46."""
 
 NEAR = 0.6
 """Similarity at which one prompt is nearly a copy of another: they differ in a word or a number."""
