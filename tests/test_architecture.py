@@ -24,6 +24,7 @@ LAYERS = (  # an import points to an earlier line, or stays inside its own packa
     {"recipe"},
     {"builtin", "models", "rollout", "data", "distributed", "planning"},
     {"runs"},
+    {"reports"},
     {"engine"},
     {"stages"},
     {"compose"},
@@ -109,6 +110,7 @@ def test_builtins_import_what_a_third_party_may() -> None:
 def test_some_libraries_have_one_home(library: str, home: str) -> None:
     exceptions = {
         ("importlib.metadata", "runs"),  # versions for the manifest
+        ("importlib.metadata", "reports"),  # and for bug reports, where a library may be missing
         ("pluggy", "api"),  # the markers of hooks
     }
     for path in FILES:
@@ -148,7 +150,7 @@ def called(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "part", ["errors.py", "types.py", "batches.py", "api", "registry", "recipe", "cli"]
+    "part", ["errors.py", "types.py", "batches.py", "api", "registry", "recipe", "reports", "cli"]
 )
 def test_what_reads_recipes_does_not_import_torch_at_the_top(part: str) -> None:
     paths = [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).glob("*.py"))

@@ -36,6 +36,7 @@ COMMANDS = {
     "chat": "Talk to a run's model: a line is a turn, or a prompt to continue.",
     "validate": "Check a recipe, its data and its folders of models, without opening a model.",
     "plan": "Predict memory and time of PPO updates on GPUs, and say which strategies fit.",
+    "doctor": "Say what is healthy in a run and what is not, or describe the environment.",
     "show": "Print a recipe as it is after extends, overrides and ${...}.",
     "schema": "Print the JSON Schema of a recipe, for editors.",
     "recipes": "The recipes that come with rlframe.",

@@ -74,6 +74,10 @@ class MetricsFile:
         if self._path.exists():
             replace_text(self._path, "".join(f"{line}\n" for line in kept))
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every row that can be read, in the order of the file; none if there is no file yet."""
+        return (row for _, row in self._rows())
+
     def updates(self) -> list[int]:
         """The PPO updates that have a row, in the order of the file."""
         numbers = (update_of(row) for _, row in self._rows())

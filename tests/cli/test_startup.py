@@ -18,6 +18,7 @@ LOOKS = {
     "plugins list": ["plugins", "list"],
     "validate": ["validate", QUICKSTART],
     "show --resolved": ["show", QUICKSTART, "--resolved"],
+    "doctor": ["doctor"],
 }
 
 
@@ -36,6 +37,6 @@ def test_a_look_imports_no_torch_and_help_builds_no_schema(arguments):
         text=True,
         check=True,
     )
-    ours = {"--help": [], "recipes": [], "plugins": ["rlframe.api"]}
+    ours = {"--help": [], "recipes": [], "plugins": ["rlframe.api"], "doctor": ["rlframe.api"]}
     expected = ours.get(arguments[0], ["rlframe.recipe", "rlframe.api"])
     assert done.stdout.splitlines()[-1] == f"imported: {expected}"
