@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": "Predict memory and time of PPO updates on GPUs, and say which strategies fit.",
     "show": "Print a recipe as it is after extends, overrides and ${...}.",
     "schema": "Print the JSON Schema of a recipe, for editors.",
+    "convert": "Make a recipe of a file of TRL, OpenRLHF or LLaMA-Factory.",
     "recipes": "The recipes that come with rlframe.",
     "plugins": "The installed components.",
 }
