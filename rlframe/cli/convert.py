@@ -41,7 +41,7 @@ def convert(
         int, typer.Option(min=1, help="Processes of the run, where the file does not say how many.")
     ] = 1,
 ) -> None:
-    """Make a recipe of a file of TRL, OpenRLHF or LLaMA-Factory, and say what became of each option."""
+    """Make a recipe of a file of TRL, OpenRLHF or LLaMA-Factory."""
     found = convert_file(
         _text(file),
         str(file),
@@ -80,8 +80,8 @@ def _text(file: Path) -> str:
 
 def _write(output: Path, text: str) -> None:
     try:
-        with output.open("x", encoding="utf-8") as stream:  # never over a recipe of the user's
-            stream.write(text)
+        with output.open("x", encoding="utf-8") as target:  # never over a recipe of the user's
+            target.write(text)
     except FileExistsError as error:
         raise SetupError(f"{output} exists already; give another name") from error
     except OSError as error:

@@ -135,8 +135,7 @@ def _reward_type(given: Given) -> Any:
     if kind == "api":
         raise NoCounterpartError(
             "no reward in the box calls a server: write a function, {type: ./file.py:function}, in "
-            "place "
-            "of rewards.score"
+            "place of rewards.score"
         )
     raise NoCounterpartError(f"the reward model is an adapter. {shared.NO_ADAPTERS}")
 
@@ -195,16 +194,15 @@ KEYS = {
         "create_new_adapter")},
     # data
     "dataset": to("data.prompts.path", "prompts.data", value=_datasets,
-        remark="dataset_info.json says which file a name is: check data.NAME.path, and the weights of "
-        "several sets, which LLaMA-Factory mixes by their size"),
+        remark="dataset_info.json says which file a name is: check data.NAME.path, and the weights "
+        "of several sets, which LLaMA-Factory mixes by their size"),
     "dataset_dir": to("data.prompts.path", value=lambda given: {
         key: v for key, v in _datasets(given).items() if key.startswith("data.")}),
     "interleave_probs": to("prompts.data", value=lambda given: {"prompts.data": _mixture(given)}),
     "mix_strategy": none("the weights of prompts.data say how sets are mixed"),
     "eval_dataset": none("held-out prompts are a share of the same data, data.NAME.heldout"),
     "template": none("chats are rendered in the tokenizer's own template; data.NAME.format: plain "
-        "leaves "
-        "prompts as they are"),
+        "leaves prompts as they are"),
     "default_system": to("prompts.system"),
     "cutoff_len": to("prompts.max_tokens", "prompts.truncate", default=2048,
         value=lambda given: {"prompts.max_tokens": given.count("cutoff_len"),
@@ -300,10 +298,12 @@ KEYS = {
     **{name: none(shared.TRACKING) for name in (
         "logging_steps", "plot_loss", "report_to", "run_name", "use_swanlab", "swanlab_project",
         "swanlab_run_name", "include_num_input_tokens_seen")},
+    **{name: none("the hub's own variable HF_TOKEN holds it") for name in (
+        "hf_hub_token", "ms_hub_token", "om_hub_token", "swanlab_api_key")},
     **{name: none(shared.ENGINE) for name in (
         "flash_attn", "enable_liger_kernel", "use_unsloth", "use_unsloth_gc", "upcast_layernorm",
         "rope_scaling", "shift_attn", "low_cpu_mem_usage", "use_fast_tokenizer", "use_kv_cache",
-        "cache_dir", "hf_hub_token", "resize_vocab", "packing", "image_max_pixels",
+        "cache_dir", "resize_vocab", "packing", "image_max_pixels",
         "video_max_pixels")},
 }  # fmt: skip
 """Keys of LLaMA-Factory's model, data, generating, finetuning and training arguments."""

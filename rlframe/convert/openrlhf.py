@@ -27,9 +27,8 @@ _SETS = ("data.prompts.hub.id", "data.prompts.path", "prompts.data")
 _LORA = ("model.lora.rank", "model.lora.alpha", "model.lora.targets")
 _RAY = "of Ray and vLLM: rlframe's processes hold all models, and --processes N says how many there are"
 _CORRECTION = (
-    "the builtin sampler draws from the policy itself, so there is nothing to correct; for a filtered "
-    "or "
-    "another sampler see algorithm.importance_correction"
+    "the builtin sampler draws from the policy itself, so there is nothing to correct; for a "
+    "filtered or another sampler see algorithm.importance_correction"
 )
 _FILTERING = (
     "rlframe leaves no group out: one whose responses all score the same has advantages of 0"
@@ -44,22 +43,20 @@ FLAGS = {
         value=make.with_critic(lambda given: {
             "model.critic.initial": make.critic_model(given)})),
     "remote_rm_url": none("fill in rewards.score: a Python function is {type: ./file.py:function}, "
-        "called as "
-        "f(prompts, completions, **columns) under --allow-local-code; a server is called by a "
-        "function"),
+        "called as f(prompts, completions, **columns) under --allow-local-code; a server is called "
+        "by a function"),
     "agent_func_path": none("rlframe samples one response per prompt turn; it has no agents"),
     "value_head_prefix": none("the name of a saved head is found out"),
     "save_value_network": none("the critic is saved in RUN/ppo beside the policy"),
     "normalize_reward": none("OpenRLHF reads mean and std from the reward model's config, and does "
-        "nothing "
-        "if they are not there; rlframe has statistics of the run: transforms: [{type: "
+        "nothing if they are not there; rlframe has statistics of the run: transforms: [{type: "
         "running_standardize}]"),
     "reward_clip_range": to("rewards.score.transforms", value=make.reward_clip, default=["-10", "10"],
         remark="OpenRLHF clips after the group's baseline is taken off, rlframe before"),
     "lora_rank": to(_LORA[0], default=0, value=lambda given: given.count("lora_rank")
         if given.number("lora_rank") > 0 else ABSENT),
-    "lora_alpha": to(_LORA[1], value=make.adapters("lora_alpha", _LORA[1]), default=16),
-    "target_modules": to(_LORA[2], value=make.adapters("target_modules", _LORA[2])),
+    "lora_alpha": to(_LORA[1], value=make.adapters("lora_alpha"), default=16),
+    "target_modules": to(_LORA[2], value=make.adapters("target_modules")),
     "lora_dropout": unless("lora_dropout", 0,
         reason="with dropout the ratio of new to old policy would not be 1 before the first step"),
     "load_in_4bit": none(shared.NO_QUANTISATION),
@@ -81,8 +78,7 @@ FLAGS = {
                              "prompts.truncate": "right"},
         remark="longer prompts lose their end, as in OpenRLHF"),
     "max_len": none("of prompt and response together: prompts.max_tokens and rollout.max_new_tokens "
-        "bound "
-        "each of them"),
+        "bound each of them"),
     "pretrain_data": to("data.pretrain.hub.id", "data.pretrain.path", "losses.ptx.type",
         "losses.ptx.data",
         value=make.ptx_keys("data.", "type", ".data"), remark="text in the column `text`"),
@@ -131,15 +127,13 @@ FLAGS = {
     "advantage_estimator": to("algorithm.advantages.type", "algorithm.advantages.divide_by_std",
         "algorithm.whiten_advantages", value=make.advantages, default="gae",
         remark="OpenRLHF takes the KL penalty off after the group's baseline, rlframe before: the "
-            "totals that "
-        "are compared include it"),
+            "totals that are compared include it"),
     "gamma": to("algorithm.advantages.gamma", value=make.gamma, default=1.0),
     "lambd": to("algorithm.advantages.lam", default=1.0,
         value=make.with_critic(lambda given: given.number("lambd")),
         remark="1 in later versions and 0.95 before, where the file leaves it out"),
     "no_advantage_std_norm": none("rlframe whitens advantages or does not, and has no mere shift of "
-        "the "
-        "mean: see algorithm.whiten_advantages"),
+        "the mean: see algorithm.whiten_advantages"),
     "policy_loss_type": to("algorithm.policy_loss.type", "algorithm.reduction",
         value=lambda given: {"algorithm.policy_loss.type": "gspo", "algorithm.reduction": "sequence"}
         if given["policy_loss_type"] == "gspo" else {"algorithm.policy_loss.type": "clip"}),

@@ -247,8 +247,8 @@ def finished(given: Given) -> Any:
     found = given.number("stop_properly_penalty_coef")
     if found > 0:
         raise NoCounterpartError(
-            "rlframe shuts the reward of a cut response out (eos_penalty, mode: replace) or takes "
-            "a penalty off it (mode: subtract), and does not scale it"
+            "rlframe shuts the reward of a cut response out (eos_penalty, mode: replace) or takes a "
+            "penalty off it (mode: subtract), and does not scale it"
         )
     return {
         "rewards.finished.type": "eos_penalty",
@@ -284,7 +284,7 @@ def ptx_keys(*names: str) -> Any:
     return lambda given: {k: v for k, v in ptx(given).items() if any(n in k for n in names)}
 
 
-def adapters(name: str, key: str) -> Any:
+def adapters(name: str) -> Value:
     def value(given: Given) -> Any:
         if given.number("lora_rank") <= 0:
             raise NoCounterpartError("nothing reads it without --lora_rank")

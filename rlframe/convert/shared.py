@@ -24,8 +24,8 @@ NO_REMOTE_CODE = (
     "rlframe runs no code of a model's folder; the architecture must be one of transformers'"
 )
 CHECKPOINTING = (
-    "rlframe has no activation checkpointing: a lower ppo.microbatch_tokens saves memory, and `rlframe "
-    "plan` says how much is needed"
+    "rlframe has no activation checkpointing: a lower ppo.microbatch_tokens saves memory, and "
+    "`rlframe plan` says how much is needed"
 )
 MICROBATCHES = (
     "it changes memory and not the result: micro-batches are cut by padded tokens, "
@@ -95,17 +95,6 @@ def filter_below_one(name: str) -> Value:
     def value(given: Given) -> Any:
         found = given.number(name)
         return None if found >= 1 or found <= 0 else found
-
-    return value
-
-
-def zero(name: str, reason: str) -> Value:
-    """The option has no counterpart unless it is 0."""
-
-    def value(given: Given) -> Any:
-        if given.number(name) != 0:
-            raise NoCounterpartError(reason)
-        return None
 
     return value
 

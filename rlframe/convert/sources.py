@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlframe.convert import llamafactory, openrlhf, trl
@@ -75,7 +75,7 @@ def convert_file(
     """
     source = SOURCES[program] if program else recognised(text, name)
     try:
-        written = source.read(text)
+        written = [_without_secret(option) for option in source.read(text)]
     except RecipeError as error:
         raise RecipeError(f"{name}: {error}") from error
     table = source.table(written)
@@ -88,6 +88,23 @@ def convert_file(
         return _converted(source, table, given, written)
     except RecipeError as error:
         raise RecipeError(f"{name}: {error}") from error
+
+
+_SECRETS = (
+    "use_wandb",
+    "hf_hub_token",
+    "ms_hub_token",
+    "om_hub_token",
+    "hub_token",
+    "swanlab_api_key",
+)
+"""Options that hold a key or token, which no recipe or report may show."""
+
+
+def _without_secret(option: Written) -> Written:
+    if option.name in _SECRETS and isinstance(option.value, str):
+        return replace(option, text=option.text.replace(option.value, "***"))
+    return option
 
 
 def recognised(text: str, name: str) -> Source:

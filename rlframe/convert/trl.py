@@ -18,8 +18,7 @@ SHELL = re.compile(r"(^|/)\w*ppo\w*\.py$", re.IGNORECASE)
 PPO = {
     "per_device_train_batch_size": to("rollout.prompts_per_update", value=make.batch, default=8,
         remark="per_device_train_batch_size * gradient_accumulation_steps * processes (up to 0.13 "
-            "also * "
-        "num_mini_batches)"),
+            "also * num_mini_batches)"),
     "gradient_accumulation_steps": to("rollout.prompts_per_update", value=make.batch, default=1,
         remark="a factor of the batch; micro-batches are cut by ppo.microbatch_tokens"),
     "total_episodes": to("ppo.updates", value=make.updates,
@@ -29,8 +28,7 @@ PPO = {
     "num_ppo_epochs": to("ppo.epochs", value=number("num_ppo_epochs"), default=4),
     "num_mini_batches": to("ppo.minibatches", value=number("num_mini_batches"), default=1,
         remark="from 0.14 on TRL makes one optimiser step per epoch, whatever this says (its issue "
-            "5645); "
-        "write 1 for the same numbers"),
+            "5645); write 1 for the same numbers"),
     "local_rollout_forward_batch_size": to("rollout.generation_batch",
         value=number("local_rollout_forward_batch_size"),
         remark="responses sampled at a time; it changes memory and not the result"),

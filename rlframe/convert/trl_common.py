@@ -41,9 +41,10 @@ TRAINING = {
     "run_name": none(shared.TRACKING),
     "exp_name": none(shared.TRACKING),
     "push_to_hub": none("the result is a plain model in RUN/ppo/policy, which `hf upload` takes"),
+    "hub_token": none("the hub's own variable HF_TOKEN holds it"),
     "hub_model_id": none("the result is a plain model in RUN/ppo/policy, which `hf upload` takes"),
-    "remove_unused_columns": none("every column is kept for rewards and templates, and none is in the "
-        "way"),
+    "remove_unused_columns": none("every column is kept for rewards and templates, and none is in "
+        "the way"),
     "optim": unless("optim", "adamw_torch", "adamw_torch_fused", reason="rlframe's optimiser is AdamW"),
     "adam_beta1": unless("adam_beta1", 0.9, reason="AdamW has torch's betas, 0.9 and 0.999"),
     "adam_beta2": unless("adam_beta2", 0.999, reason="AdamW has torch's betas, 0.9 and 0.999"),

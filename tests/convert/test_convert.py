@@ -18,7 +18,10 @@ from tests.convert.page import PAGE, whole
 FOLDER = Path(__file__).parent
 FILES = sorted(path for name in SOURCES for path in (FOLDER / name).iterdir())
 TRL = "from trl import PPOConfig\nconfig = PPOConfig({})\n"
-OPENRLHF = "python3 -m openrlhf.cli.train_ppo_ray --pretrain a/b --reward_pretrain a/r --prompt_data a/p {}\n"
+OPENRLHF = (
+    "python3 -m openrlhf.cli.train_ppo_ray --pretrain a/b --reward_pretrain a/r "
+    "--prompt_data a/p {}\n"
+)
 LLAMA = (
     "stage: ppo\nmodel_name_or_path: a/b\nreward_model: a/r\nreward_model_type: full\n"
     "dataset: p\n{}\n"
@@ -366,6 +369,17 @@ def test_a_variable_that_the_script_does_not_set_is_not_guessed():
     _, found = converted(OPENRLHF.format("--seed $SEED --save_path $OUT"))
     assert [row.option.name for row in found.unknown] == ["seed"]
     assert outcomes(found)["save_path"] == "none"
+
+
+def test_keys_and_tokens_are_not_shown():
+    for text in (
+        OPENRLHF.format("--use_wandb s3cr3tkey"),
+        LLAMA.format("hf_hub_token: s3cr3tkey"),
+        TRL.format("hub_token='s3cr3tkey'"),
+    ):
+        _, found = converted(text)
+        assert "***" in report(found, "file")
+        assert "s3cr3tkey" not in report(found, "file") + found.text
 
 
 def test_text_of_a_file_is_data():
