@@ -85,6 +85,7 @@ FLAGS = {
     "pretrain_data_probs": none("name each set in a loss of its own, with its own gamma"),
     "pretrain_split": none("the split of a data set is data.pretrain.hub.split"),
     "ptx_coef": to("losses.ptx.gamma", "losses.ptx.examples_per_step",
+        default=0.05,
         value=make.ptx_keys("gamma", "examples"), remark="both losses are means per token"),
     "eval_dataset": none("held-out prompts are a share of the same data, data.prompts.heldout"),
     "eval_split": none("held-out prompts are a share of the same data, data.prompts.heldout"),

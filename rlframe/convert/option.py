@@ -74,9 +74,12 @@ class Given:
         """The same of an option that is a number.
 
         Raises:
+          NoCounterpartError: there is none.
           RecipeError: it is something else.
         """
         value = _number(self[name])
+        if value is None and name not in self.written:
+            raise NoCounterpartError(f"it needs {name}, which the file does not give")
         if value is None:
             option = self.written[name]
             raise RecipeError(
@@ -146,7 +149,8 @@ def unless(name: str, *neutral: Any, reason: str, default: Any = ABSENT) -> Opti
 
     def value(given: Given) -> Any:
         found = given[name]
-        if found not in neutral and _number(found) not in neutral:
+        amount = _number(found)
+        if found not in neutral and (amount is None or amount not in neutral):
             raise NoCounterpartError(reason)
         return ABSENT
 

@@ -179,6 +179,12 @@ def _outcome(
         value = given[name] if option.value is None else option.value(given)
     except NoCounterpartError as error:
         return str(error)
+    except (TypeError, ValueError, OverflowError) as error:  # of a value that is no number or list
+        written = given.written.get(name)
+        place = f"line {written.line}: {written.text}" if written else name
+        raise RecipeError(
+            f"{place}: this value means nothing here. Correct it in the file"
+        ) from error
     if value is ABSENT or not option.to:
         return {}
     several = isinstance(value, dict) and all("." in key for key in value)

@@ -70,6 +70,7 @@ def test_the_number_of_processes_can_be_given(rlframe, file):
         (f"{COMMAND} --rollout_batch_size 0", [], "a whole number from 1"),
         (f"{COMMAND} --advantage_estimator gea", [], "OpenRLHF has gae"),
         (f"{COMMAND} --eps_clip_low_high 0.2", [], "takes two numbers"),
+        (f"{COMMAND},c/d --prompt_data_probs a,b", [], "this value means nothing here"),
     ],
 )
 def test_what_cannot_be_converted_ends_with_3_and_says_why(rlframe, file, text, options, words):

@@ -270,6 +270,7 @@ def test_a_combination_that_rlframe_refuses_is_said():
         (OPENRLHF.format("--entropy_loss_coef 0.01"), "losses", {"entropy": {"type": "entropy_bonus"}}),
         (OPENRLHF.format("--pretrain_data a/t --ptx_coef 0.2"), "losses.ptx",
          {"type": "ptx", "data": "pretrain", "gamma": 0.2, "examples_per_step": 128}),
+        (OPENRLHF.format("--pretrain_data json@t.jsonl"), "losses.ptx.gamma", 0.05),
         (OPENRLHF.format("--reward_clip_range -5 5"), "rewards.score.transforms",
          [{"type": "clip", "limit": 5.0}]),
         (OPENRLHF.format("--input_key q --input_template 'Q: {} {x}'").replace("{} {x}", "{}"),
