@@ -39,6 +39,7 @@ COMMANDS = {
     "doctor": "Say what is healthy in a run and what is not, or describe the environment.",
     "show": "Print a recipe as it is after extends, overrides and ${...}.",
     "schema": "Print the JSON Schema of a recipe, for editors.",
+    "convert": "Make a recipe of a file of TRL, OpenRLHF or LLaMA-Factory.",
     "recipes": "The recipes that come with rlframe.",
     "plugins": "The installed components.",
 }
