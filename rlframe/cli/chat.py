@@ -103,16 +103,17 @@ def _lines() -> Iterator[str]:
     reconfigure = getattr(sys.stdin, "reconfigure", None)
     if reconfigure is not None:  # a byte that is no UTF-8 should not end a conversation
         reconfigure(errors="replace")
-    if not sys.stdin.isatty():
-        while line := sys.stdin.readline():
-            yield line.rstrip("\r\n")
-        return
+    prompt = "> " if sys.stdin.isatty() else ""
     while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            say(err=True)
+        # Not by `input`, which clears a KeyboardInterrupt that comes while it flushes the prompt.
+        sys.stdout.write(prompt)
+        sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line:
+            if prompt:
+                say(err=True)
             return
+        yield line.rstrip("\r\n")
 
 
 class _Conversation:
