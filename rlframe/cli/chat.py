@@ -82,20 +82,25 @@ def _converse(conversation: _Conversation) -> None:
     for line in _lines():
         if line == "/exit":
             return
-        if line == "/reset":
-            conversation.reset()
-            say("A new conversation begins", err=True)
-        elif line == "/help":
-            say("\n".join(f"{name}  {what}" for name, what in _COMMANDS.items()), err=True)
-        elif line.startswith("/"):
-            guess = did_you_mean(line, _COMMANDS)
-            say(
-                f"{line} is no command.{guess} There are {listed(_COMMANDS)}; put a space before a "
-                "text that begins with /",
-                err=True,
-            )
+        if line.startswith("/"):
+            _command(conversation, line)
         elif line.strip():
             conversation.say(line)
+
+
+def _command(conversation: _Conversation, line: str) -> None:
+    if line == "/reset":
+        conversation.reset()
+        say("A new conversation begins", err=True)
+        return
+    if line == "/help":
+        say("\n".join(f"{name}  {what}" for name, what in _COMMANDS.items()), err=True)
+        return
+    say(
+        f"{line} is no command.{did_you_mean(line, _COMMANDS)} There are {listed(_COMMANDS)}; put a "
+        "space before a text that begins with /",
+        err=True,
+    )
 
 
 def _lines() -> Iterator[str]:
