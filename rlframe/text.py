@@ -47,11 +47,11 @@ def lines(text: str, *, keep_ends: bool = False) -> list[str]:
     return [*found, last] if last else found
 
 
-def say(text: object = "", *, err: bool = False) -> None:
-    """Write a line, or several, to stdout, or to stderr."""
+def say(text: object = "", *, err: bool = False, end: str = "\n") -> None:
+    """Write a line, or several, to stdout, or to stderr; a prompt ends without a line break."""
     stream = sys.stderr if err else sys.stdout
     if stream is not None:  # as where a program without a terminal was started
-        stream.write(f"{visible(text)}\n")
+        stream.write(f"{visible(text)}{end}")
         stream.flush()
 
 

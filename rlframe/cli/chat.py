@@ -111,8 +111,7 @@ def _lines() -> Iterator[str]:
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         # Not by `input`, which clears a KeyboardInterrupt that comes while it flushes the prompt.
-        sys.stdout.write(prompt)
-        sys.stdout.flush()
+        say(prompt, end="")
         line = sys.stdin.readline()
         if not line:
             if prompt:
