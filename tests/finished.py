@@ -25,7 +25,7 @@ def plain_run(folder: Path) -> Path:
 
 
 def chat_run(folder: Path) -> Path:
-    """PPO with adapters and a moving average on a chat model as it was published."""
+    """PPO with adapters and a moving average on a published chat model."""
     chats = foreign.rows(folder / "chats.jsonl", foreign.chats(40))
     sections: dict[str, Any] = {
         "data": {"chats": {"path": str(chats), "heldout": 0.2}},

@@ -281,7 +281,7 @@ def _was_chat(
 ) -> bool | None:
     """Whether the prompts of a run were turns of a chat; None if nothing says so.
 
-    The recipe may have left that to the data. Responses to held-out prompts show what came of it.
+    The recipe may have left that to the data. Responses to held-out prompts show the outcome.
     """
     if not tokenizer.chat_template:
         return False

@@ -234,7 +234,7 @@ def _message(
     if not outcome and rule.value is None:
         return Row(option, "none", rule.remark)
     if not outcome:
-        return Row(option, "default", "rlframe does the same without being told")
+        return Row(option, "default", "rlframe does the same by default")
     news = [
         key for key, value in outcome.items() if not same(value, default_of(key, tree, registry))
     ]

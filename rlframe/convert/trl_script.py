@@ -117,8 +117,8 @@ class _Script:
                 "split": "dataset_train_split",
             }
             yield from self._arguments(call, _DATASET, renamed, "load_dataset.")
-        elif name in ("LoraConfig", "get_peft_model"):
-            yield from self._lora(call) if name == "LoraConfig" else ()
+        elif name == "LoraConfig":
+            yield from self._lora(call)
         elif name == "pipeline":
             yield from self._arguments(
                 call,
@@ -126,12 +126,15 @@ class _Script:
                 {"model": "reward_model_path"},
                 "pipeline.",
             )
-        elif name == "from_pretrained" and isinstance(call.func, ast.Attribute):
-            loader = _name(call.func.value)
-            if loader in _LOADERS:
-                role = self._roles.get(id(call), _LOADERS[loader])
-                first = {"pretrained_model_name_or_path": role}
-                yield from self._arguments(call, (role,), first, "from_pretrained.")
+        elif name == "from_pretrained":
+            yield from self._loaded(call)
+
+    def _loaded(self, call: ast.Call) -> Iterator[Written]:
+        loader = _name(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+        if loader in _LOADERS:
+            role = self._roles.get(id(call), _LOADERS[loader])
+            first = {"pretrained_model_name_or_path": role}
+            yield from self._arguments(call, (role,), first, "from_pretrained.")
 
     def _lora(self, call: ast.Call) -> Iterator[Written]:
         yield Written("use_peft", True, call.lineno, "LoraConfig(...)")
@@ -182,13 +185,17 @@ class _Script:
 
     def _models(self) -> dict[int, str]:
         """Call of `from_pretrained` -> the option that its model is, as PPOTrainer takes it."""
+        given = (
+            keyword
+            for call in ast.walk(self._tree)
+            if isinstance(call, ast.Call) and _name(call.func).endswith("PPOTrainer")
+            for keyword in call.keywords
+        )
         roles: dict[int, str] = {}
-        for call in ast.walk(self._tree):
-            if isinstance(call, ast.Call) and _name(call.func).endswith("PPOTrainer"):
-                for keyword in call.keywords:
-                    for value in self._bound.get(ast.unparse(keyword.value), []):
-                        if keyword.arg in _ROLES:
-                            roles.setdefault(id(value), _ROLES[keyword.arg])
+        for keyword in given:
+            for value in self._bound.get(ast.unparse(keyword.value), []):
+                if keyword.arg in _ROLES:
+                    roles.setdefault(id(value), _ROLES[keyword.arg])
         return roles
 
 

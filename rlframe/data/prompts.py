@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any, Literal
 
@@ -139,7 +139,7 @@ class Shortening:
     column: str = "prompt"
 
     def prompt(self, row: Row) -> Prompt:
-        """The row as a prompt of at most `limit` tokens.
+        """The row as a prompt of at most `limit` tokens; its columns stay as the data has them.
 
         Raises:
           RecipeError: not even an empty text fits.
@@ -147,9 +147,12 @@ class Shortening:
         found = self.encode(row)
         if len(found.ids) <= self.limit:
             return found
+        return replace(self._shortened(row, found), columns=found.columns)
+
+    def _shortened(self, row: Row, found: Prompt) -> Prompt:
         if found.messages is None:
             return self._shortest(
-                {**row, "messages": None}, found.text, lambda text: {"prompt": text}
+                {**row, "messages": None}, found.text, lambda text: {self.column: text}
             )
         messages = list(found.messages)
         front = [m for m in messages[:1] if m["role"] == "system"]

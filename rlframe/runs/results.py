@@ -129,7 +129,7 @@ def _of_run(
 
 
 def _check_result(run: Path, manifest: Mapping[str, Any], stage: str) -> None:
-    """Make sure that a stage has left its model, as it was written.
+    """Make sure that a stage has left its model, complete.
 
     Raises:
       SetupError: it has left none so far.

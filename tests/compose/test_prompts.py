@@ -82,6 +82,25 @@ def test_no_prompt_is_longer_than_it_may_be(project: Make, side: str) -> None:
     )
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_first_words_are_cut_to_the_tokens_that_fit_and_columns_stay_whole(
+    project: Make, side: str
+) -> None:
+    section = {"data": "reviews", "first_words": 4}
+    lengths = sorted(len(p.ids) for p in project(section).prompts[0])
+    limit = lengths[len(lengths) // 2] - 1
+    cut, _ = project({**section, "max_tokens": limit, "truncate": side}).prompts
+    assert lengths[-1] > limit >= max(len(p.ids) for p in cut)
+    shorter = 0
+    for prompt in cut:
+        whole = " ".join(prompt.columns["text"].split()[:4])
+        kept = whole.endswith if side == "left" else whole.startswith
+        assert prompt.text
+        assert kept(prompt.text)
+        shorter += prompt.text != whole
+    assert shorter
+
+
 def test_a_template_is_asked_and_the_columns_stay_for_rewards(project: Make) -> None:
     train, _ = project({"data": "a", "template": "Q: {q} ({n})\nA:"}).prompts
     first = train[0]
