@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlframe.errors import SetupError
-from rlframe.runs.manifest import NAME, read_manifest
+from rlframe.runs.manifest import read_manifest
 from rlframe.runs.records import MetricsFile, of_jsonl, update_of
 
 _EVALUATION = re.compile(r"update_(\d+)")
@@ -48,8 +48,6 @@ def read_run(path: Path) -> RunRecord:
     Raises:
       SetupError: it holds no run, or a file of it cannot be read.
     """
-    if not (path / NAME).is_file():
-        raise SetupError(f"{path} is not the directory of a run: it has no {NAME}")
     manifest = read_manifest(path, edited=True)
     try:
         rows = {

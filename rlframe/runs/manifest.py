@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlframe.errors import SetupError
+from rlframe.errors import SetupError, did_you_mean
 from rlframe.runs.durable import replace_text
 from rlframe.runs.sealed import checksum, sealed_text
 
@@ -34,11 +34,11 @@ def read_manifest(path: Path, *, edited: bool = False) -> dict[str, Any]:
         wrote it in another format.
     """
     if not path.is_dir():
-        raise SetupError(f"{path} holds no run to resume: there is no such directory")
+        raise SetupError(f"{path} holds no run: there is no such directory.{neighbour(path)}")
     try:
         text = (path / NAME).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise SetupError(f"{path} holds no run to resume: it has no {NAME}") from error
+        raise SetupError(f"{path} holds no run: it has no {NAME}.{run_below(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError(f"{path / NAME} cannot be read: {error}") from error
     manifest = _parsed(path / NAME, text)
@@ -50,6 +50,22 @@ def read_manifest(path: Path, *, edited: bool = False) -> dict[str, Any]:
             f"Put it back, or take it as it is with --allow-changed {NAME}"
         )
     return manifest
+
+
+def neighbour(path: Path) -> str:
+    """A hint for who has misspelt the last part of a path; empty if nothing there is called alike."""
+    try:
+        names = {p.name: str(p) for p in path.parent.iterdir() if p.is_dir()}
+    except OSError:
+        return ""
+    return did_you_mean(path.name, names, called=names)
+
+
+def run_below(path: Path) -> str:
+    """A hint for who names the folder of all runs; empty if there is no run in it."""
+    runs = [p.parent for p in path.glob(f"*/{NAME}")]
+    newest = max(runs, key=lambda run: (run / NAME).stat().st_mtime, default=None)
+    return "" if newest is None else f" Did you mean {str(newest)!r}, the newest run in it?"
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:

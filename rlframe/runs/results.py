@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlframe.errors import SetupError, did_you_mean, listed
-from rlframe.runs.manifest import NAME, read_manifest
+from rlframe.runs.manifest import NAME, neighbour, read_manifest, run_below
 from rlframe.runs.sealed import SealedDirectories
 from rlframe.runs.store import CheckpointStore
 from rlframe.stage_table import STAGES
@@ -67,7 +67,7 @@ def find_model(
         what = "is a file" if path.exists() else "is not there"
         raise SetupError(
             f"{path} {what}; name a run directory, a checkpoint in one, or the folder of a model."
-            f"{_neighbour(path)}"
+            f"{neighbour(path)}"
         )
     run = _run_around(path)
     if run == path:
@@ -82,7 +82,7 @@ def find_model(
     if not (path / "config.json").is_file():
         raise SetupError(
             f"{path} holds neither a run (it has no {NAME}) nor a model (it has no config.json)."
-            f"{_runs_below(path)}"
+            f"{run_below(path)}"
         )
     return SavedModel(path)
 
@@ -195,17 +195,3 @@ def _inside(path: Path, run: Path, manifest: Mapping[str, Any]) -> SavedModel:
 def _policy_in(folder: Path) -> Path:
     """Where the language model of a result or a checkpoint lies: beside others, or alone."""
     return folder / "policy" if (folder / "policy").is_dir() else folder
-
-
-def _neighbour(path: Path) -> str:
-    if not path.parent.is_dir():
-        return ""
-    names = {p.name: str(p) for p in path.parent.iterdir() if p.is_dir()}
-    return did_you_mean(path.name, names, called=names)
-
-
-def _runs_below(path: Path) -> str:
-    """A hint for who names the folder of all runs."""
-    runs = [p.parent for p in path.glob(f"*/{NAME}")]
-    newest = max(runs, key=lambda run: (run / NAME).stat().st_mtime, default=None)
-    return "" if newest is None else f" Did you mean {str(newest)!r}, the newest run in it?"

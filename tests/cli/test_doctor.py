@@ -57,7 +57,7 @@ def test_what_is_no_run_is_an_error_of_the_environment(rlframe, tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         ended = rlframe("doctor", path)
         assert ended.code == 5
-        assert f"{path} is not the directory of a run" in ended.err
+        assert f"{path} holds no run: " in ended.err
 
 
 def test_the_environment_has_versions_and_plugins_and_no_secrets(rlframe, monkeypatch):

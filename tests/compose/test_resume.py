@@ -445,7 +445,7 @@ def test_one_process_at_a_time_works_in_a_run(stopped: Path) -> None:
 
 
 def test_a_run_that_is_finished_or_not_there_can_not_go_on(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="holds no run to resume"):
+    with pytest.raises(SetupError, match="holds no run"):
         resume(tmp_path / "nothing")
     done = train(recipe, tmp_path / "done")
     with pytest.raises(SetupError, match="is finished"):

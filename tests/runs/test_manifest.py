@@ -61,3 +61,17 @@ def test_another_format_is_refused_and_never_misread(number: object, tmp_path: P
             SetupError, match=rf"written by rlframe 0.0.9 in format .* reads format {FORMAT}"
         ):
             read_manifest(tmp_path, edited=edited)
+
+
+def test_who_names_another_folder_than_a_run_is_given_the_nearest(tmp_path: Path) -> None:
+    run = tmp_path / "first-run"
+    run.mkdir()
+    (run / "manifest.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(SetupError, match=f"no such directory. Did you mean '{run}'"):
+        read_manifest(tmp_path / "first-rum")
+    with pytest.raises(
+        SetupError, match=rf"no manifest.json. Did you mean '{run}', the newest run"
+    ):
+        read_manifest(tmp_path)
+    with pytest.raises(SetupError, match="there is no such directory.$"):
+        read_manifest(tmp_path / "nowhere" / "first-run")

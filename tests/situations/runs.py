@@ -294,13 +294,13 @@ SITUATIONS = [
         "the manifest is gone",
         resumed(become("manifest.json", None)),
         5,
-        ("run holds no run to resume: it has no manifest.json",),
+        ("run holds no run: it has no manifest.json",),
     ),
     Situation(
         "there is no such run",
         lambda folder: ["resume", "runs/nowhere"],
         5,
-        ("runs/nowhere holds no run to resume: there is no such directory",),
+        ("runs/nowhere holds no run: there is no such directory",),
     ),
     Situation(
         "a run that was written before run directories had a format",
