@@ -73,5 +73,5 @@ def test_who_names_another_folder_than_a_run_is_given_the_nearest(tmp_path: Path
         SetupError, match=rf"no manifest.json. Did you mean '{run}', the newest run"
     ):
         read_manifest(tmp_path)
-    with pytest.raises(SetupError, match="there is no such directory.$"):
+    with pytest.raises(SetupError, match=r"there is no such directory\.$"):
         read_manifest(tmp_path / "nowhere" / "first-run")
