@@ -83,17 +83,6 @@ def _updates(given: Given) -> Any:
     return max(1, math.ceil(given.number("num_train_epochs") * (rows // _batch(given))))
 
 
-def _warmup(given: Given) -> Any:
-    if given.number("warmup_ratio") == 0:
-        return 0
-    try:
-        return math.ceil(given.number("warmup_ratio") * _updates(given))
-    except NoCounterpartError as error:
-        raise NoCounterpartError(
-            "write ppo.warmup_updates as soon as ppo.updates is known"
-        ) from error
-
-
 def _heldout(given: Given) -> Any:
     share = given.number("val_size")
     if not 0 <= share < 1:
@@ -260,7 +249,8 @@ KEYS = {
     "lr_scheduler_type": to("ppo.decay", default="linear", value=chosen("lr_scheduler_type",
         linear="linear", cosine="cosine", constant="constant", constant_with_warmup="constant",
         reason="is not among rlframe's ppo.decay: constant, linear, cosine")),
-    "warmup_ratio": to("ppo.warmup_updates", value=_warmup, remark="a share of all updates"),
+    "warmup_ratio": to("ppo.warmup_updates",
+        value=shared.warmup_share("warmup_ratio", _updates), remark="a share of all updates"),
     "warmup_steps": to("ppo.warmup_updates", value=number("warmup_steps"), remark="in updates"),
     "weight_decay": to("ppo.weight_decay", value=number("weight_decay")),
     "max_grad_norm": to("ppo.max_grad_norm", value=number("max_grad_norm")),
@@ -351,11 +341,8 @@ def _facts(given: Given) -> Facts:
 
 def _required(given: Given) -> Facts:
     return {
-        "model.policy": (f"{PLACEHOLDER}policy", "a path or hub id of the model to train"),
+        **{key: fact for key, fact in shared.TO_FILL_IN.items() if key != "data.prompts.hub.id"},
         "data.prompts.path": (f"{PLACEHOLDER}prompts.json", "the file of prompts, or `hub:`"),
-        "prompts.data": ("prompts", "the data set of prompts"),
-        "rewards.score.model": (f"{PLACEHOLDER}reward-model",
-            "a path or hub id of a reward model; a reward in Python is {type: ./file.py:function}"),
         "ppo.updates": (UPDATES,
             f"{given['num_train_epochs']} epochs * prompts / rollout.prompts_per_update"),
     }  # fmt: skip

@@ -13,7 +13,7 @@ from rlframe.convert import openrlhf_values as make
 from rlframe.convert import shared, shell
 from rlframe.convert.openrlhf_names import DOTTED
 from rlframe.convert.option import ABSENT, Given, Option, Written, none, number, to, truth, unless
-from rlframe.convert.shared import PLACEHOLDER, UPDATES
+from rlframe.convert.shared import UPDATES
 from rlframe.convert.source import Facts, Source
 from rlframe.errors import RecipeError
 
@@ -174,7 +174,8 @@ FLAGS = {
         value=make.with_critic(lambda given: given.number("critic_learning_rate"))),
     "lr_scheduler": to("ppo.decay", value=make.schedule, default="cosine_with_min_lr",
         remark="rlframe's cosine ends at 0, OpenRLHF's at a tenth of the peak"),
-    "lr_warmup_ratio": to("ppo.warmup_updates", value=make.warmup, default=0.03,
+    "lr_warmup_ratio": to("ppo.warmup_updates",
+        value=shared.warmup_share("lr_warmup_ratio", make.updates), default=0.03,
         remark="a share of all updates"),
     "min_lr_ratio": none("rlframe's decay ends at 0; ppo.decay: constant does not decay"),
     "adam_betas": unless("adam_betas", ["0.9", "0.999"], reason="AdamW has torch's betas, 0.9 and "
@@ -265,12 +266,7 @@ def _facts(given: Given) -> Facts:
 def _required(given: Given) -> Facts:
     rounds = given["num_episodes"]
     return {
-        "model.policy": (f"{PLACEHOLDER}policy", "a path or hub id of the model to train"),
-        "data.prompts.hub.id": (f"{PLACEHOLDER}prompts", "the data set of prompts, or `path:` of a "
-            "file"),
-        "prompts.data": ("prompts", "the data set of prompts"),
-        "rewards.score.model": (f"{PLACEHOLDER}reward-model",
-            "a path or hub id of a reward model; a reward in Python is {type: ./file.py:function}"),
+        **shared.TO_FILL_IN,
         "ppo.updates": (UPDATES, f"{rounds} episodes * prompts / rollout.prompts_per_update"),
     }  # fmt: skip
 

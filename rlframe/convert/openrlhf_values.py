@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -69,17 +68,6 @@ def updates(given: Given) -> Any:
         )
     rollouts = int(given.number("max_samples")) // given.count("rollout_batch_size")
     return given.count("num_episodes") * max(1, rollouts)
-
-
-def warmup(given: Given) -> Any:
-    if given.number("lr_warmup_ratio") == 0:
-        return 0
-    try:
-        return math.ceil(given.number("lr_warmup_ratio") * updates(given))
-    except NoCounterpartError as error:
-        raise NoCounterpartError(
-            "write ppo.warmup_updates as soon as ppo.updates is known"
-        ) from error
 
 
 def controller(given: Given) -> Any:

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rlframe.convert.option import Given, NoCounterpartError, Value, truth
+from rlframe.convert.source import Facts
 
 PLACEHOLDER = "fill-in/"
 """Begins the name of a model or data set that the file does not tell."""
 
 UPDATES = 100
 """Stands for a number of updates that depends on the size of a data set."""
+
+TO_FILL_IN: Facts = {
+    "model.policy": (f"{PLACEHOLDER}policy", "a path or hub id of the model to train"),
+    "data.prompts.hub.id": (
+        f"{PLACEHOLDER}prompts",
+        "the data set of prompts, or `path:` of a file",
+    ),
+    "prompts.data": ("prompts", "the data set of prompts"),
+    "rewards.score.model": (
+        f"{PLACEHOLDER}reward-model",
+        "a path or hub id of a reward model; a reward in Python is {type: ./file.py:function}",
+    ),
+}
+"""What a recipe needs and a file may leave open; a source says on its own what makes the updates."""
 
 NO_ADAPTERS = (
     "rlframe opens whole models alone: merge the adapter into its base model (peft's "
@@ -107,3 +123,25 @@ def precision(name: str, low: str) -> Value:
 def quotient(total: float, part: int) -> int:
     """How many times the part goes into the total, at least once; the rest counts as another time."""
     return max(1, math.ceil(total / part))
+
+
+def warmup_share(name: str, updates: Callable[[Given], int]) -> Value:
+    """Updates of a warm-up that is given as a share of all.
+
+    Args:
+      name: of the option.
+      updates: the number of all; raises NoCounterpartError if the file does not say it.
+    """
+
+    def value(given: Given) -> Any:
+        share = given.number(name)
+        if share == 0:
+            return 0
+        try:
+            return math.ceil(share * updates(given))
+        except NoCounterpartError as error:
+            raise NoCounterpartError(
+                "write ppo.warmup_updates as soon as ppo.updates is known"
+            ) from error
+
+    return value

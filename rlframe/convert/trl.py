@@ -120,12 +120,7 @@ def _facts(given: Given) -> Facts:
 def _required(given: Given) -> Facts:
     epochs = given["num_train_epochs"] or 3
     return {
-        "model.policy": (f"{PLACEHOLDER}policy", "a path or hub id of the model to train"),
-        "data.prompts.hub.id": (f"{PLACEHOLDER}prompts", "the data set of prompts, or `path:` of a "
-            "file"),
-        "prompts.data": ("prompts", "the data set of prompts"),
-        "rewards.score.model": (f"{PLACEHOLDER}reward-model",
-            "a path or hub id of a reward model; a reward in Python is {type: ./file.py:function}"),
+        **shared.TO_FILL_IN,
         "rollout.max_new_tokens": (64, "the longest response, in tokens"),
         "ppo.updates": (UPDATES, f"{epochs} epochs * prompts / rollout.prompts_per_update"),
     }  # fmt: skip

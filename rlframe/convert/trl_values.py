@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -32,14 +31,6 @@ def updates(given: Given) -> Any:
             "without it the number of updates depends on the size of the data set"
         )
     return shared.quotient(given.number("total_episodes"), batch(given))
-
-
-def warmup_share(given: Given) -> Any:
-    if given.number("warmup_ratio") == 0:
-        return 0
-    if "total_episodes" not in given:
-        raise NoCounterpartError("write ppo.warmup_updates as soon as ppo.updates is known")
-    return math.ceil(given.number("warmup_ratio") * updates(given))
 
 
 def model_name(given: Given) -> Any:
