@@ -100,6 +100,12 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any], dict[str, Any]
     "template in a chat": ("zephyr", questions(), {"template": "Q: {prompt}", "system": "S"}, {}),
     "renamed": ("chatml", renamed(), {}, {"columns": {"prompt": "q"}}),
     "first words": ("llama3", renamed(), {"first_words": 2}, {"columns": {"text": "q"}}),
+    "first words cut": (
+        "llama3",
+        renamed(),
+        {"first_words": 2, "max_tokens": 3, "truncate": "left"},
+        {"columns": {"text": "q"}},
+    ),
     "cut left": ("base", questions(), {"max_tokens": 20, "truncate": "left"}, {}),
     "cut right": ("llama3", questions(), {"max_tokens": 30, "truncate": "right"}, {}),
     "messages cut": ("llama3", conversations(), {"max_tokens": 50, "truncate": "left"}, {}),
@@ -125,6 +131,8 @@ def test_the_prompts_of_a_file_are_those_of_ppo(made: Make, case: str, tmp_path:
         assert (found[n].text, found[n].ids) == (prompt.text, prompt.ids), n
         assert found[n].messages == prompt.messages
     assert [number for number, _ in written.prompts] == sorted(found)
+    if "cut" in case:  # at its limit, as closely as tokens allow
+        assert max(len(prompt.ids) for prompt in found.values()) >= prompts["max_tokens"] - 1
     if prompts.get("truncate") == "drop":
         assert 0 < len(found) < len(rows)
         assert written.notes == (
