@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -199,6 +200,7 @@ def test_on_a_terminal_it_answers_and_is_left_with_success(
     assert answer
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
         os.execv(sys.executable, [sys.executable, "-m", "rlframe", "chat", str(plain), "--greedy"])
     try:
         assert b"/help shows" in shown_until(terminal, b"> ")
